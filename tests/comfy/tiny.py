@@ -230,7 +230,7 @@ def tiny_vae(latent_channels: int = 4, seed: int = 0) -> comfy.sd.VAE:
     """Return a VAE over ComfyUI's TAESD class with random weights (4 or 16 latent channels)."""
     with torch.device("meta"):
         layout = comfy.taesd.taesd.TAESD(latent_channels=latent_channels)
-    return comfy.sd.VAE(sd=random_state(layout, seed, torch.float32, gain=1.3))
+    return comfy.sd.VAE(sd=random_state(layout, seed, torch.float32, gain=1.1))
 
 
 @cache
