@@ -1,0 +1,99 @@
+"""A low-rank change of one layer: scale, delta, forward, re-factorisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The change ``scale * up @ down`` of one layer's weight.
+
+    Args:
+        down: ``(rank, in)`` or, for a convolution, ``(rank, in, kh, kw)``. ``A`` in the papers.
+        up: ``(out, rank)`` or, for a convolution, ``(out, rank, 1, 1)``. ``B`` in the papers.
+        alpha: Numerator of the scale; ``None`` means ``rank``, a scale of 1.
+
+    Raises:
+        ValueError: The factors don't share the rank axis.
+    """
+
+    down: Tensor
+    up: Tensor
+    alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.down.shape[0] != self.up.shape[1]:
+            raise ValueError(
+                "down and up must share the rank axis, "
+                f"got {tuple(self.down.shape)} and {tuple(self.up.shape)}"
+            )
+
+    @property
+    def rank(self) -> int:
+        """Return the inner width of the product."""
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """Return ``alpha / rank``, 1 where no alpha is given."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the weight that is changed, ``(out, in, ...)``."""
+        return (self.up.shape[0], *self.down.shape[1:])
+
+
+def delta(factors: LowRank) -> Tensor:
+    """Return the change of the weight, ``(out, in, ...)``, in the factors' dtype."""
+    product = factors.up.flatten(1) @ factors.down.flatten(1)  # (out, in * kh * kw)
+    return (product * factors.scale).view(factors.shape)
+
+
+def forward_delta(
+    x: Tensor,
+    factors: LowRank,
+    *,
+    stride: tuple[int, ...] = (1, 1),
+    padding: tuple[int, ...] = (0, 0),
+    dilation: tuple[int, ...] = (1, 1),
+) -> Tensor:
+    """Return what the change adds to the layer's output, without forming the delta.
+
+    The factors are cast to the dtype and device of ``x``; their own dtype receives the gradient.
+
+    Args:
+        x: ``(batch, ..., in)`` for a linear layer, ``(batch, in, h, w)`` for a convolution.
+        factors: The layer's factors; a four-dimensional ``down`` makes it a convolution.
+        stride: Of the base convolution; unused for a linear layer, as are the next two.
+        padding: Of the base convolution.
+        dilation: Of the base convolution.
+    """
+    down = factors.down.to(device=x.device, dtype=x.dtype)
+    up = factors.up.to(device=x.device, dtype=x.dtype)
+    if down.ndim == 2:
+        hidden = F.linear(x, down)  # (batch, ..., rank)
+        change = F.linear(hidden, up.flatten(1))  # (batch, ..., out)
+    else:
+        hidden = F.conv2d(x, down, stride=stride, padding=padding, dilation=dilation)
+        change = F.conv2d(hidden, up.view(*up.shape[:2], 1, 1))  # (batch, out, h, w)
+    return change if factors.scale == 1.0 else change * factors.scale
+
+
+def kaiming_down(shape: tuple[int, ...], rank: int, generator: torch.Generator) -> Tensor:
+    """Return a uniform random ``down`` of ``(rank, in, ...)``, bound ``1 / sqrt(fan_in)``.
+
+    Args:
+        shape: Of the base weight, ``(out, in, ...)``.
+        rank: Rows to draw.
+        generator: CPU generator; the result is fp32 on the CPU.
+    """
+    fan_in = 1
+    for size in shape[1:]:
+        fan_in *= size
+    return (torch.rand(rank, *shape[1:], generator=generator) * 2 - 1) / fan_in**0.5

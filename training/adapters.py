@@ -1,0 +1,96 @@
+"""Adapters while they are learnt: named parts per site, live or detached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..lora_ops import LowRank, Parametrization
+from .gates import Site
+from .randomness import generator_for
+
+
+@dataclass(frozen=True)
+class TrainedAdapter:
+    """One adapter over all its sites.
+
+    Args:
+        parametrization: How the parts make the factors.
+        parts: Tensors by site and part name; learnt ones are parameters, the others plain tensors.
+    """
+
+    parametrization: Parametrization
+    parts: Mapping[str, Mapping[str, Tensor]]
+
+    def factors(self, site: str, frozen: frozenset[str], like: Tensor) -> LowRank | None:
+        """Return the factors at ``site`` with the frozen parts detached, ``None`` off its sites."""
+        parts = self.parts.get(site)
+        if parts is None:
+            return None
+        if frozen:
+            parts = {
+                name: part.detach() if name in frozen else part for name, part in parts.items()
+            }
+        return self.parametrization.factors(parts)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the learnt parts of every site, in the order of the sites."""
+        for parts in self.parts.values():
+            for part in parts.values():
+                if isinstance(part, nn.Parameter):
+                    yield part
+
+    def result(self) -> dict[str, LowRank]:
+        """Return the factors of every site, detached, fp32 on the CPU."""
+        with torch.no_grad():
+            return {
+                site: _detached(self.parametrization.factors(parts))
+                for site, parts in self.parts.items()
+            }
+
+
+def new_adapter(
+    name: str,
+    parametrization: Parametrization,
+    sites: Mapping[str, Site],
+    rank: int,
+    seed: int,
+    device: torch.device,
+) -> TrainedAdapter:
+    """Return an adapter at its initial values, fp32 on ``device``.
+
+    Each site's draw depends on (seed, adapter name, site name) alone. Parts that several sites
+    share, such as a basis, stay one tensor.
+
+    Raises:
+        ValueError: The rank doesn't fit a site; the message names the site.
+    """
+    moved: dict[int, Tensor] = {}
+    drawn: list[Tensor] = []  # keeps ids unique while they serve as keys
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, site in sites.items():
+        try:
+            tensors = parametrization.init(site.shape, rank, generator_for(seed, name, key))
+        except ValueError as error:
+            raise ValueError(f"{error} (at layer {key})") from error
+        parts[key] = {}
+        for part, tensor in tensors.items():
+            drawn.append(tensor)
+            if part in parametrization.trainable():
+                parts[key][part] = nn.Parameter(tensor.to(device, torch.float32))
+            else:
+                if id(tensor) not in moved:
+                    moved[id(tensor)] = tensor.to(device, torch.float32)
+                parts[key][part] = moved[id(tensor)]
+    return TrainedAdapter(parametrization, parts)
+
+
+def _detached(factors: LowRank) -> LowRank:
+    return LowRank(
+        factors.down.detach().float().cpu().clone(),
+        factors.up.detach().float().cpu().clone(),
+        factors.alpha,
+    )

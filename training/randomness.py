@@ -1,0 +1,33 @@
+"""Stateless randomness: everything about a step follows from (seed, step, sample)."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def generator_for(seed: int, *where: int | str) -> torch.Generator:
+    """Return a CPU generator that depends on the seed and the place alone.
+
+    Resume, cancel and re-packing come for free: no draw depends on an earlier one.
+    """
+    digest = hashlib.sha256(repr((seed, *where)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def noise_for(latent: Tensor, seed: int, step: int, sample: int) -> Tensor:
+    """Return standard normal noise of the latent's shape, fp32 on the CPU."""
+    return torch.randn(latent.shape, generator=generator_for(seed, "noise", step, sample))
+
+
+def share_for(seed: int, step: int, sample: int) -> Tensor:
+    """Return a uniform draw in [0, 1) for the noise level, a scalar."""
+    return torch.rand((), generator=generator_for(seed, "sigma", step, sample))
+
+
+def shuffled_round(seed: int, count: int, step: int) -> int:
+    """Return which of ``count`` items step ``step`` takes: seeded, each once per round."""
+    order = torch.randperm(count, generator=generator_for(seed, "round", step // count))
+    return int(order[step % count])

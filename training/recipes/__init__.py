@@ -1,0 +1,13 @@
+"""Recipes: which rows a step learns from. One file per method, one line per method here."""
+
+from .pair import Pair
+from .rows import Recipe, Row
+from .single import Single
+
+__all__ = ["RECIPES", "Pair", "Recipe", "Row", "Single"]
+
+RECIPES: dict[str, type[Recipe]] = {
+    "single": Single,
+    "pair": Pair,
+}
+"""Every training method by name; the contract tests run over this table."""

@@ -1,0 +1,80 @@
+"""Pair Customization: content and style learnt together from before/after pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ...lora_ops import OrthogonalRows, Parametrization
+from ...lora_ops.parametrizations.orthogonal_pair import RELEASED_BASIS_SEED
+from ..denoiser import Example
+from ..gates import Gate
+from ..randomness import shuffled_round
+from .rows import Row
+
+STYLE = "style"
+FROZEN_UP = Gate(frozen=frozenset({"up"}))
+
+
+def content_name(pair: int) -> str:
+    """Return the adapter name of one pair's content."""
+    return f"content {pair}"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Learn one style shared by all pairs and one content per pair.
+
+    The content row denoises the picture before with its content adapter. The style row denoises
+    the picture after with content and style, the content's parameters detached: gradient flows
+    through the content-modified activations but never into them. Both rows share noise and noise
+    level. Contents share the content rows of the basis and differ in ``up``.
+
+    Args:
+        pairs: Before and after, latents of equal shape within a pair.
+        style_start: First step, from 0, that has the style row.
+        samples: Noise levels per step; each is one content and one style row.
+        basis_seed: Of the orthonormal bases.
+
+    Raises:
+        ValueError: A pair's latents differ in shape.
+
+    Reference: Jones et al. 2024, arXiv:2405.01536, section 3.2; several pairs after the authors'
+    advice (one style adapter, one content adapter per pair).
+    """
+
+    pairs: Sequence[tuple[Example, Example]]
+    style_start: int
+    samples: int = 1
+    basis_seed: int = RELEASED_BASIS_SEED
+
+    def __post_init__(self) -> None:
+        for number, (before, after) in enumerate(self.pairs, start=1):
+            if before.latent.shape != after.latent.shape:
+                raise ValueError(
+                    "before and after of a pair must have latents of equal shape, got "
+                    f"{tuple(before.latent.shape)} and {tuple(after.latent.shape)} in pair {number}"
+                )
+
+    def adapters(self) -> Mapping[str, Parametrization]:
+        """Return ``style`` and one content adapter per pair, on one basis."""
+        content = OrthogonalRows("content", self.basis_seed)
+        contents = {content_name(pair): content for pair in range(len(self.pairs))}
+        return {STYLE: OrthogonalRows("style", self.basis_seed), **contents}
+
+    def rows(self, step: int, seed: int) -> Sequence[Row]:
+        """Return the content rows of one pair and, from ``style_start`` on, its style rows."""
+        pair = shuffled_round(seed, len(self.pairs), step)
+        before, after = self.pairs[pair]
+        content = content_name(pair)
+        weight = 1 / self.samples
+        rows = [
+            Row("content", before, {content: Gate()}, weight, sample)
+            for sample in range(self.samples)
+        ]
+        if step >= self.style_start:
+            rows += [
+                Row("style", after, {content: FROZEN_UP, STYLE: Gate()}, weight, sample)
+                for sample in range(self.samples)
+            ]
+        return rows

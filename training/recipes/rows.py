@@ -1,0 +1,42 @@
+"""Rows: what one training step learns from, and what every recipe decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ...lora_ops import Parametrization
+from ..denoiser import Example
+from ..gates import RowGates
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a training batch.
+
+    Args:
+        name: Of its loss curve.
+        example: What is denoised.
+        gates: The adapters it uses.
+        weight: Of its mean squared error in the step's loss.
+        sample: Rows of a step with equal ``sample`` share noise and noise level.
+    """
+
+    name: str
+    example: Example
+    gates: RowGates
+    weight: float = 1.0
+    sample: int = 0
+
+
+class Recipe(Protocol):
+    """What a training method decides; the loop does the rest."""
+
+    def adapters(self) -> Mapping[str, Parametrization]:
+        """Return the parametrisation of every adapter by name."""
+        ...
+
+    def rows(self, step: int, seed: int) -> Sequence[Row]:
+        """Return the rows of step ``step``, counted from 0; a function of its arguments alone."""
+        ...
