@@ -115,12 +115,14 @@ class GatedAdapters:
                 return output
             x = args[0]
             groups = _groups(self._rows, x.shape[0])
+            # With gradients the base's output may be saved for backward: the sum gets a copy.
+            total = output.clone() if groups and torch.is_grad_enabled() else output
             for name, site in here:
                 for (adapter_name, gate), rows in groups.items():
                     factors = self.adapters[adapter_name].factors(name, gate.frozen, x)
                     if factors is not None:
-                        output = _add_term(output, x, rows, factors, gate.strength, site)
-            return output
+                        _add_term(total, x, rows, factors, gate.strength, site)
+            return total
 
         return add_terms
 
@@ -149,27 +151,20 @@ def _groups(rows: Sequence[RowGates], batch: int) -> dict[tuple[str, Gate], slic
 
 
 def _add_term(
-    output: Tensor,
+    total: Tensor,
     x: Tensor,
     rows: slice | list[int],
     factors: LowRank,
     strength: float,
     site: Site,
-) -> Tensor:
-    term = forward_delta(x[rows], factors, **site.convolution)
+) -> None:
+    term = forward_delta(x[rows], factors, **site.convolution).to(total.dtype)
     if strength != 1.0:
         term = term * strength
-    term = term.to(output.dtype)
-    channel = 1 if len(site.shape) > 2 else output.ndim - 1
-    window = [slice(None)] * output.ndim
     if site.start is not None:
-        window[channel] = slice(site.start, site.start + site.shape[0])
-    if torch.is_grad_enabled():
-        # Out of place: the next layer's backward may need the values that were here.
-        output = output.clone()
-    selected = output[tuple(window)]
+        channel = 1 if len(site.shape) > 2 else total.ndim - 1
+        total = total.narrow(channel, site.start, site.shape[0])
     if isinstance(rows, slice):
-        selected[rows] += term
+        total[rows] += term
     else:
-        selected.index_add_(0, torch.tensor(rows, device=output.device), term)
-    return output
+        total.index_add_(0, torch.tensor(rows, device=total.device), term)
