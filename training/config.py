@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "bf16")
 FLIPS = ("never", "always", "random")
 OPTIMIZERS = ("AdamW", "Adafactor", "SGD")
 TARGETS = ("attention", "attention and feed-forward", "all linear")
@@ -22,8 +22,9 @@ class TrainingSettings:
     """What all trainers share.
 
     Args:
-        precision: Of the base's computation; ``auto`` keeps the one it is loaded in. Adapters are
-            always learnt in fp32.
+        precision: Of the base's computation. ``auto`` keeps the one it is loaded in, except that
+            fp16, whose small gradients vanish, becomes bf16 where the device has it, else fp32.
+            Adapters are always learnt in fp32.
         resolution: Shorter side in pixels that images are resized to; 0 is the family's default.
         flip: Mirror every image never, always (as the released Pair code does) or at random.
         optimizer: One of ``OPTIMIZERS``.
