@@ -1,0 +1,97 @@
+"""The pack's two commands and their kin; needs nothing but Python 3.10 and a connection.
+
+    python3 scripts/dev.py demo          train a style from one pair on the toy base, in the terminal
+    python3 scripts/dev.py test          the tests (--full adds the slow ones)
+    python3 scripts/dev.py comfy         ComfyUI with the pack, the toy base and its examples
+    python3 scripts/dev.py python ARGS   the environment's Python, for anything else
+
+All of them make the environment they need in the user's cache; a second run finds it there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import environment
+from comfy_server import PACK_FOLDER, ComfyServer, make_base_directory
+from tiers import TIERS, run_tests
+
+
+def main(arguments: list[str]) -> int:
+    """Run the verb that the arguments name and return an exit code."""
+    parser = argparse.ArgumentParser(
+        prog="dev.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    demo = verbs.add_parser("demo", help="from one before/after pair to a styled picture")
+    demo.add_argument("--out", type=Path, default=Path("pastiche-demo"), help="folder to write")
+    demo.add_argument("--seed", type=int, default=0, help="seed of the training")
+    test = verbs.add_parser("test", help="run the tests; what follows -- goes to pytest")
+    test.add_argument("--full", action="store_true", help="also those marked full")
+    test.add_argument("--tier", action="append", choices=list(TIERS), help="only this tier")
+    test.add_argument("extra", nargs="*", help="arguments for pytest, after --")
+    comfy = verbs.add_parser("comfy", help="start ComfyUI with the pack and the toy base")
+    comfy.add_argument("--port", type=int, default=None, help="a free one if left out")
+    verbs.add_parser("python", help="run the environment's Python", add_help=False)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.verb != "python":
+        parser.error(f"not understood: {' '.join(rest)}")
+
+    ready = environment.prepare()
+    if options.verb == "test":
+        tiers = options.tier or list(TIERS)
+        return run_tests(ready, full=options.full, tiers=tiers, extra=options.extra)
+    if options.verb == "demo":
+        out = options.out.absolute()
+        script = ["scripts/demo.py", str(_base_directory()), str(out), str(options.seed)]
+        return _run_python(ready, script)
+    if options.verb == "comfy":
+        return _serve(ready, options.port)
+    return _run_python(ready, arguments[1:], folder=Path.cwd())
+
+
+def _run_python(
+    ready: environment.Environment, arguments: list[str], folder: Path = environment.REPOSITORY
+) -> int:
+    command = [str(ready.python), *arguments]
+    return subprocess.run(command, cwd=folder, env=ready.variables(), check=False).returncode
+
+
+def _base_directory() -> Path:
+    """Return this checkout's own folder for ComfyUI, with the pack mounted in it."""
+    digest = hashlib.sha256(str(environment.REPOSITORY).encode()).hexdigest()[:12]
+    return make_base_directory(environment.cache_folder() / f"base-{digest}")
+
+
+def _serve(ready: environment.Environment, port: int | None) -> int:
+    """Serve until the user stops it."""
+    base_directory = _base_directory()
+    placed = _run_python(ready, ["scripts/toy_base.py", str(base_directory)])
+    if placed != 0:
+        return placed
+    server = ComfyServer(
+        ready.python, ready.comfyui, base_directory, variables=ready.variables(), port=port
+    )
+    with server:
+        nodes = [name for name in server.object_info() if name.startswith("Pastiche")]
+        if not nodes:
+            raise RuntimeError("ComfyUI must show the pack's nodes, got none: see its log above")
+        print(f"\n{len(nodes)} Pastiche nodes are ready at {server.url}")
+        print(f"Open it in a browser; the graphs are under Templates, {PACK_FOLDER}.")
+        print(f"Pictures and LoRAs are written to {base_directory / 'output'}")
+        print("Ctrl-C stops the server.", flush=True)
+        assert server.process is not None
+        return server.process.wait()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except RuntimeError as error:
+        sys.exit(f"{error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

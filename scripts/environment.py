@@ -1,0 +1,142 @@
+"""The development environment in the user's cache: made once, found again in seconds."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from comfyui_source import comfyui_version, fetch_comfyui, found_comfyui, interpreter
+from file_lock import file_lock
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PINS = REPOSITORY / "scripts" / "pins.txt"
+TOOLS = ["pytest", "playwright", "ruff", "scikit-image"]
+COMPLETE = "complete"
+Installer = Callable[[list[str]], None]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A ready interpreter, the ComfyUI it serves, and the seconds spent on making them."""
+
+    folder: Path
+    comfyui: Path
+    seconds: float
+
+    @property
+    def python(self) -> Path:
+        """The interpreter that has ComfyUI's requirements and the tools."""
+        return interpreter(self.folder)
+
+    def variables(self) -> dict[str, str]:
+        """Return the variables for a child: the caller's, less those that could leak packages.
+
+        Byte code goes to the cache, so that neither the pack's nor ComfyUI's folder is written to.
+        """
+        variables = dict(os.environ)
+        for name in ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV"):
+            variables.pop(name, None)
+        variables["PYTHONNOUSERSITE"] = "1"
+        variables["PYTHONPYCACHEPREFIX"] = str(self.folder / "pycache")
+        variables["COMFYUI_PATH"] = str(self.comfyui)
+        return variables
+
+
+def cache_folder() -> Path:
+    """Return the pack's folder in the user's cache, made if need be."""
+    if os.environ.get("XDG_CACHE_HOME"):
+        root = Path(os.environ["XDG_CACHE_HOME"])
+    elif os.name == "nt" and os.environ.get("LOCALAPPDATA"):
+        root = Path(os.environ["LOCALAPPDATA"])
+    else:
+        root = Path.home() / ".cache"
+    folder = root.expanduser().absolute() / "comfyui-pastiche"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def prepare() -> Environment:
+    """Return the environment for these pins, this Python and this ComfyUI, making what lacks."""
+    if sys.version_info < (3, 10):  # noqa: UP036 - the sentence is for those who have an older one
+        raise RuntimeError(f"Python must be 3.10 or newer, got {platform.python_version()}")
+    started = time.monotonic()
+    cache = cache_folder()
+    with file_lock(cache / "lock") as descriptor:
+        run = partial(_run_installer, descriptor)
+        comfyui = found_comfyui() or fetch_comfyui(cache, run)
+        folder = cache / f"env-{_digest(comfyui)}"
+        if not (folder / COMPLETE).is_file():
+            _install(folder, comfyui, run)
+    return Environment(folder, comfyui, time.monotonic() - started)
+
+
+def _digest(comfyui: Path) -> str:
+    """Name an environment by everything that decides what is installed into it."""
+    digest = hashlib.sha256()
+    digest.update(PINS.read_bytes())
+    digest.update((comfyui / "requirements.txt").read_bytes())
+    digest.update(" ".join(TOOLS).encode())
+    digest.update(f"{sys.executable} {platform.python_version()} {platform.machine()}".encode())
+    return digest.hexdigest()[:12]
+
+
+def _install(folder: Path, comfyui: Path, run: Installer) -> None:
+    """Fill ``folder`` from nothing; the marker is written last, so a cut-off install is redone."""
+    if folder.exists():
+        print("The last install was interrupted; starting it again ...", flush=True)
+        shutil.rmtree(folder)
+    print(
+        f"Making the environment for ComfyUI {comfyui_version(comfyui)} in {folder}\n"
+        "(once; torch is a large download, a few minutes) ...",
+        flush=True,
+    )
+    run([sys.executable, "-m", "venv", str(folder)])
+    command = [str(interpreter(folder)), "-m", "pip", "install", "--quiet", "--no-compile"]
+    command += ["--disable-pip-version-check", "-c", str(PINS)]
+    command += ["-r", str(comfyui / "requirements.txt"), *TOOLS]
+    run(command)
+    (folder / COMPLETE).touch()
+
+
+def _run_installer(lock: int, command: list[str]) -> None:
+    """Run one step; ``venv`` is had from the system first where Debian keeps it apart."""
+    if "venv" in command and importlib.util.find_spec("ensurepip") is None:
+        _install_debian_venv()
+    inherited = () if os.name == "nt" else (lock,)
+    finished = subprocess.run(command, pass_fds=inherited, check=False)
+    if finished.returncode != 0:
+        raise RuntimeError(
+            f"the installer must finish, got exit code {finished.returncode} from "
+            f"{' '.join(command)}: its own message is above; run the same command again"
+        )
+
+
+def _install_debian_venv() -> None:
+    if not install_debian_packages("python3-venv"):
+        raise RuntimeError(
+            "Python must have its venv module complete, got none: install it "
+            "(on Debian and Ubuntu: apt install python3-venv) and run the same command again"
+        )
+
+
+def install_debian_packages(*packages: str) -> bool:
+    """Install system packages where this process may; False where it may not or could not."""
+    if os.name == "nt" or os.geteuid() != 0 or shutil.which("apt-get") is None:
+        return False
+    variables = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
+    for command in (["apt-get", "update", "-qq"], install):
+        # Its log goes to stderr: stdout stays readable, a failure stays visible.
+        if subprocess.run(command, env=variables, stdout=sys.stderr, check=False).returncode != 0:
+            return False
+    return True

@@ -1,0 +1,56 @@
+"""Put the toy base and its example pictures where a ComfyUI server finds them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from environment import REPOSITORY, cache_folder
+
+ASSET = REPOSITORY / "assets" / "toyworld.safetensors"
+EXAMPLES = REPOSITORY / "assets" / "examples"
+CHECKPOINT = "toyworld.safetensors"
+
+
+def toy_checkpoint() -> Path:
+    """Return the toy base as a checkpoint that stock loaders read, assembled on the first call.
+
+    It is kept in the cache under a digest of the asset and of the code that assembles it, and
+    appears there by one rename.
+    """
+    assembler = REPOSITORY / "benchmarks" / "toyworld" / "assemble.py"
+    if not ASSET.is_file():
+        raise RuntimeError(f"the toy base must lie at {ASSET}, got none: get the whole repository")
+    digest = hashlib.sha256(ASSET.read_bytes() + assembler.read_bytes()).hexdigest()[:12]
+    checkpoint = cache_folder() / f"toyworld-{digest}.safetensors"
+    if not checkpoint.is_file():
+        sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+        from toyworld.assemble import assemble
+
+        temporary = checkpoint.with_name(f"{checkpoint.stem}.{os.getpid()}.safetensors")
+        assemble(ASSET, temporary)
+        temporary.replace(checkpoint)
+    return checkpoint
+
+
+def place(base_directory: Path) -> None:
+    """Link the toy base into the server's checkpoints and copy the examples into its input."""
+    target = base_directory / "models" / "checkpoints" / CHECKPOINT
+    target.unlink(missing_ok=True)
+    try:
+        target.symlink_to(toy_checkpoint())
+    except OSError:
+        # Windows gives links to administrators only.
+        shutil.copyfile(toy_checkpoint(), target)
+    for picture in sorted(EXAMPLES.glob("*.png")):
+        shutil.copyfile(picture, base_directory / "input" / picture.name)
+
+
+if __name__ == "__main__":
+    try:
+        place(Path(sys.argv[1]))
+    except RuntimeError as error:
+        sys.exit(f"{error}")

@@ -1,0 +1,24 @@
+"""Makes ComfyUI importable in this process, before any test module imports it."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from comfy_in_process import prepare_comfy
+
+_BASE_DIRECTORY = tempfile.TemporaryDirectory(prefix="pastiche-comfy-")
+prepare_comfy(Path(_BASE_DIRECTORY.name))
+
+
+@pytest.fixture(scope="session")
+def comfy_base_directory() -> Path:
+    """The base directory of the ComfyUI in this process; the server has another."""
+    return Path(_BASE_DIRECTORY.name)
+
+
+@pytest.fixture(scope="session")
+def node_ids() -> list[str]:
+    """The ids of the pack's nodes, from their schemas."""
+    from pack.nodes import NODES
+
+    return [node.GET_SCHEMA().node_id for node in NODES]
