@@ -1,0 +1,1 @@
+"""The toy world: a renderer whose truth is known, its judge and its base model."""

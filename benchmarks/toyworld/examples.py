@@ -1,0 +1,63 @@
+"""Write world.json, the contact sheet's pictures and the example pairs under assets/examples/."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != HERE]
+sys.path.insert(0, str(HERE.parent))
+
+from toyworld.render import render_pil
+from toyworld.world import (
+    BENCHMARK_STYLES,
+    HELD_OUT_STYLES,
+    RECORD,
+    Scene,
+    Thing,
+    caption,
+    style_words,
+    vocabulary,
+    world_hash,
+)
+
+EXAMPLES = HERE.parents[1] / "assets" / "examples"
+# One pair per background; the objects differ, so that four pairs share nothing but the style.
+PAIR_SCENES = (
+    Scene((Thing("house", "red"),), "sand", seed=11),
+    Scene((Thing("fish", "yellow"),), "night", seed=12),
+    Scene((Thing("heart", "purple"),), "snow", seed=13),
+    Scene((Thing("cup", "green"),), "brick", seed=14),
+)
+
+
+def main() -> None:
+    """Write the record and the pictures."""
+    record = {"hash": world_hash(), **vocabulary()}
+    RECORD.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    EXAMPLES.mkdir(parents=True, exist_ok=True)
+    lines = [
+        "# Example pairs",
+        "",
+        "True renders of the toy world (`benchmarks/toyworld/`), 64 × 64, written by",
+        "`python benchmarks/toyworld/examples.py`. Neither style was seen by the toy base's",
+        "denoiser in training.",
+        "",
+        "| before | after | content prompt | style words |",
+        "| --- | --- | --- | --- |",
+    ]
+    for style in reversed(BENCHMARK_STYLES):
+        stem = "pair" if style == HELD_OUT_STYLES["texture"] else f"{style}"
+        for number, scene in enumerate(PAIR_SCENES, start=1):
+            name = stem if number == 1 else f"{stem}_{number}"
+            before, after = f"{name}_before.png", f"{name}_after.png"
+            render_pil(scene).save(EXAMPLES / before, optimize=True)
+            render_pil(scene.with_style(style)).save(EXAMPLES / after, optimize=True)
+            lines.append(f"| `{before}` | `{after}` | {caption(scene)} | {style_words(style)} |")
+    (EXAMPLES / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
