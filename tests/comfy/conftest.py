@@ -1,5 +1,6 @@
 """Makes ComfyUI importable in this process, before any test module imports it."""
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from comfy_in_process import prepare_comfy
 
 _BASE_DIRECTORY = tempfile.TemporaryDirectory(prefix="pastiche-comfy-")
 prepare_comfy(Path(_BASE_DIRECTORY.name))
+sys.path.append(str(Path(__file__).resolve().parent))  # tiny.py, for the tests beside it
 
 
 @pytest.fixture(scope="session")
