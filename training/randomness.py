@@ -27,6 +27,11 @@ def share_for(seed: int, step: int, sample: int) -> Tensor:
     return torch.rand((), generator=generator_for(seed, "sigma", step, sample))
 
 
+def coin(seed: int, step: int, sample: int) -> bool:
+    """Return a fair draw, such as whether this sample's picture is mirrored."""
+    return bool(torch.rand((), generator=generator_for(seed, "coin", step, sample)) < 0.5)
+
+
 def shuffled_round(seed: int, count: int, step: int) -> int:
     """Return which of ``count`` items step ``step`` takes: seeded, each once per round."""
     order = torch.randperm(count, generator=generator_for(seed, "round", step // count))

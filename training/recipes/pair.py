@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...lora_ops import OrthogonalRows, Parametrization
 from ...lora_ops.parametrizations.orthogonal_pair import RELEASED_BASIS_SEED
 from ..denoiser import Example
 from ..gates import Gate
-from ..randomness import shuffled_round
+from ..randomness import coin, shuffled_round
 from .rows import Row
 
 STYLE = "style"
@@ -35,9 +35,10 @@ class Pair:
         style_start: First step, from 0, that has the style row.
         samples: Noise levels per step; each is one content and one style row.
         basis_seed: Of the orthonormal bases.
+        mirrored: The same pairs mirrored; where given, every sample draws one of both.
 
     Raises:
-        ValueError: A pair's latents differ in shape.
+        ValueError: A pair's latents differ in shape, or a mirrored pair is missing.
 
     Reference: Jones et al. 2024, arXiv:2405.01536, section 3.2; several pairs after the authors'
     advice (one style adapter, one content adapter per pair).
@@ -47,9 +48,15 @@ class Pair:
     style_start: int
     samples: int = 1
     basis_seed: int = RELEASED_BASIS_SEED
+    mirrored: Sequence[tuple[Example, Example]] = ()
 
     def __post_init__(self) -> None:
-        for number, (before, after) in enumerate(self.pairs, start=1):
+        if self.mirrored and len(self.mirrored) != len(self.pairs):
+            raise ValueError(
+                "every pair must have its mirrored one or none, "
+                f"got {len(self.mirrored)} for {len(self.pairs)} pairs"
+            )
+        for number, (before, after) in enumerate((*self.pairs, *self.mirrored), start=1):
             if before.latent.shape != after.latent.shape:
                 raise ValueError(
                     "before and after of a pair must have latents of equal shape, got "
@@ -57,24 +64,29 @@ class Pair:
                 )
 
     def adapters(self) -> Mapping[str, Parametrization]:
-        """Return ``style`` and one content adapter per pair, on one basis."""
+        """Return ``style`` and one content adapter per pair, on one basis that is drawn once."""
         content = OrthogonalRows("content", self.basis_seed)
         contents = {content_name(pair): content for pair in range(len(self.pairs))}
-        return {STYLE: OrthogonalRows("style", self.basis_seed), **contents}
+        return {STYLE: replace(content, role="style"), **contents}
 
     def rows(self, step: int, seed: int) -> Sequence[Row]:
         """Return the content rows of one pair and, from ``style_start`` on, its style rows."""
         pair = shuffled_round(seed, len(self.pairs), step)
-        before, after = self.pairs[pair]
+        views = [
+            self.mirrored[pair]
+            if self.mirrored and coin(seed, step, sample)
+            else self.pairs[pair]
+            for sample in range(self.samples)
+        ]
         content = content_name(pair)
         weight = 1 / self.samples
         rows = [
             Row("content", before, {content: Gate()}, weight, sample)
-            for sample in range(self.samples)
+            for sample, (before, _) in enumerate(views)
         ]
         if step >= self.style_start:
             rows += [
                 Row("style", after, {content: FROZEN_UP, STYLE: Gate()}, weight, sample)
-                for sample in range(self.samples)
+                for sample, (_, after) in enumerate(views)
             ]
         return rows

@@ -1,0 +1,26 @@
+"""Socket types of the pack's own, and single values out of inputs that come as lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from comfy_api.latest import io
+
+TrainingSettingsType = io.Custom("PASTICHE_TRAINING")
+"""A frozen ``training.TrainingSettings``."""
+
+Value = TypeVar("Value")
+
+
+def only(name: str, values: Sequence[Value]) -> Value:
+    """Return the one value of an input of a node that takes lists.
+
+    Raises:
+        ValueError: A list of several values, or of none, is connected to it.
+    """
+    if len(values) != 1:
+        raise ValueError(
+            f"{name} must be a single value, got a list of {len(values)}; connect one value"
+        )
+    return values[0]
