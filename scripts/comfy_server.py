@@ -89,7 +89,7 @@ class ComfyServer:
         """Stop the server."""
         self.stop()
 
-    def start(self, timeout: float = 240.0) -> None:
+    def start(self, timeout: float = 600.0) -> None:
         """Start the process and wait until it answers with its nodes.
 
         Raises:
@@ -163,7 +163,7 @@ class ComfyServer:
         if client_id is not None:
             body["client_id"] = client_id
         try:
-            return json.loads(self._post("/prompt", body))["prompt_id"]
+            return json.loads(self.post("/prompt", body))["prompt_id"]
         except urllib.error.HTTPError as error:
             answer = error.read().decode("utf-8", errors="replace")
             raise ValueError(f"the server must accept the graph, got: {answer}") from error
@@ -189,13 +189,14 @@ class ComfyServer:
 
     def interrupt(self, prompt_id: str | None = None) -> None:
         """Interrupt the graph that runs, or the named one."""
-        self._post("/interrupt", {} if prompt_id is None else {"prompt_id": prompt_id})
+        self.post("/interrupt", {} if prompt_id is None else {"prompt_id": prompt_id})
 
     def free(self) -> None:
         """Make the server forget its models and its cached results."""
-        self._post("/free", {"unload_models": True, "free_memory": True})
+        self.post("/free", {"unload_models": True, "free_memory": True})
 
-    def _post(self, path: str, body: Mapping[str, Any]) -> bytes:
+    def post(self, path: str, body: Mapping[str, Any]) -> bytes:
+        """Send ``body`` as JSON to ``path`` and return the answer's body."""
         request = urllib.request.Request(
             self.url + path,
             data=json.dumps(body).encode(),

@@ -86,7 +86,7 @@ def _digest(comfyui: Path) -> str:
     digest.update(PINS.read_bytes())
     digest.update((comfyui / "requirements.txt").read_bytes())
     digest.update(" ".join(TOOLS).encode())
-    digest.update(f"{sys.executable} {platform.python_version()} {platform.machine()}".encode())
+    digest.update(f"{sys.base_prefix} {platform.python_version()} {platform.machine()}".encode())
     return digest.hexdigest()[:12]
 
 

@@ -1,0 +1,104 @@
+"""Write the templates and their API graphs through ComfyUI's own frontend.
+
+    python3 scripts/dev.py python scripts/make_templates.py
+
+A template is exactly what the frontend saves, its API graph what the frontend posts, so no format
+is known here. Run it after a change of ``template_layouts.py`` or of a node's inputs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from browser_binary import ensure_browser
+from comfy_server import REPOSITORY, ComfyServer, make_base_directory
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+from template_layouts import LAYOUTS, Layout
+
+TEMPLATES = REPOSITORY / "workflows"
+GRAPHS = REPOSITORY / "tests" / "graphs"
+READY = "() => Boolean(window.app?.graph && LiteGraph.registered_node_types.MarkdownNote)"
+BUILD = """
+async (layout) => {
+  app.graph.clear();
+  const made = {};
+  for (const [name, spec] of Object.entries(layout.nodes)) {
+    const node = LiteGraph.createNode(spec.type);
+    if (!node) throw new Error(`no node type ${spec.type}`);
+    app.graph.add(node);
+    if (spec.title) node.title = spec.title;
+    node.pos = spec.place;
+    node.setSize(spec.size);
+    for (const [widget, value] of Object.entries(spec.widgets)) {
+      const found = (node.widgets ?? []).find((item) => item.name === widget);
+      if (!found) throw new Error(`${spec.type} has no widget ${widget}`);
+      found.value = value;
+    }
+    made[name] = node;
+  }
+  for (const [name, spec] of Object.entries(layout.nodes)) {
+    for (const [input, [from, output]] of Object.entries(spec.inputs)) {
+      if (!made[from]) throw new Error(`${name}.${input} comes from no node: ${from}`);
+      if (!made[from].connect(output, made[name], input)) {
+        throw new Error(`${name}.${input} does not take output ${output} of ${from}`);
+      }
+    }
+  }
+  for (const spec of layout.groups) {
+    const group = new LGraphGroup(spec.title);
+    group.pos = spec.place;
+    group.size = spec.size;
+    app.graph.add(group);
+  }
+  const { output } = await app.graphToPrompt();
+  return { workflow: app.graph.serialize(), graph: output };
+}
+"""
+
+
+def _built(page: Page, name: str, layout: Layout) -> tuple[dict[str, Any], dict[str, Any]]:
+    made = page.evaluate(BUILD, asdict(layout))
+    workflow, graph = made["workflow"], made["graph"]
+    # Random in the frontend; a template keeps its own.
+    workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"pastiche/{name}"))
+    workflow["extra"]["ds"] = {"scale": 0.6, "offset": [60, 80]}
+    return workflow, graph
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Start a server, build every layout in its page, and write what comes out."""
+    comfyui = Path(os.environ["COMFYUI_PATH"])
+    with tempfile.TemporaryDirectory(prefix="pastiche-templates-") as temporary:
+        base = make_base_directory(Path(temporary) / "base")
+        for picture in ("pair_before.png", "pair_after.png"):
+            Image.new("RGB", (8, 8)).save(base / "input" / picture)
+        server = ComfyServer(Path(sys.executable), comfyui, base, log=Path(temporary) / "log")
+        with server, sync_playwright() as playwright:
+            browser = playwright.chromium.launch(
+                executable_path=ensure_browser(), args=["--no-sandbox", "--disable-gpu"]
+            )
+            page = browser.new_page()
+            page.goto(server.url)
+            page.wait_for_function(READY, timeout=120_000)
+            for name, layout in LAYOUTS.items():
+                workflow, graph = _built(page, name, layout)
+                _write(TEMPLATES / f"{name}.json", workflow)
+                _write(GRAPHS / f"{name}.json", graph)
+            browser.close()
+
+
+if __name__ == "__main__":
+    main()

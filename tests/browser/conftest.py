@@ -1,0 +1,163 @@
+"""The real frontend in a real Chromium: opened on the server, asked for what it shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser_binary import ensure_browser
+from comfy_server import PACK_FOLDER, ComfyServer
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE = 300_000  # milliseconds; on two busy cores the frontend takes a minute to start
+SETTLES_WITHIN = 1500  # milliseconds; FitView is animated, widgets are mounted one by one
+
+# Nodes inside subgraphs too.
+WALK = """
+const walk = (graph) => graph.nodes.flatMap(
+  (node) => [node, ...(node.subgraph ? walk(node.subgraph) : [])]);
+"""
+
+
+class Frontend:
+    """One page on the server, with what its console complained about."""
+
+    def __init__(self, page: Page, server: ComfyServer, screenshots: Path) -> None:
+        self.page = page
+        self.vue_nodes = False
+        self.errors: list[str] = []
+        self._server = server
+        self._screenshots = screenshots
+        page.set_default_timeout(PATIENCE)
+        page.on("console", self._on_console)
+        page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
+
+    def _on_console(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.errors.append(f"{message.text} ({message.location.get('url')})")
+
+    def open(self, *, vue_nodes: bool) -> None:
+        """Load the frontend with Nodes 2.0 on or off.
+
+        What it complains of while it starts, before any graph of ours is there, is forgotten unless
+        it names the pack.
+        """
+        self.vue_nodes = vue_nodes
+        self._server.post("/settings", {"Comfy.VueNodes.Enabled": vue_nodes})
+        self.page.goto(self._server.url)
+        self.page.wait_for_function(
+            # The public getter complains on the console before the graph is there.
+            "() => window.app?.vueAppReady && window.app.rootGraphInternal?.nodes.length > 0"
+        )
+        self.page.wait_for_load_state("networkidle")
+        own = [error for error in self.errors if "Pastiche" in error]
+        if own:
+            raise RuntimeError(f"the pack must load without an error on the console, got {own}")
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        """Show a workflow in place of the one that is open; ``errors`` start anew."""
+        self.errors.clear()
+        self.page.evaluate(
+            """async (workflow) => {
+              await window.app.loadGraphData(workflow);
+              await window.app.extensionManager.command.execute("Comfy.Canvas.FitView");
+            }""",
+            workflow,
+        )
+        self.page.wait_for_timeout(SETTLES_WITHIN)
+
+    def template(self, name: str) -> dict[str, Any]:
+        """Fetch a template of the pack as the template browser does."""
+        return json.loads(self._server.get(f"/api/workflow_templates/{PACK_FOLDER}/{name}.json"))
+
+    def missing_types(self) -> list[str]:
+        """Return the types of nodes that the frontend does not know."""
+        return self.page.evaluate(
+            "() => {" + WALK + "return walk(window.app.rootGraph).map((node) => node.type)"
+            ".filter((type) => !(type in window.LiteGraph.registered_node_types)) }"
+        )
+
+    def node_count(self) -> int:
+        """Return how many nodes the open graph has at its top."""
+        return self.page.evaluate("window.app.rootGraph.nodes.length")
+
+    def vue_node_count(self) -> int:
+        """Return how many nodes Nodes 2.0 has drawn; without it there are none."""
+        return self.page.locator("[data-node-id]").count()
+
+    def prompt(self) -> dict[str, dict[str, Any]]:
+        """Return the open graph as the frontend would queue it."""
+        return self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
+
+    def screenshot(self, name: str) -> Path:
+        """Draw the page into the folder of screenshots."""
+        path = self._screenshots / f"{name}.png"
+        self.page.screenshot(path=path)
+        return path
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """One browser process; every test has a context, so a profile, of its own."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=str(ensure_browser()), headless=True, args=FLAGS
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def screenshots(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Path]:
+    """The folder that the pictures of a run go to; named at the end, to be looked at."""
+    folder = tmp_path_factory.mktemp("screenshots")
+    yield folder
+    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+    reporter.write_line(f"\nscreenshots: {folder}")
+
+
+@pytest.fixture(scope="session")
+def used_server(comfy_server: ComfyServer) -> ComfyServer:
+    """The server as after a first visit: no tour, no files that the frontend asks for in vain."""
+    user = comfy_server.base_directory / "user" / "default"
+    for folder in ("workflows", "subgraphs"):
+        (user / folder).mkdir(parents=True, exist_ok=True)
+    (user / "user.css").touch()
+    (user / "comfy.templates.json").write_text("[]", encoding="utf-8")
+    settings = {
+        "Comfy.TutorialCompleted": True,
+        "Comfy.UseNewMenu": "Top",
+        "Comfy.Minimap.Visible": False,
+        "Comfy.Workflow.ShowMissingModelsWarning": False,
+    }
+    comfy_server.post("/settings", settings)
+    return comfy_server
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["nodes1", "nodes2"])
+def frontend(
+    chromium: Browser,
+    used_server: ComfyServer,
+    screenshots: Path,
+    request: pytest.FixtureRequest,
+) -> Iterator[Frontend]:
+    """A page in a fresh profile, Nodes 2.0 off and on; a module's tests share the two."""
+    context = chromium.new_context(viewport={"width": 1920, "height": 1080})
+    frontend = Frontend(context.new_page(), used_server, screenshots)
+    frontend.open(vue_nodes=request.param)
+    yield frontend
+    context.close()
