@@ -59,7 +59,7 @@ def test_fast_fp8_base_is_refused_for_training_only():
     model = tiny("sd15", fresh=True)
     model.model.model_config.optimizations["fp8"] = True
     assert identify(model).name == "SD1.5"
-    with pytest.raises(ValueError, match="training needs a base in fp32.*got a base in fp8"):
+    with pytest.raises(ValueError, match=r"training needs a base in fp32.*got a base in fp8"):
         identify_for_training(model)
 
 
@@ -255,10 +255,17 @@ def test_weights_from_a_loader_node_are_made_differentiable(name):
 def test_state_is_restored_after_an_error():
     model = tiny("flux", fresh=True)
     before = weights_hash(model)
-    with pytest.raises(ZeroDivisionError), open_denoiser(model, "bf16"):
-        assert comfy.model_management.in_training
-        assert model.model.manual_cast_dtype == torch.bfloat16
-        1 / 0  # noqa: B018
+    seen = {}
+
+    def fail_inside():
+        with open_denoiser(model, "bf16"):
+            seen["training"] = comfy.model_management.in_training
+            seen["dtype"] = model.model.manual_cast_dtype
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_inside()
+    assert seen == {"training": True, "dtype": torch.bfloat16}
     assert not comfy.model_management.in_training
     assert model.model.manual_cast_dtype is None
     assert model.model.current_patcher is None
