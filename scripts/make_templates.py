@@ -91,7 +91,7 @@ def main() -> None:
                 executable_path=ensure_browser(), args=["--no-sandbox", "--disable-gpu"]
             )
             page = browser.new_page()
-            page.goto(server.url)
+            page.goto(server.url, wait_until="domcontentloaded", timeout=120_000)
             page.wait_for_function(READY, timeout=120_000)
             for name, layout in LAYOUTS.items():
                 workflow, graph = _built(page, name, layout)

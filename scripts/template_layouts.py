@@ -43,7 +43,10 @@ def _note(text: str, place: Place, size: Size, title: str) -> Node:
     return Node("MarkdownNote", place, size, title, {"text": text})
 
 
-def _sampling(place: Place, model: tuple[str, int], positive: tuple[str, int]) -> Node:
+def _painted(
+    left: int, model: tuple[str, int], positive: tuple[str, int], name: str, title: str
+) -> dict[str, Node]:
+    """Return a column of sampler, decoder and picture; above it is room for what it compares."""
     widgets = {
         "control_after_generate": "fixed",
         "steps": 50,
@@ -52,25 +55,58 @@ def _sampling(place: Place, model: tuple[str, int], positive: tuple[str, int]) -
         "scheduler": "normal",
         "denoise": 1.0,
     }
-    inputs = {
+    sampled = {
         "model": model,
         "positive": positive,
         "negative": ("negative", 0),
         "latent_image": ("canvas", 0),
         "seed": ("seed", 0),
     }
-    return Node("KSampler", place, (300, 262), "", widgets, inputs)
+    decoded = {"samples": (f"{name}_sampler", 0), "vae": ("checkpoint", 2)}
+    saved = {"images": (f"{name}_decoded", 0)}
+    prefix = {"filename_prefix": f"pastiche_{name}"}
+    return {
+        f"{name}_sampler": Node("KSampler", (left, 370), (360, 262), "", widgets, sampled),
+        f"{name}_decoded": Node("VAEDecode", (left, 690), (360, 46), "", {}, decoded),
+        f"{name}_saved": Node("SaveImage", (left, 800), (360, 420), title, prefix, saved),
+    }
 
 
-def _decoded(name: str, place: Place, sampler: str) -> Node:
-    inputs = {"samples": (sampler, 0), "vae": ("checkpoint", 2)}
-    return Node("VAEDecode", place, (300, 46), name, {}, inputs)
+def _guided(left: int, style_lora: tuple[str, int]) -> Node:
+    inputs = {"model": ("checkpoint", 0), "style_lora": style_lora, "style": ("prompts", 1)}
+    return Node("PasticheApplyStyleGuidance", (left, 50), (360, 260), "", {}, inputs)
 
 
-def _saved(name: str, place: Place, decoded: str, prefix: str) -> Node:
-    return Node(
-        "SaveImage", place, (420, 400), name, {"filename_prefix": prefix}, {"images": (decoded, 0)}
-    )
+def _prompted(left: int, style_lora: tuple[str, int]) -> dict[str, Node]:
+    """Return the column of what is painted: prompts, canvas and the seed of every picture."""
+    clip = ("checkpoint", 1)
+    return {
+        "prompts": Node(
+            "PasticheStylePrompts",
+            (left, 50),
+            (400, 260),
+            "",
+            {"prompt": "A photo of a cat"},
+            {"clip": clip, "style_lora": style_lora},
+        ),
+        "negative": Node(
+            "CLIPTextEncode",
+            (left, 370),
+            (400, 120),
+            "Negative prompt",
+            {"text": ""},
+            {"clip": clip},
+        ),
+        "canvas": Node(
+            "EmptyLatentImage",
+            (left, 550),
+            (400, 106),
+            "",
+            {"width": 1024, "height": 1024, "batch_size": 1},
+        ),
+        "seed": Node("PrimitiveInt", (left, 720), (400, 82), "Seed of all pictures", {"value": 0}),
+        "prompt_note": _note(_PROMPT, (left, 870), (400, 170), "About prompts"),
+    }
 
 
 _START = """\
@@ -110,29 +146,31 @@ _PROMPT = """\
 Write **without** the rare word and **without** the style: “A photo of a cat”. The node makes two \
 prompts of it, plain and styled.
 
-The seed drives both pictures, so that all they differ in is the style.
+All pictures start from one seed, so that all they differ in is the style.
 """
 
 _GUIDANCE = """\
-**style_scale**: 3 is a good start. Stronger 4 to 5. Lower it when the training picture shines \
-through.
+This column paints **without** the style, to compare.
 
-**start_percent**: 0.2 leaves the first fifth of the steps to the base model, which keeps the \
-composition. Raise it for busier pictures.
+In the next one, **style_scale** 3 is a good start. 4 or 5 is stronger; lower it when the training \
+picture shines through.
+
+**start_percent** 0.2 leaves the first fifth to the base model, which keeps the composition. Raise \
+it for busier pictures.
 """
 
 PAIR_CUSTOMIZATION = Layout(
     nodes={
         "start": _note(_START, (0, 0), (360, 340), "Start here"),
         "checkpoint": Node("CheckpointLoaderSimple", (0, 470), (360, 98), "", {"ckpt_name": SDXL}),
-        "before": Node("LoadImage", (440, 50), (300, 330), "Before", {"image": "pair_before.png"}),
-        "after": Node("LoadImage", (440, 430), (300, 330), "After", {"image": "pair_after.png"}),
-        "pair_note": _note(_PAIR, (440, 810), (300, 190), "About the pair"),
+        "before": Node("LoadImage", (440, 50), (300, 400), "Before", {"image": "pair_before.png"}),
+        "after": Node("LoadImage", (440, 510), (300, 400), "After", {"image": "pair_after.png"}),
+        "pair_note": _note(_PAIR, (440, 980), (300, 210), "About the pair"),
         "settings": Node("PasticheTrainingSettings", (820, 50), (400, 240)),
         "train": Node(
             "PasticheTrainPair",
             (820, 340),
-            (400, 680),
+            (400, 880),
             "",
             {
                 "content_prompt": "A photo of a sbu dog",
@@ -159,64 +197,25 @@ PAIR_CUSTOMIZATION = Layout(
         ),
         "losses": Node(
             "LossGraphNode",
-            (1260, 660),
-            (360, 360),
+            (1260, 670),
+            (360, 550),
             "",
             {"filename_prefix": "pastiche_loss"},
             {"loss": ("train", 2)},
         ),
-        "prompts": Node(
-            "PasticheStylePrompts",
-            (1700, 50),
-            (400, 220),
-            "",
-            {"prompt": "A photo of a cat"},
-            {"clip": ("checkpoint", 1), "style_lora": ("train", 0)},
-        ),
-        "negative": Node(
-            "CLIPTextEncode",
-            (1700, 320),
-            (400, 120),
-            "Negative prompt",
-            {"text": ""},
-            {"clip": ("checkpoint", 1)},
-        ),
-        "canvas": Node(
-            "EmptyLatentImage",
-            (1700, 490),
-            (400, 106),
-            "",
-            {"width": 1024, "height": 1024, "batch_size": 1},
-        ),
-        "seed": Node("PrimitiveInt", (1700, 650), (400, 82), "Seed of both pictures", {"value": 0}),
-        "prompt_note": _note(_PROMPT, (1700, 790), (400, 160), "About prompts"),
-        "plain_sampler": _sampling((2180, 50), ("checkpoint", 0), ("prompts", 0)),
-        "plain_picture": _decoded("", (2180, 360), "plain_sampler"),
-        "plain_saved": _saved("Plain", (2510, 50), "plain_picture", "pastiche_plain"),
-        "guidance": Node(
-            "PasticheApplyStyleGuidance",
-            (2180, 600),
-            (300, 260),
-            "",
-            {},
-            {
-                "model": ("checkpoint", 0),
-                "style_lora": ("train", 0),
-                "style": ("prompts", 1),
-            },
-        ),
-        "styled_sampler": _sampling((2180, 910), ("guidance", 0), ("prompts", 0)),
-        "styled_picture": _decoded("", (2180, 1220), "styled_sampler"),
-        "styled_saved": _saved("Styled", (2510, 600), "styled_picture", "pastiche_styled"),
-        "guidance_note": _note(_GUIDANCE, (2510, 1050), (420, 170), "About strength"),
+        **_prompted(1700, ("train", 0)),
+        "guidance_note": _note(_GUIDANCE, (2180, 50), (360, 250), "About strength"),
+        **_painted(2180, ("checkpoint", 0), ("prompts", 0), "plain", "Plain"),
+        "guidance": _guided(2620, ("train", 0)),
+        **_painted(2620, ("guidance", 0), ("prompts", 0), "styled", "Styled"),
     },
     groups=(
         Group("1 · Model", (-20, 390), (400, 200)),
-        Group("2 · Your pair", (420, -30), (340, 1090)),
-        Group("3 · Learn the style", (800, -30), (840, 1090)),
-        Group("4 · What to paint", (1680, -30), (440, 1090)),
-        Group("5 · Without the style", (2160, -30), (790, 500)),
-        Group("6 · With the style", (2160, 520), (790, 780)),
+        Group("2 · Your pair", (420, -30), (340, 1270)),
+        Group("3 · Learn the style", (800, -30), (840, 1270)),
+        Group("4 · What to paint", (1680, -30), (440, 1270)),
+        Group("5 · Without the style", (2160, -30), (400, 1270)),
+        Group("6 · With the style", (2600, -30), (400, 1270)),
     ),
 )
 
@@ -246,68 +245,28 @@ USE_A_STYLE = Layout(
         "lora": Node(
             "PasticheLoadLora", (0, 530), (360, 100), "", {"lora_name": "my_style.safetensors"}
         ),
-        "prompts": Node(
-            "PasticheStylePrompts",
-            (440, 50),
-            (400, 220),
-            "",
-            {"prompt": "A photo of a cat"},
-            {"clip": ("checkpoint", 1), "style_lora": ("lora", 0)},
-        ),
-        "negative": Node(
-            "CLIPTextEncode",
-            (440, 320),
-            (400, 120),
-            "Negative prompt",
-            {"text": ""},
-            {"clip": ("checkpoint", 1)},
-        ),
-        "canvas": Node(
-            "EmptyLatentImage",
-            (440, 490),
-            (400, 106),
-            "",
-            {"width": 1024, "height": 1024, "batch_size": 1},
-        ),
-        "seed": Node("PrimitiveInt", (440, 650), (400, 82), "Seed of all pictures", {"value": 0}),
-        "plain_sampler": _sampling((920, 50), ("checkpoint", 0), ("prompts", 0)),
-        "plain_picture": _decoded("", (920, 360), "plain_sampler"),
-        "plain_saved": _saved("Plain", (1250, 50), "plain_picture", "pastiche_plain"),
-        "guidance": Node(
-            "PasticheApplyStyleGuidance",
-            (920, 600),
-            (300, 260),
-            "",
-            {},
-            {
-                "model": ("checkpoint", 0),
-                "style_lora": ("lora", 0),
-                "style": ("prompts", 1),
-            },
-        ),
-        "styled_sampler": _sampling((920, 910), ("guidance", 0), ("prompts", 0)),
-        "styled_picture": _decoded("", (920, 1220), "styled_sampler"),
-        "styled_saved": _saved("Style guidance", (1250, 600), "styled_picture", "pastiche_styled"),
-        "guidance_note": _note(_GUIDANCE, (1250, 1050), (420, 170), "About strength"),
+        "compare_note": _note(_COMPARE, (0, 700), (360, 190), "Which one?"),
+        **_prompted(440, ("lora", 0)),
+        "guidance_note": _note(_GUIDANCE, (920, 50), (360, 250), "About strength"),
+        **_painted(920, ("checkpoint", 0), ("prompts", 0), "plain", "Plain"),
+        "guidance": _guided(1360, ("lora", 0)),
+        **_painted(1360, ("guidance", 0), ("prompts", 0), "styled", "Style guidance"),
         "apply": Node(
             "PasticheApplyLora",
-            (1770, 600),
-            (300, 150),
+            (1800, 50),
+            (360, 150),
             "",
             {},
             {"model": ("checkpoint", 0), "clip": ("checkpoint", 1), "lora": ("lora", 0)},
         ),
-        "lora_sampler": _sampling((1770, 910), ("apply", 0), ("prompts", 1)),
-        "lora_picture": _decoded("", (1770, 1220), "lora_sampler"),
-        "lora_saved": _saved("Ordinary LoRA", (2100, 600), "lora_picture", "pastiche_lora"),
-        "compare_note": _note(_COMPARE, (2100, 1050), (420, 170), "Which one?"),
+        **_painted(1800, ("apply", 0), ("prompts", 1), "lora", "Ordinary LoRA"),
     },
     groups=(
         Group("1 · Model and style", (-20, 300), (400, 350)),
-        Group("2 · What to paint", (420, -30), (440, 790)),
-        Group("3 · Without the style", (900, -30), (790, 500)),
-        Group("4 · With style guidance", (900, 520), (790, 780)),
-        Group("5 · As an ordinary LoRA", (1750, 520), (790, 780)),
+        Group("2 · What to paint", (420, -30), (440, 1270)),
+        Group("3 · Without the style", (900, -30), (400, 1270)),
+        Group("4 · With style guidance", (1340, -30), (400, 1270)),
+        Group("5 · As an ordinary LoRA", (1780, -30), (400, 1270)),
     ),
 )
 

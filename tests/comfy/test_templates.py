@@ -1,0 +1,131 @@
+"""The templates, on the toy base in a real server: trained, painted, saved and used again."""
+
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from comfy_server import ComfyServer
+from PIL import Image
+
+GRAPHS = Path(__file__).resolve().parents[1] / "graphs"
+sys.path.append(str(GRAPHS))
+
+# ruff: noqa: E402 - found by the line above
+from substitution import TEMPLATES, Graph, api_graph, substitutions, toy_graph
+
+FEW_STEPS = 12
+"""Of training: enough for both passes and a change of the picture, not for a style."""
+
+
+def outputs_of(graph: Graph, entry: dict, title: str) -> dict:
+    """Return what the one node of that title has put out."""
+    (number,) = [key for key, node in graph.items() if node["_meta"]["title"] == title]
+    return entry["outputs"][number]
+
+
+def picture(server: ComfyServer, graph: Graph, entry: dict, title: str) -> np.ndarray:
+    """Return a saved picture, ``(height, width, 3)`` in 0..255."""
+    (image,) = outputs_of(graph, entry, title)["images"]
+    png = Image.open(io.BytesIO(server.get("/view", **image)))
+    return np.asarray(png.convert("RGB")).astype(float)
+
+
+def run(server: ComfyServer, template: str) -> tuple[Graph, dict]:
+    """Run a template's toy graph with a short training and return it with its history entry."""
+    graph = toy_graph(template)
+    for node in graph.values():
+        if node["class_type"] == "PasticheTrainPair":
+            node["inputs"]["steps"] = FEW_STEPS
+    entry = server.post_prompt(graph)
+    assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
+    return graph, entry
+
+
+@pytest.fixture(scope="module")
+def runs(toy_server: ComfyServer) -> Iterator[dict[str, tuple[Graph, dict]]]:
+    """Every template's graph and history entry, in the order in which an artist uses them."""
+    return {template: run(toy_server, template) for template in TEMPLATES}
+
+
+def test_every_template_has_its_graph_and_nothing_else_has(repository: Path):
+    templates = {path.stem for path in (repository / "workflows").glob("*.json")}
+    graphs = {path.stem for path in GRAPHS.glob("*.json")} - {"substitution"}
+    assert templates == graphs == set(TEMPLATES)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_graph_has_the_templates_nodes(template: str, repository: Path):
+    workflow = json.loads((repository / "workflows" / f"{template}.json").read_text("utf-8"))
+    notes = {"MarkdownNote", "Note"}
+    nodes = {str(n["id"]): n["type"] for n in workflow["nodes"] if n["type"] not in notes}
+    assert {key: node["class_type"] for key, node in api_graph(template).items()} == nodes
+
+
+def test_every_substitution_is_used():
+    used = {
+        (node["class_type"], name)
+        for template in TEMPLATES
+        for node in api_graph(template).values()
+        for name in node["inputs"]
+    }
+    table = {(kind, name) for kind, values in substitutions().items() for name in values}
+    assert table - used == set()
+
+
+def test_a_toy_graph_differs_by_the_substitutions_alone():
+    table = substitutions()
+    for template in TEMPLATES:
+        theirs, ours = api_graph(template), toy_graph(template)
+        for number, node in ours.items():
+            changed = {
+                name
+                for name in node["inputs"]
+                if node["inputs"][name] != theirs[number]["inputs"][name]
+            }
+            assert changed <= set(table.get(node["class_type"], {}))
+
+
+def test_the_pair_template_trains_and_shows_the_pair(runs, toy_server: ComfyServer):
+    graph, entry = runs["pair_customization"]
+    assert outputs_of(graph, entry, "Train Style from Pairs")["images"]
+    folders = list((toy_server.base_directory / "output" / "pastiche").glob("my_style-*"))
+    assert len(folders) == 1
+
+
+def test_the_pair_template_saves_a_lora_that_core_lists(runs, toy_server: ComfyServer):
+    names = toy_server.object_info("LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"]
+    assert "my_style.safetensors" in json.dumps(names)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_styled_picture_is_another_than_the_plain_one(template, runs, toy_server: ComfyServer):
+    graph, entry = runs[template]
+    title = "Styled" if template == "pair_customization" else "Style guidance"
+    plain = picture(toy_server, graph, entry, "Plain")
+    styled = picture(toy_server, graph, entry, title)
+    assert plain.shape == styled.shape == (64, 64, 3)
+    assert np.abs(plain - styled).mean() > 1
+
+
+def test_the_saved_style_paints_what_the_trained_one_did(runs, toy_server: ComfyServer):
+    trained, used = runs["pair_customization"], runs["use_a_style"]
+    plain = [picture(toy_server, *each, "Plain") for each in (trained, used)]
+    assert np.array_equal(*plain)
+    styled = picture(toy_server, *trained, "Styled")
+    again = picture(toy_server, *used, "Style guidance")
+    # The file is fp16, the wire fp32.
+    assert np.abs(styled - again).mean() < 1
+    assert np.abs(styled - again).mean() < 0.2 * np.abs(styled - plain[0]).mean()
+
+
+def test_an_ordinary_lora_of_the_same_file_paints_a_third_picture(runs, toy_server: ComfyServer):
+    graph, entry = runs["use_a_style"]
+    plain = picture(toy_server, graph, entry, "Plain")
+    lora = picture(toy_server, graph, entry, "Ordinary LoRA")
+    guided = picture(toy_server, graph, entry, "Style guidance")
+    assert np.abs(lora - plain).mean() > 1
+    assert np.abs(lora - guided).mean() > 0.5

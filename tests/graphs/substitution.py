@@ -1,0 +1,46 @@
+"""The templates as API graphs, for an artist's model and for the toy base.
+
+Demo and tests run ``toy_graph``: the template's own graph with the values of
+``substitution.json`` in place of an artist's, so that neither can drift from what artists open.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+TEMPLATES = ("pair_customization", "use_a_style")
+"""In the order in which they run: the second uses the LoRA that the first has saved."""
+
+Graph = dict[str, dict[str, Any]]
+
+
+def api_graph(template: str) -> Graph:
+    """Return a template's graph as the frontend posts it, by the name of its file."""
+    return json.loads((FOLDER / f"{template}.json").read_text("utf-8"))
+
+
+def substitutions() -> dict[str, dict[str, Any]]:
+    """Return the toy base's value by node type and input."""
+    return json.loads((FOLDER / "substitution.json").read_text("utf-8"))
+
+
+def toy_graph(template: str) -> Graph:
+    """Return a template's graph with the toy base's model, prompts, sizes and settings.
+
+    Raises:
+        ValueError: A substitution names an input that the template leaves to a link or lacks.
+    """
+    graph = api_graph(template)
+    table = substitutions()
+    for number, node in graph.items():
+        for name, value in table.get(node["class_type"], {}).items():
+            if isinstance(node["inputs"].get(name, []), list):
+                raise ValueError(
+                    f"the toy base's {name} must replace a value of {node['class_type']}, got "
+                    f"none at node {number} of {template}: correct tests/graphs/substitution.json"
+                )
+            node["inputs"][name] = value
+    return graph
