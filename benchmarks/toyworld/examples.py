@@ -10,8 +10,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != HERE]
 sys.path.insert(0, str(HERE.parent))
 
-from toyworld.render import render_pil
-from toyworld.world import (
+from toyworld.render import render_pil  # noqa: E402
+from toyworld.world import (  # noqa: E402
     BENCHMARK_STYLES,
     HELD_OUT_STYLES,
     RECORD,

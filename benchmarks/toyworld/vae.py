@@ -68,12 +68,13 @@ class TinyVAE(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for module in self.modules():
             if isinstance(module, _Block):
                 nn.init.normal_(module.conv[4].weight, std=1e-3)
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
-        """Unit latents (batch, 4, height/8, width/8), as the UNet sees them, of pictures in 0..1."""
+        """Latents of pictures in 0..1 as the UNet sees them, (batch, 4, height/8, width/8)."""
         return (self.taesd_encoder(pictures) / self.vae_scale + self.vae_shift) * LATENT_SCALE
 
     @torch.no_grad()
@@ -145,7 +146,7 @@ def train_vae(
         optimiser.step()
         if step + 1 == steps // 2:
             vae.fold_statistics(pictures[:512].permute(0, 3, 1, 2).to(device).float() / 255)
-        if (step + 1) % 200 == 0 or step + 1 == steps:
+        if (step + 1) % 100 == 0 or step + 1 == steps:
             psnr = -10 * math.log10(mse.item())
             pace = (time.time() - began) / (step + 1 - start)
             logging.info("vae step %d psnr %.1f dB, %.3f s a step", step + 1, psnr, pace)
