@@ -109,7 +109,7 @@ class GatedAdapters:
         finally:
             self._rows = before
 
-    def _hook(self, here: list[tuple[str, Site]]):  # noqa: ANN202 - a torch hook
+    def _hook(self, here: list[tuple[str, Site]]):
         def add_terms(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if self._rows is None:
                 return output
@@ -165,6 +165,6 @@ def _add_term(
         channel = 1 if len(site.shape) > 2 else total.ndim - 1
         total = total.narrow(channel, site.start, site.shape[0])
     if isinstance(rows, slice):
-        total[rows] += term
+        total[rows].add_(term)
     else:
         total.index_add_(0, torch.tensor(rows, device=total.device), term)

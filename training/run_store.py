@@ -69,7 +69,7 @@ def checked_run_name(name: str) -> str:
         found = " ".join(repr(character) for character in bad) or "a name the system reserves"
         raise ValueError(
             "run_name must be a plain name without folders, drives or reserved characters, "
-            f'got "{name}" with {found}; write a short name such as my_style'
+            f"got {name!r} with {found}; write a short name such as my_style"
         )
     if len(name) > _LONGEST_NAME:
         raise ValueError(
