@@ -118,7 +118,7 @@ async def run_graph(server: ComfyServer, graph: Graph) -> dict[str, Any]:
 
 
 class ProgressBar:
-    """One line for the node that runs, redrawn in a terminal, every tenth of it in a log."""
+    """One line for the node that runs, redrawn in a terminal, every quarter of it in a log."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
@@ -140,7 +140,7 @@ class ProgressBar:
     def _draw(self, node_id: str, value: int, total: int) -> None:
         node = self._graph.get(node_id, {})
         name = node.get("_meta", {}).get("title") or node.get("class_type", node_id)
-        part = value * 10 // total
+        part = value * 4 // total
         terminal = sys.stdout.isatty()
         if not terminal and (node_id, part) == self._shown:
             return
