@@ -1,0 +1,37 @@
+"""One prompt with and without the style words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from comfy.sd import CLIP
+from torch import Tensor
+
+from ...training.lora_metadata import STYLE_WORDS
+from ...training.state import metadata_of
+from .conditioning import Conditioning, encode_prompt
+
+
+def style_prompts(
+    clip: CLIP, prompt: str, style_words: str, style_lora: Mapping[str, Tensor] | None
+) -> tuple[Conditioning, Conditioning, str]:
+    """Return the plain and the styled CONDITIONING, and the styled prompt.
+
+    Args:
+        clip: Text encoder.
+        prompt: What to paint.
+        style_words: What names the style; empty to read it from the LoRA.
+        style_lora: Keeps the words it was trained with in its metadata.
+
+    Raises:
+        ValueError: There are no style words, or no text encoder.
+    """
+    words = style_words.strip() or metadata_of(style_lora or {}).get(STYLE_WORDS, "").strip()
+    if not words:
+        given = "none" if style_lora is None else "a LoRA that keeps none"
+        raise ValueError(
+            f"style_words must name the style, got an empty text and {given}; write the words "
+            "that the style was trained with, or connect a LoRA of Train Pair"
+        )
+    styled = f"{prompt.strip()} {words}".strip()
+    return encode_prompt(clip, prompt), encode_prompt(clip, styled), styled
