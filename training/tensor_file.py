@@ -88,13 +88,18 @@ def read_header(path: Path) -> Header:
                 )
             length = _LENGTH.unpack(first)[0] if len(first) == _LENGTH.size else 0
             if not 2 <= length <= _LONGEST_HEADER:
-                raise ValueError(f"{name!r} must be a safetensors file, got something else")
+                raise ValueError(
+                    f"{name!r} must be a safetensors file, got something else under that name; "
+                    "download it again"
+                )
             start = _LENGTH.size + length
             if start > size:
                 raise _cut_short(name, start, size)
             text = file.read(length)
     except OSError as error:
-        raise ValueError(f"{name!r} must be readable, got: {error.strerror}") from error
+        raise ValueError(
+            f"{name!r} must be readable, got: {error.strerror}; check the file"
+        ) from error
     entries = _parse(name, text)
     metadata = _checked_metadata(name, entries.pop(METADATA, None) or {})
     _check_layout(name, entries, start, size)

@@ -19,6 +19,7 @@ from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor
 
 from ...lora_ops.keys import changes_text_encoder, parts_by_layer
+from ...training.families import Family
 from ...training.lora_file import respelled
 from ...training.lora_metadata import family_of
 from ...training.state import metadata_of
@@ -64,13 +65,15 @@ def apply_lora(
     known = [layer for layer in layers if layer in names]
     text = [] if clip else [layer for layer in layers if changes_text_encoder(layer)]
     unknown = [layer for layer in layers if layer not in names and layer not in text]
-    made_for = _other_base(model, lora)
+    family = _family_of(model)
+    base = type(model.model).__name__ if family is None else family.name
+    made_for = _other_base(family, lora)
     if not known:
-        raise ValueError(_nothing_fits(model, len(layers), len(text), made_for))
+        raise ValueError(_nothing_fits(base, len(layers), len(text), made_for))
     if unknown and made_for:
         raise ValueError(
-            f"the LoRA must be made for this model, got one{made_for}: {len(unknown)} of its "
-            f"{len(layers)} layers are not in this one; choose a LoRA made for it"
+            f"the LoRA must be made for this model, {base}, got one{made_for}: {len(unknown)} of "
+            f"its {len(layers)} layers are not in this one; choose a LoRA made for it"
         )
     matched = {key: tensors[key] for layer in known for key in layers[layer].values()}
     patches = comfy.lora.load_lora(matched, names, log_missing=False)
@@ -78,8 +81,8 @@ def apply_lora(
     if misfits:
         first = misfits[0]
         raise ValueError(
-            f"the LoRA must be made for this model, got one{made_for} whose shapes differ in "
-            f"{len(misfits)} of {len(patches)} layers (first: {first.key}, {first.lora} for a "
+            f"the LoRA must be made for this model, {base}, got one{made_for} whose shapes differ "
+            f"in {len(misfits)} of {len(patches)} layers (first: {first.key}, {first.lora} for a "
             f"weight of {first.model}); choose a LoRA made for it"
         )
     _warn_of_the_rest(layers, unknown, text, made_for)
@@ -90,25 +93,30 @@ def apply_lora(
     )
 
 
-def _other_base(model: ModelPatcher, lora: Mapping[str, Tensor]) -> str:
+def _family_of(model: ModelPatcher) -> Family | None:
+    try:
+        return identify(model)
+    except ValueError:  # LoRAs work on more models than the pack trains
+        return None
+
+
+def _other_base(family: Family | None, lora: Mapping[str, Tensor]) -> str:
     """Return the family the LoRA's metadata name, in words, if it is not the model's."""
     made_for = family_of(metadata_of(lora))
-    try:
-        family = identify(model)
-    except ValueError:  # LoRAs work on more models than the pack trains
+    if family is None or made_for in (None, family):
         return ""
-    return "" if made_for in (None, family) else f" made for {made_for.name}"
+    return f" made for {made_for.name}"
 
 
-def _nothing_fits(model: ModelPatcher, layers: int, text: int, made_for: str) -> str:
+def _nothing_fits(model: str, layers: int, text: int, made_for: str) -> str:
     if text == layers:
         return (
-            f"clip must be connected: all {layers} layers of this LoRA{made_for} belong to the "
-            "text encoder; connect CLIP"
+            f"clip must be connected, got a LoRA{made_for} whose {layers} layers all belong to "
+            "the text encoder; connect CLIP"
         )
     return (
-        f"the LoRA must be made for this model, got one{made_for} of which none of {layers} "
-        f"layers is in a {type(model.model).__name__} model; choose a LoRA made for it"
+        f"the LoRA must be made for this model, {model}, got one{made_for} with {layers} layers, "
+        "none of which is in it; choose a LoRA made for it"
     )
 
 

@@ -1,0 +1,383 @@
+"""LoRA files of this pack in ComfyUI: saved, listed, loaded by core and applied as by us."""
+
+import asyncio
+import base64
+import io
+import json
+import logging
+import shutil
+
+import aiohttp
+import comfy.sample
+import comfy.sd
+import folder_paths
+import pytest
+import safetensors.torch
+import torch
+from pack.lora_ops import LowRank
+from pack.lora_ops.keys import factor_keys
+from pack.nodes.bridge.families import identify
+from pack.nodes.bridge.lora_files import LONGEST_HEADER
+from pack.nodes.bridge.sites import training_sites
+from pack.nodes.files import ApplyLora, LoadLora, SaveLora
+from pack.training.state import LoraState, lora_state
+from pack.training.tensor_file import read_header
+from PIL import Image
+from tiny import tiny, tiny_clip, tiny_cond, tiny_latent
+
+import nodes as core_nodes
+
+BASES = ("sd15", "sdxl", "sd3", "flux", "wan21")
+RANK = 4
+PROMPT = "a red ball on grass"
+
+
+@pytest.fixture
+def loras(tmp_path, monkeypatch):
+    """ComfyUI's only LoRA folder, empty."""
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    endings = folder_paths.folder_names_and_paths["loras"][1]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folder)], endings))
+    return folder
+
+
+@pytest.fixture
+def picture():
+    return torch.rand(1, 96, 128, 3, generator=torch.Generator().manual_seed(0))
+
+
+def random_lora(shapes, metadata=None, seed=0):
+    """Return a LoRA that changes every layer of ``shapes`` clearly."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = {}
+    for name, shape in shapes.items():
+        down = torch.randn(RANK, *shape[1:], generator=generator) / shape[1] ** 0.5
+        up = torch.randn(shape[0], RANK, generator=generator) * 0.05
+        layers[name] = LowRank(down, up, alpha=2.0)
+    return lora_state(layers, metadata or {})
+
+
+def unet_lora(model, seed=0):
+    shapes = {name: site.shape for name, site in training_sites(model, "attention").items()}
+    return random_lora(shapes, {"modelspec.architecture": identify(model).architecture}, seed)
+
+
+def clip_lora(prefix="lora_te"):
+    return random_lora(
+        {
+            f"{prefix}_text_model_encoder_layers_{layer}_{name}": shape
+            for layer in range(2)
+            for name, shape in (("self_attn_q_proj", (768, 768)), ("mlp_fc1", (3072, 768)))
+        }
+    )
+
+
+def sampled(model):
+    latent = tiny_latent(model)["samples"]
+    latent = comfy.sample.fix_empty_latent_channels(model, latent)
+    noise = comfy.sample.prepare_noise(latent, 7)
+    conds = (tiny_cond(model, seed=1), tiny_cond(model, seed=2))
+    return comfy.sample.sample(
+        model, noise, 2, 3.0, "euler", "simple", *conds, latent, disable_pbar=True, seed=7
+    )
+
+
+def encoded(clip):
+    return clip.encode_from_tokens(clip.tokenize(PROMPT))
+
+
+def save(lora, filename="my_style", precision="fp32", **more):
+    (name,) = SaveLora.execute(lora, filename, precision, **more).result
+    return name
+
+
+def apply(model, lora, strength=0.7, clip=None, strength_clip=0.6):
+    return ApplyLora.execute(model, lora, strength, strength_clip, clip=clip).result
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_saved_file_does_in_cores_loader_what_ours_does(base, loras, caplog):
+    model, clip = tiny(base), tiny_clip()
+    lora = unet_lora(model)
+    lora = LoraState({**lora, **clip_lora()}, lora.metadata)
+    name = save(lora)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        by_core = core_nodes.LoraLoader().load_lora(model, clip, name, 0.7, 0.6)
+        picture = sampled(by_core[0])
+    assert "lora key not loaded" not in caplog.text
+    assert "NOT LOADED" not in caplog.text
+    assert "ERROR" not in caplog.text
+    by_us = apply(model, lora, clip=clip)
+    assert torch.equal(sampled(by_us[0]), picture)
+    assert torch.equal(encoded(by_us[1]), encoded(by_core[1]))
+    plain = sampled(model)
+    assert (picture - plain).norm() > 1e-3 * plain.norm()
+    assert not torch.equal(encoded(clip), encoded(by_core[1]))
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp16", 2e-3), ("bf16", 1.5e-2)])
+def test_rounding_changes_the_loras_effect_little(precision, bound, loras):
+    model = tiny("sd15")
+    lora = unet_lora(model)
+    exact, plain = sampled(apply(model, lora)[0]), sampled(model)
+    by_core = core_nodes.LoraLoader().load_lora(model, None, save(lora, "x", precision), 0.7, 0)
+    assert (sampled(by_core[0]) - exact).norm() < bound * (exact - plain).norm()
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_lora_comes_back_as_it_was_saved(base, loras):
+    lora = unet_lora(tiny(base))
+    lora.metadata["pastiche.role"] = "style"
+    (loaded,) = LoadLora.execute(save(lora)).result
+    assert isinstance(loaded, LoraState)
+    assert set(loaded) == set(lora)
+    assert all(torch.equal(loaded[key], lora[key]) for key in lora)
+    assert loaded.metadata["pastiche.role"] == "style"
+    assert loaded.metadata["modelspec.architecture"] == lora.metadata["modelspec.architecture"]
+
+
+def released_pair_keys(lora):
+    """Return a kohya LoRA under the names of the released Pair Customization code, no alpha."""
+    dotted = {"to_out_0": "to_out.0", "to_q": "to_q", "to_k": "to_k", "to_v": "to_v"}
+    released = {}
+    for key, tensor in lora.items():
+        layer, _, part = key.partition(".lora_")
+        if not part:
+            continue
+        path, _, ending = layer.removeprefix("lora_unet_").partition("_to_")
+        path = path.replace("transformer_blocks", "transformerblocks")
+        for word in ("down_blocks", "up_blocks", "mid_block"):
+            path = path.replace(word, word.replace("_", ""))
+        path = path.replace("_", ".").replace("transformerblocks", "transformer_blocks")
+        for word in ("down_blocks", "up_blocks", "mid_block"):
+            path = path.replace(word.replace("_", ""), word)
+        kind = part.removesuffix(".weight")
+        released[f"unet.{path}.{dotted['to_' + ending]}.lora.{kind}.weight"] = tensor
+    return released
+
+
+def test_the_released_pair_files_load_and_core_alone_would_skip_them(loras, caplog):
+    model = tiny("sdxl")
+    lora = {key: t for key, t in unet_lora(model).items() if not key.endswith(".alpha")}
+    released = released_pair_keys(lora)
+    assert "unet.down_blocks.0.attentions.0.transformer_blocks.0" in next(iter(released))
+    safetensors.torch.save_file(released, str(loras / "pytorch_lora_weights.safetensors"))
+    (loaded,) = LoadLora.execute("pytorch_lora_weights.safetensors").result
+    assert set(loaded) == set(lora)
+    assert all(torch.equal(loaded[key], lora[key]) for key in lora)
+    assert len(apply(model, loaded)[0].patches) == len(lora) // 2
+    name, core = save(loaded, "again"), core_nodes.LoraLoader()
+    caplog.clear()
+    assert len(core.load_lora(model, None, name, 1.0, 0)[0].patches) == len(lora) // 2
+    assert "lora key not loaded" not in caplog.text
+    core.load_lora(model, None, "pytorch_lora_weights.safetensors", 1.0, 0)
+    assert "lora key not loaded" in caplog.text
+
+
+def core_trained(model):
+    """Return what core's Train LoRA makes: native paths, random rank-2 factors and a bias."""
+    generator = torch.Generator().manual_seed(3)
+    lora = {}
+    for path, module in list(model.model.diffusion_model.named_modules()):
+        if isinstance(module, torch.nn.Linear) and len(lora) < 30:
+            layer, (outer, inner) = f"diffusion_model.{path}", module.weight.shape
+            lora[f"{layer}.lora_up.weight"] = torch.randn(outer, 2, generator=generator) * 0.1
+            lora[f"{layer}.lora_down.weight"] = torch.randn(2, inner, generator=generator) * 0.1
+            lora[f"{layer}.alpha"] = torch.tensor(1.0)
+            if module.bias is not None:
+                lora[f"{layer}.diff_b"] = torch.randn(outer, generator=generator) * 0.1
+    return lora
+
+
+@pytest.mark.parametrize("base", ["sd15", "flux"])
+def test_a_core_trained_lora_is_applied_saved_and_loaded(base, loras):
+    model = tiny(base)
+    lora = core_trained(model)
+    expected = sampled(comfy.sd.load_lora_for_models(model, None, lora, 0.7, 0)[0])
+    assert torch.equal(sampled(apply(model, lora)[0]), expected)
+    name = save(lora, "core", model=model)
+    (loaded,) = LoadLora.execute(name).result
+    assert torch.equal(sampled(apply(model, loaded)[0]), expected)
+    assert loaded.metadata["modelspec.architecture"] == identify(model).architecture
+    by_core = core_nodes.LoraLoader().load_lora(model, None, name, 0.7, 0)[0]
+    assert torch.equal(sampled(by_core), expected)
+
+
+def test_strength_zero_changes_nothing():
+    model, clip = tiny("sd15"), tiny_clip()
+    lora = {**unet_lora(model), **clip_lora()}
+    assert apply(model, lora, 0.0, clip, 0.0) == (model, clip)
+
+
+def test_the_input_model_and_clip_stay_as_they_were():
+    model, clip = tiny("sd15"), tiny_clip()
+    lora = {**unet_lora(model), **clip_lora()}
+    keys = set(lora)
+    patched, patched_clip = apply(model, lora, clip=clip)
+    assert patched.patches
+    assert patched_clip.patcher.patches
+    assert not model.patches
+    assert not clip.patcher.patches
+    assert set(lora) == keys
+
+
+def test_text_encoder_layers_without_clip_are_named_by_number(caplog):
+    model = tiny("sd15")
+    lora = {**unet_lora(model), **clip_lora()}
+    layers = len(lora) // 3
+    patched, no_clip = apply(model, lora)
+    assert no_clip is None
+    assert f"4 of the LoRA's {layers} layers belong to the text encoder" in caplog.text
+    assert "lora key not loaded" not in caplog.text
+    assert set(patched.patches) == set(apply(model, unet_lora(model))[0].patches)
+
+
+def test_nothing_is_overwritten_and_nothing_written_twice(loras, picture):
+    model = tiny("sd15")
+    first, second = unet_lora(model), unet_lora(model, seed=1)
+    assert save(first, image=picture) == "my_style.safetensors"
+    before = {path: path.stat().st_mtime_ns for path in loras.iterdir()}
+    assert save(first, image=picture) == "my_style.safetensors"
+    assert save(second) == "my_style_2.safetensors"
+    assert save(second) == "my_style_2.safetensors"
+    assert save(first, trigger="sbu") == "my_style_3.safetensors"
+    assert save(first, precision="fp16") == "my_style_4.safetensors"
+    assert save(first, "my_style.safetensors", image=picture) == "my_style.safetensors"
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(list(loras.iterdir())) == 5
+    (loras / "mine.png").write_bytes(b"a picture of the user's")
+    assert save(first, "mine", image=picture) == "mine_2.safetensors"
+    assert (loras / "mine.png").read_bytes() == b"a picture of the user's"
+
+
+def test_a_name_taken_in_any_folder_is_taken(loras, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    folder_paths.folder_names_and_paths["loras"][0].append(str(other))
+    lora = unet_lora(tiny("sd15"))
+    (other / "my_style.safetensors").write_bytes(b"another")
+    assert save(lora) == "my_style_2.safetensors"
+    shutil.move(loras / "my_style_2.safetensors", other / "moved.safetensors")
+    assert save(lora, "moved") == "moved_2.safetensors"
+
+
+def test_subfolders_are_made_and_names_are_those_of_cores_list(loras):
+    name = save(unet_lora(tiny("sd15")), "styles/ink/first")
+    assert name in folder_paths.get_filename_list("loras")
+    assert (loras / "styles" / "ink" / "first.safetensors").is_file()
+
+
+def test_the_file_tells_what_it_is(loras, picture):
+    model = tiny("sd15")
+    lora = unet_lora(model)
+    lora.metadata |= {"pastiche.style_words": "in ink", "ss_steps": "750"}
+    name = save(lora, "styles/ink", "fp16", model=model, image=picture)
+    header = read_header(loras / name)
+    metadata = header.metadata
+    assert metadata["modelspec.sai_model_spec"] == "1.0.0"
+    assert metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert metadata["modelspec.title"] == metadata["ss_output_name"] == "ink"
+    assert metadata["modelspec.prediction_type"] == "epsilon"
+    assert metadata["modelspec.resolution"] == "512x512"
+    assert metadata["modelspec.trigger_phrase"] == metadata["pastiche.style_words"] == "in ink"
+    assert metadata["ss_base_model_version"] == "sd_v1"
+    assert metadata["ss_network_dim"] == "4"
+    assert metadata["ss_network_alpha"] == "2"
+    assert metadata["ss_steps"] == "750"
+    assert {entry["dtype"] for entry in header.entries.values()} == {"F16", "F32"}
+    kind, _, data = metadata["modelspec.thumbnail"].partition(",")
+    assert kind == "data:image/jpeg;base64"
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (128, 96)
+    assert Image.open(loras / "styles" / "ink.png").size == (128, 96)
+    assert header.start < LONGEST_HEADER
+
+
+@pytest.mark.parametrize("shape", [(1, 2000, 1500, 3), (2, 8, 8, 4), (1, 1, 1, 1)])
+def test_any_picture_becomes_a_small_thumbnail(shape, loras):
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    noise[0, 0, 0, 0] = torch.nan
+    name = save(unet_lora(tiny("sd15")), image=noise)
+    assert read_header(loras / name).start < 100_000
+    assert max(Image.open((loras / name).with_suffix(".png")).size) <= 512
+
+
+def test_metadata_that_would_hide_the_file_are_refused(loras):
+    lora = unet_lora(tiny("sd15"))
+    lora.metadata["pastiche.run"] = "x" * LONGEST_HEADER
+    with pytest.raises(ValueError, match=r"below 900 kB, got .* 'pastiche\.run'; shorten it"):
+        save(lora)
+    assert list(loras.iterdir()) == []
+
+
+def test_a_changed_file_is_read_anew(loras):
+    lora = unet_lora(tiny("sd15"))
+    name = save(lora)
+    first = LoadLora.fingerprint_inputs(name)
+    assert LoadLora.fingerprint_inputs(name) == first
+    (loras / name).unlink()
+    assert LoadLora.fingerprint_inputs(name) is None
+    save(lora, precision="fp16")
+    assert LoadLora.fingerprint_inputs(name) not in (None, first)
+
+
+LOAD_AND_SAVE = {
+    "1": {"class_type": "PasticheLoadLora", "inputs": {"lora_name": "seed.safetensors"}},
+    "2": {
+        "class_type": "EmptyImage",
+        "inputs": {"width": 640, "height": 512, "batch_size": 1, "color": 255},
+    },
+    "3": {
+        "class_type": "PasticheSaveLora",
+        "inputs": {
+            "lora": ["1", 0],
+            "filename": "styles/my ink",
+            "precision": "fp16",
+            "trigger": "in ink",
+            "image": ["2", 0],
+        },
+    },
+}
+
+
+def test_the_server_shows_what_it_saved_and_tells_the_page(comfy_server, tmp_path):
+    folder = comfy_server.base_directory / "models" / "loras"
+    lora = unet_lora(tiny("sd15"))
+    safetensors.torch.save_file(dict(lora), str(folder / "seed.safetensors"), lora.metadata)
+
+    async def run():
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(f"{comfy_server.url}/ws?clientId=page") as socket,
+        ):
+            entry = await asyncio.to_thread(comfy_server.post_prompt, LOAD_AND_SAVE)
+            async for message in socket:
+                if message.type == aiohttp.WSMsgType.TEXT:
+                    content = json.loads(message.data)
+                    if content["type"] == "pastiche.loras_changed":
+                        return entry, content["data"]
+        raise AssertionError("the page must be told, got no message")
+
+    entry, told = asyncio.run(asyncio.wait_for(run(), 120))
+    assert entry["status"]["status_str"] == "success", entry
+    name = "styles/my ink.safetensors"
+    assert told == {"name": name}
+    assert entry["outputs"]["3"]["text"] == [name]
+    listed = comfy_server.object_info("LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"]
+    assert name in listed[0]
+    ours = comfy_server.object_info("PasticheLoadLora")["PasticheLoadLora"]["input"]["required"]
+    assert name in ours["lora_name"][1]["options"]
+    metadata = json.loads(comfy_server.get("/view_metadata/loras", filename=name))
+    assert metadata["modelspec.title"] == "my ink"
+    assert metadata["modelspec.trigger_phrase"] == "in ink"
+    preview = comfy_server.get(f"/experiment/models/preview/loras/0/{name}")
+    assert Image.open(io.BytesIO(preview)).size == (512, 410)
+
+
+def test_key_grammar_matches_what_core_maps():
+    model = tiny("sdxl")
+    names = comfy.lora.model_lora_keys_unet(model.model, {})
+    for layer in training_sites(model, "all linear"):
+        assert layer in names
+        assert factor_keys(layer).down.startswith("lora_unet_")
