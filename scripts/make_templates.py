@@ -59,13 +59,14 @@ async (layout) => {
     app.graph.add(group);
   }
   const { output } = await app.graphToPrompt();
-  return { workflow: app.graph.serialize(), graph: output };
+  // As text: absent values must stay absent.
+  return JSON.stringify({ workflow: app.graph.serialize(), graph: output });
 }
 """
 
 
 def _built(page: Page, name: str, layout: Layout) -> tuple[dict[str, Any], dict[str, Any]]:
-    made = page.evaluate(BUILD, asdict(layout))
+    made = json.loads(page.evaluate(BUILD, asdict(layout)))
     workflow, graph = made["workflow"], made["graph"]
     # Random in the frontend; a template keeps its own.
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"pastiche/{name}"))

@@ -222,6 +222,8 @@ PAIR_CUSTOMIZATION = Layout(
 _USE = """\
 ## Use a style that you have trained
 
+The template *pair_customization* trains one.
+
 1. Choose the checkpoint **that the style was trained on**.
 2. Choose the style's file.
 3. Say what to paint, without the style, and press **Run**.
@@ -240,7 +242,7 @@ picture along.
 
 USE_A_STYLE = Layout(
     nodes={
-        "start": _note(_USE, (0, 0), (360, 250), "Start here"),
+        "start": _note(_USE, (0, 0), (360, 260), "Start here"),
         "checkpoint": Node("CheckpointLoaderSimple", (0, 380), (360, 98), "", {"ckpt_name": SDXL}),
         "lora": Node(
             "PasticheLoadLora", (0, 530), (360, 100), "", {"lora_name": "my_style.safetensors"}
