@@ -44,12 +44,17 @@ def dequantise(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def write_asset(
-    unet: dict[str, Tensor], vae: dict[str, Tensor], path: Path, metadata: dict[str, str]
+    unet: dict[str, Tensor],
+    vae: dict[str, Tensor],
+    path: Path,
+    metadata: dict[str, str],
+    *,
+    int8: bool = True,
 ) -> None:
-    """Write the asset: UNet in int8 (vectors in fp16), VAE in fp16."""
+    """Write the asset: UNet in int8 (vectors in fp16), VAE in fp16; all fp16 without ``int8``."""
     tensors = {}
     for key, value in unet.items():
-        if value.ndim >= 2:
+        if int8 and value.ndim >= 2:
             tensors[UNET_PREFIX + key], scale = quantise(value)
             tensors[UNET_PREFIX + key + SCALE_SUFFIX] = scale
         else:
@@ -84,6 +89,17 @@ def _is_current(path: Path, stamp: dict[str, str]) -> bool:
     return all(metadata.get(key) == value for key, value in stamp.items())
 
 
+def stored_tensors(asset: Path) -> dict[str, Tensor]:
+    """UNet and VAE of an asset under SD1.5's checkpoint keys, int8 weights turned into fp16."""
+    stored = load_file(str(asset))
+    tensors = {}
+    for key, value in stored.items():
+        if not key.endswith(SCALE_SUFFIX):
+            scale = stored.get(key + SCALE_SUFFIX)
+            tensors[key] = value if scale is None else dequantise(value, scale)
+    return tensors
+
+
 def assemble(asset_path: str | Path, out_path: str | Path) -> Path:
     """Write the SD1.5 checkpoint of an asset; returns its path.
 
@@ -98,13 +114,7 @@ def assemble(asset_path: str | Path, out_path: str | Path) -> Path:
     stamp = _stamp(asset)
     if _is_current(out, stamp):
         return out
-    stored = load_file(str(asset))
-    tensors = {}
-    for key, value in stored.items():
-        if key.endswith(SCALE_SUFFIX):
-            continue
-        scale = stored.get(key + SCALE_SUFFIX)
-        tensors[key] = value if scale is None else dequantise(value, scale)
+    tensors = stored_tensors(asset)
     tensors.update({CLIP_PREFIX + key: value for key, value in clip_state().items()})
     _save(tensors, out, {"format": "pt", **stamp})
     return out
