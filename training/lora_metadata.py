@@ -11,6 +11,15 @@ STYLE_WORDS = "pastiche.style_words"
 DATES = frozenset({"modelspec.date", "ss_training_started_at", "ss_training_finished_at"})
 """Keys that differ between two files of the same LoRA."""
 
+_CUSTOMARY = {
+    "ss_steps": "pastiche.steps",
+    "ss_max_train_steps": "pastiche.steps",
+    "ss_learning_rate": "pastiche.learning_rate",
+    "ss_seed": "pastiche.seed",
+    "ss_num_train_images": "pastiche.pairs",
+}
+"""kohya's names for what this pack keeps under its own."""
+
 _STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 
 
@@ -58,9 +67,13 @@ def file_metadata(lora: Mapping[str, str], facts: FileFacts) -> dict[str, str]:
         "modelspec.prediction_type": facts.prediction_type,
         "modelspec.usage_hint": f"Trigger: {trigger}" if trigger else "",
         "ss_network_module": "networks.lora",
-        **_base(facts.family),
+        **_base(family_of(lora) or facts.family),
         **_size(facts.rank_and_alpha),
+        **{key: lora[own] for key, own in _CUSTOMARY.items() if own in lora},
     }
+    if "pastiche.resolution" in lora:
+        side = lora["pastiche.resolution"]
+        known["modelspec.resolution"] = f"{side}x{side}"
     now = {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": facts.title,

@@ -162,7 +162,7 @@ def test_the_released_pair_files_load_and_core_alone_would_skip_them(loras, capl
     model = tiny("sdxl")
     lora = {key: t for key, t in unet_lora(model).items() if not key.endswith(".alpha")}
     released = released_pair_keys(lora)
-    assert "unet.down_blocks.0.attentions.0.transformer_blocks.0" in next(iter(released))
+    assert "unet.down_blocks.0.attentions.2.transformer_blocks.0" in next(iter(released))
     safetensors.torch.save_file(released, str(loras / "pytorch_lora_weights.safetensors"))
     (loaded,) = LoadLora.execute("pytorch_lora_weights.safetensors").result
     assert set(loaded) == set(lora)

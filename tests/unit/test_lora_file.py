@@ -443,6 +443,17 @@ def test_metadata_complete_the_loras_own_and_never_contradict_them():
     assert all(isinstance(value, str) for value in metadata.values())
 
 
+def test_what_the_pack_keeps_is_told_under_customary_names_too():
+    own = {"modelspec.architecture": FAMILIES["Flux"].architecture, "pastiche.steps": "750"}
+    own |= {"pastiche.learning_rate": "1e-05", "pastiche.resolution": "512", "pastiche.seed": "7"}
+    metadata = file_metadata(own, FACTS)
+    assert metadata["ss_base_model_version"] == FAMILIES["Flux"].base_version
+    assert metadata["modelspec.implementation"] == "comfyui"
+    assert metadata["modelspec.resolution"] == "512x512"
+    assert metadata["ss_steps"] == metadata["ss_max_train_steps"] == "750"
+    assert (metadata["ss_learning_rate"], metadata["ss_seed"]) == ("1e-05", "7")
+
+
 def test_what_the_user_types_wins():
     own = {"pastiche.style_words": "in ink", "modelspec.trigger_phrase": "old"}
     facts = FileFacts(**{**FACTS.__dict__, "trigger": "new", "style_words": "in oil"})
