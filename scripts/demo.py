@@ -50,7 +50,7 @@ def main(base_directory: Path, out: Path, seed: int) -> None:
         lora_name = ""
         for number, prompt in enumerate(PROMPTS):
             set_input(graph, "PasticheStylePrompts", "prompt", prompt)
-            set_input(graph, "KSampler", "seed", FIRST_NOISE_SEED + number)
+            set_input(graph, "PrimitiveInt", "value", FIRST_NOISE_SEED + number)
             outputs = asyncio.run(run_graph(server, graph))
             columns.append(Column(prompt, *plain_and_styled(server, graph, outputs)))
             lora_name = lora_name or saved_lora(graph, outputs)

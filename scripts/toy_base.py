@@ -21,10 +21,11 @@ def toy_checkpoint() -> Path:
     It is kept in the cache under a digest of the asset and of the code that assembles it, and
     appears there by one rename.
     """
-    assembler = REPOSITORY / "benchmarks" / "toyworld" / "assemble.py"
+    toyworld = REPOSITORY / "benchmarks" / "toyworld"
+    sources = [ASSET, toyworld / "assemble.py", toyworld / "clip.py"]
     if not ASSET.is_file():
         raise RuntimeError(f"the toy base must lie at {ASSET}, got none: get the whole repository")
-    digest = hashlib.sha256(ASSET.read_bytes() + assembler.read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
     checkpoint = cache_folder() / f"toyworld-{digest}.safetensors"
     if not checkpoint.is_file():
         sys.path.insert(0, str(REPOSITORY / "benchmarks"))
