@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from browser_binary import ensure_browser
 from comfy_server import PACK_FOLDER, ComfyServer
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from toy_base import EXAMPLES
 
 FLAGS = [
     "--no-sandbox",
@@ -133,6 +135,7 @@ def screenshots(
 @pytest.fixture(scope="session")
 def used_server(comfy_server: ComfyServer) -> ComfyServer:
     """The server as after a first visit: no tour, no files that the frontend asks for in vain."""
+    shutil.copytree(EXAMPLES, comfy_server.base_directory / "input", dirs_exist_ok=True)
     user = comfy_server.base_directory / "user" / "default"
     for folder in ("workflows", "subgraphs"):
         (user / folder).mkdir(parents=True, exist_ok=True)
