@@ -1,5 +1,7 @@
 """Makes ComfyUI importable in this process, before any test module imports it."""
 
+import importlib
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -9,7 +11,10 @@ from comfy_in_process import prepare_comfy
 
 _BASE_DIRECTORY = tempfile.TemporaryDirectory(prefix="pastiche-comfy-")
 prepare_comfy(Path(_BASE_DIRECTORY.name))
+# The tolerances are those of fp32 on a CPU; test_lowvram.py starts the GPU's tests on their own.
+importlib.import_module("comfy.cli_args").args.cpu = os.environ.get("PASTICHE_TEST_GPU") != "1"
 sys.path.append(str(Path(__file__).resolve().parent))  # tiny.py, for the tests beside it
+sys.path.append(str(Path(__file__).resolve().parents[1] / "oracles"))
 
 
 @pytest.fixture(scope="session")
