@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import comfy.supported_models as supported
 from comfy.model_patcher import ModelPatcher
-from comfy.quant_ops import QuantizedTensor
+from comfy.quant_ops import QUANT_ALGOS
 
 from ...training.families import FAMILIES, Family
 
@@ -58,13 +58,14 @@ def identify_for_training(model: ModelPatcher) -> Family:
     """Return the family of a MODEL that gradients can flow through.
 
     Raises:
-        ValueError: As ``identify``, or the base is a GGUF, Nunchaku or otherwise quantised one.
+        ValueError: As ``identify``, or the base is a GGUF, Nunchaku or other quantised one
+            without a backward.
     """
     family = identify(model)
     kind = _foreign_kind(model)
     if kind is not None:
         raise ValueError(
-            f"training needs a base in fp32, bf16, fp16 or plain fp8, got {kind}; "
+            f"training needs a base in fp32, bf16, fp16 or fp8, got {kind}; "
             "load the same model's ordinary file for training, and use the LoRA on any of them"
         )
     return family
@@ -78,12 +79,15 @@ def _foreign_kind(model: ModelPatcher) -> str | None:
         or "nunchaku" in type(network).__name__.lower()
     ):
         return f"a Nunchaku base ({type(network).__name__})"
-    for weight in network.parameters():
-        kind = type(weight.data).__name__
-        if "gguf" in type(model).__name__.lower() or "ggml" in kind.lower():
-            return f"a GGUF base ({type(model).__name__})"
-        if isinstance(weight.data, QuantizedTensor) or isinstance(weight, QuantizedTensor):
-            return "a quantised base"
+    if "gguf" in type(model).__name__.lower():
+        return f"a GGUF base ({type(model).__name__})"
+    for module in network.modules():
+        if "ggml" in type(getattr(module, "weight", None)).__name__.lower():
+            return f"a GGUF base ({type(module.weight).__name__})"
+        quantised = getattr(module, "quant_format", None)
+        # Core has a backward for the formats whose kernels also quantise the layer's input.
+        if quantised is not None and not QUANT_ALGOS[quantised].get("quantize_input", True):
+            return f"a base quantised as {quantised}"
     if model.model.model_config.optimizations.get("fp8"):
         return "a base in fp8_e4m3fn_fast"
     if not type(network).__module__.startswith("comfy."):

@@ -6,6 +6,8 @@ import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.quant_ops import QuantizedTensor
 from pack.nodes.bridge.conditioning import (
     Framing,
     encode_prompt,
@@ -16,7 +18,15 @@ from pack.nodes.bridge.denoiser import open_denoiser
 from pack.nodes.bridge.families import identify, identify_for_training
 from pack.training.denoiser import Example
 from pack.training.objective import output_errors
-from tiny import TINY_NAMES, tiny, tiny_clip, tiny_cond, tiny_latent, weights_hash
+from tiny import (
+    TINY_NAMES,
+    tiny,
+    tiny_clip,
+    tiny_cond,
+    tiny_latent,
+    tiny_scaled_fp8,
+    weights_hash,
+)
 
 FAMILY = {
     "sd15": "SD1.5",
@@ -61,6 +71,53 @@ def test_fast_fp8_base_is_refused_for_training_only():
     assert identify(model).name == "SD1.5"
     with pytest.raises(ValueError, match=r"training needs a base in fp32.*got a base in fp8"):
         identify_for_training(model)
+
+
+class GGUFModelPatcher(ModelPatcher):
+    """Named as the GGUF loader's class is."""
+
+
+class NunchakuFluxTransformer(torch.nn.Module):
+    """Named as Nunchaku's network is."""
+
+
+def test_foreign_bases_are_refused_for_training_by_name():
+    plain = tiny("flux", fresh=True)
+    gguf = GGUFModelPatcher(plain.model, plain.load_device, plain.offload_device)
+    with pytest.raises(ValueError, match="got a GGUF base"):
+        identify_for_training(gguf)
+    assert identify(gguf).name == "Flux"
+    plain.model.diffusion_model.single_blocks[0].linear1.quant_format = "int8_tensorwise"
+    with pytest.raises(ValueError, match="got a base quantised as int8_tensorwise"):
+        identify_for_training(plain)
+    plain.model.diffusion_model = NunchakuFluxTransformer()
+    with pytest.raises(ValueError, match="got a Nunchaku base"):
+        identify_for_training(plain)
+
+
+def test_scaled_fp8_base_has_the_gradient_of_its_own_prediction():
+    """Central differences through the quantised layers, under ComfyUI's own dequantisation."""
+    model = tiny_scaled_fp8("flux", "qkv")
+    before = weights_hash(model)
+    assert isinstance(
+        model.model.diffusion_model.double_blocks[0].img_attn.qkv.weight, QuantizedTensor
+    )
+    row = example(model)
+    generator = torch.Generator().manual_seed(4)
+    along, weights = (torch.randn(1, *row.latent.shape, generator=generator) for _ in range(2))
+    with open_denoiser(model) as denoiser:
+        sigma = denoiser.sigma_at(torch.tensor([0.5]))
+
+        def value(x):
+            return (denoiser.denoise(x, sigma, [row.cond]) * weights).sum()
+
+        x = row.latent[None].clone().requires_grad_()
+        value(x).backward()
+        slope = (x.grad * along).sum().item()
+        with torch.no_grad():
+            difference = (value(x + 3e-3 * along) - value(x - 3e-3 * along)).item() / 6e-3
+    assert slope == pytest.approx(difference, rel=5e-3)
+    assert weights_hash(model) == before
 
 
 @pytest.mark.parametrize("name", TINY_NAMES)

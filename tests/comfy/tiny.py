@@ -9,6 +9,7 @@ that changes weights asks for ``fresh=True``.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable
 from functools import cache
@@ -149,11 +150,15 @@ def random_state(
     return state
 
 
-def _load(name: str, dtype: torch.dtype, seed: int) -> ModelPatcher:
+def _state(name: str, dtype: torch.dtype, seed: int) -> dict[str, Tensor]:
     network, config = _NETWORKS[name]
     with torch.device("meta"):
         layout = network(**config, operations=comfy.ops.disable_weight_init, dtype=dtype)
-    state = random_state(layout, seed, dtype) | _MARKERS.get(name, {})
+    return random_state(layout, seed, dtype) | _MARKERS.get(name, {})
+
+
+def _load(name: str, dtype: torch.dtype, seed: int) -> ModelPatcher:
+    state = _state(name, dtype, seed)
     patcher = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": dtype})
     if patcher is None:
         raise RuntimeError(f"ComfyUI must recognise the tiny model, {name} was not recognised")
@@ -184,6 +189,23 @@ def tiny(
         with torch.inference_mode():
             return _load(name, dtype, seed)
     return _load(name, dtype, seed) if fresh else _shared(name, dtype, seed).clone()
+
+
+def tiny_scaled_fp8(name: str, suffix: str, *, seed: int = 0) -> ModelPatcher:
+    """Return a tiny model of its own whose layers ``…suffix`` are fp8 with a scale each.
+
+    Made under inference mode, as loader nodes do.
+    """
+    note = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
+    with torch.inference_mode():
+        state = _state(name, torch.float32, seed)
+        for layer in [key[: -len(".weight")] for key in state if key.endswith(f"{suffix}.weight")]:
+            weight = state[f"{layer}.weight"]
+            scale = weight.abs().max() / torch.finfo(torch.float8_e4m3fn).max
+            state[f"{layer}.weight"] = (weight / scale).to(torch.float8_e4m3fn)
+            state[f"{layer}.weight_scale"] = scale
+            state[f"{layer}.comfy_quant"] = note.clone()
+        return comfy.sd.load_diffusion_model_state_dict(state)
 
 
 def tiny_cond(model: ModelPatcher, tokens: int = 77, batch: int = 1, seed: int = 0) -> list:
