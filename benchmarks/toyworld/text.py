@@ -31,6 +31,7 @@ def add_comfyui(folder: Path, *, cpu: bool = True) -> None:
     from comfy.cli_args import args
 
     args.cpu = cpu
+    args.use_pytorch_cross_attention = True
 
 
 def load_tokenizer(comfyui: Path) -> object:
