@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import comfy.lora
 import comfy.lora_convert
 import comfy.sd
+import comfy.utils
 from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor
 
-from ...lora_ops.keys import changes_text_encoder, parts_by_layer
+from ...lora_ops.keys import NATIVE_PREFIX, changes_text_encoder, parts_by_layer
 from ...training.families import Family
 from ...training.lora_file import respelled
 from ...training.lora_metadata import family_of
@@ -123,17 +124,27 @@ def _nothing_fits(model: str, layers: int, text: int, made_for: str) -> str:
 def _misfits(
     model: ModelPatcher, clip: comfy.sd.CLIP | None, patches: Mapping[object, object]
 ) -> Iterable[_Misfit]:
-    weights = dict(model.model.state_dict())
-    if clip is not None:
-        weights |= clip.cond_stage_model.state_dict()
     for target, patch in patches.items():
         key, offset = (target, None) if isinstance(target, str) else (target[0], target[1])
-        shape = list(weights[key].shape)
-        if offset is not None:
+        shape = _weight_shape(model, clip, key)
+        if shape and offset is not None:
             shape[offset[0]] = offset[2]
         change = _shape_of(patch, shape)
         if change is not None and change != tuple(shape):
             yield _Misfit(key, change, tuple(shape))
+
+
+def _weight_shape(model: ModelPatcher, clip: comfy.sd.CLIP | None, key: str) -> list[int]:
+    """Return a parameter's shape, empty if there is none of that name.
+
+    Of the parameter, not of its entry in the state dict, which is packed where it is quantised.
+    """
+    root = model.model if key.startswith(NATIVE_PREFIX) or clip is None else clip.cond_stage_model
+    try:
+        weight = comfy.utils.get_attr(root, key)
+    except AttributeError:
+        return []
+    return [] if weight is None else list(weight.shape)
 
 
 def _shape_of(patch: object, shape: list[int]) -> tuple[int, ...] | None:

@@ -35,6 +35,12 @@ def lora_for(base, metadata=None):
     return LoraState(tensors, metadata)
 
 
+def names_of(base):
+    return [
+        f"diffusion_model.{path}" for path, _ in tiny(base).model.diffusion_model.named_modules()
+    ]
+
+
 @pytest.fixture
 def loras(tmp_path, monkeypatch):
     """ComfyUI's only LoRA folder, empty."""
@@ -116,6 +122,12 @@ def test_a_transposed_layer_is_refused_though_its_numbers_would_fit():
 def test_a_bias_of_another_shape_is_refused():
     text = refused_by_apply("sd15", {"diffusion_model.out.2.diff_b": torch.ones(7)})
     assert "(7,) for a weight of (4,)" in text
+
+
+def test_a_bias_that_the_model_has_not_is_refused():
+    layer = next(key for key in names_of("sd15") if key.endswith("attn1.to_q"))
+    text = refused_by_apply("sd15", {f"{layer}.diff_b": torch.ones(320)})
+    assert "(320,) for a weight of ()" in text
 
 
 def test_a_text_encoder_lora_of_another_width_is_refused():
