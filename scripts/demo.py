@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from comfy_server import PACK_FOLDER, ComfyServer
+from comfy_server import ComfyServer
 from contact_sheet import Column, contact_sheet
 from toy_base import REPOSITORY, place
 
@@ -58,13 +58,16 @@ def main(base_directory: Path, out: Path, seed: int) -> None:
     style = input_of(graph, "PasticheTrainPair", "style_words")
     sheet = out / "contact_sheet.png"
     contact_sheet(before, after, columns, f'Learnt from one pair: "{style}"').save(sheet)
+    opened = out / f"{TEMPLATE}.json"
+    opened.write_text(json.dumps(graph, indent=2) + "\n", encoding="utf-8")
     lora = base_directory / "models" / "loras" / lora_name
     shutil.copyfile(lora, out / lora.name)
     print(f"\nDone in {time.monotonic() - started:.0f} s.")
     print(f"  contact sheet  {sheet}")
     print(f"  style LoRA     {out / lora.name}")
-    print("The same graph in a browser: python3 scripts/dev.py comfy, then Templates,")
-    print(f"{PACK_FOLDER}, {TEMPLATE}; choose the checkpoint toyworld.safetensors.", flush=True)
+    print(f"  graph          {opened}")
+    print("The same graph in a browser: python3 scripts/dev.py comfy, then drop the graph's file")
+    print("on the page.", flush=True)
 
 
 def nodes_of(graph: Graph, class_type: str) -> list[dict[str, Any]]:
