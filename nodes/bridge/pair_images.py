@@ -79,9 +79,9 @@ def fit_pair(
 ) -> FittedPair:
     """Return one pair on the frame of its before picture.
 
-    The frame is the whole before picture with its shorter side at ``resolution``, its sides cut to
-    the multiple below. The after picture is resized to cover that frame and cropped at its centre.
-    The frame shrinks until neither picture is enlarged.
+    The before picture is resized so that its shorter side is ``resolution``. The after picture is
+    resized to cover the same size and cropped to it at its centre. Both are then cropped at their
+    centre to the multiple below. Sizes shrink until neither picture is enlarged.
 
     # Differs from the paper: it crops a random square; here all of the picture is seen.
 
@@ -93,8 +93,8 @@ def fit_pair(
         number: Of the pair, for messages.
     """
     before, after = _cleaned(before, f"before {number}"), _cleaned(after, f"after {number}")
-    frame = _frame(before.shape[:2], after.shape[:2], resolution, multiple)
-    fitted = _onto(before, frame), _onto(after, frame)
+    full = _common_size(before.shape[:2], after.shape[:2], resolution, multiple)
+    fitted = _onto(before, full, multiple), _onto(after, full, multiple)
     return FittedPair(*fitted, note=_note(*fitted, resolution, number))
 
 
@@ -150,28 +150,32 @@ def _cleaned(image: Tensor, name: str) -> Tensor:
     return colours.expand(height, width, 3)
 
 
-def _frame(
+def _common_size(
     before: tuple[int, int], after: tuple[int, int], resolution: int, multiple: int
 ) -> tuple[int, int]:
-    """Return the frame's height and width."""
+    """Return height and width that both pictures are brought to before the last crop."""
     scale = min(1.0, resolution / min(before))
     for ours, theirs in zip(before, after, strict=True):
         scale = min(scale, theirs / ours)
-    height, width = (max(multiple, round(side * scale) // multiple * multiple) for side in before)
+    height, width = (max(multiple, round(side * scale)) for side in before)
     return height, width
 
 
-def _onto(image: Tensor, frame: tuple[int, int]) -> FittedImage:
-    """Return the picture resized to cover the frame, cropped at its centre."""
+def _onto(image: Tensor, full: tuple[int, int], multiple: int) -> FittedImage:
+    """Return the picture resized to cover ``full``, cropped at its centre to the multiple below."""
     original = (image.shape[0], image.shape[1])
-    scale = max(frame[0] / original[0], frame[1] / original[1])
-    covering = [max(side, round(of * scale)) for side, of in zip(frame, original, strict=True)]
+    scale = max(full[0] / original[0], full[1] / original[1])
+    covering = [max(side, round(of * scale)) for side, of in zip(full, original, strict=True)]
     if tuple(covering) != original:
         channels_first = image.movedim(-1, 0)[None]
         resized = F.interpolate(channels_first, size=covering, mode="bilinear", antialias=True)
         image = resized[0].movedim(0, -1)
-    top, left = (covering[0] - frame[0]) // 2, (covering[1] - frame[1]) // 2
-    cropped = image[top : top + frame[0], left : left + frame[1]]
+    height, width = (side // multiple * multiple for side in full)
+    top, left = (
+        (over - side) // 2 + (side - kept) // 2
+        for over, side, kept in zip(covering, full, (height, width), strict=True)
+    )
+    cropped = image[top : top + height, left : left + width]
     return FittedImage(cropped.clamp(0.0, 1.0).contiguous(), original, (top, left))
 
 
