@@ -26,7 +26,8 @@ def style_prompts(
     Raises:
         ValueError: There are no style words, or no text encoder.
     """
-    words = style_words.strip() or metadata_of(style_lora or {}).get(STYLE_WORDS, "").strip()
+    metadata = {} if style_lora is None else metadata_of(style_lora)
+    words = style_words.strip() or metadata.get(STYLE_WORDS, "").strip()
     if not words:
         given = "none" if style_lora is None else "a LoRA that keeps none"
         raise ValueError(

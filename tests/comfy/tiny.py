@@ -129,6 +129,11 @@ _MARKERS: dict[str, dict[str, Tensor]] = {
     "sdxl_v": {"v_pred": torch.tensor([])},
 }
 TINY_NAMES = tuple(_NETWORKS)
+# Variants that single tests ask for by name.
+_NETWORKS |= {
+    "sd15_inpaint": (_unet, {**_SD15, "in_channels": 9}),
+    "sd15_middle": (_unet, {**_SD15, "transformer_depth_middle": 1}),
+}
 
 
 def random_state(
