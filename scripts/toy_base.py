@@ -46,6 +46,11 @@ def place(base_directory: Path) -> None:
     except OSError:
         # Windows gives links to administrators only.
         shutil.copyfile(toy_checkpoint(), target)
+    place_examples(base_directory)
+
+
+def place_examples(base_directory: Path) -> None:
+    """Copy the example pictures, which the templates name, into the server's input."""
     for picture in sorted(EXAMPLES.glob("*.png")):
         shutil.copyfile(picture, base_directory / "input" / picture.name)
 

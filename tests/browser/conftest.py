@@ -12,6 +12,7 @@ import pytest
 from browser_binary import ensure_browser
 from comfy_server import PACK_FOLDER, ComfyServer
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from toy_base import place_examples
 from toy_base import EXAMPLES
 
 FLAGS = [
@@ -135,6 +136,7 @@ def screenshots(
 @pytest.fixture(scope="session")
 def used_server(comfy_server: ComfyServer) -> ComfyServer:
     """The server as after a first visit: no tour, no files that the frontend asks for in vain."""
+    place_examples(comfy_server.base_directory)
     shutil.copytree(EXAMPLES, comfy_server.base_directory / "input", dirs_exist_ok=True)
     user = comfy_server.base_directory / "user" / "default"
     for folder in ("workflows", "subgraphs"):
@@ -159,7 +161,7 @@ def frontend(
     request: pytest.FixtureRequest,
 ) -> Iterator[Frontend]:
     """A page in a fresh profile, Nodes 2.0 off and on; a module's tests share the two."""
-    context = chromium.new_context(viewport={"width": 1920, "height": 1080})
+    context = chromium.new_context(viewport={"width": 2560, "height": 1440})
     frontend = Frontend(context.new_page(), used_server, screenshots)
     frontend.open(vue_nodes=request.param)
     yield frontend
