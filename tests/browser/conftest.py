@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from browser_binary import ensure_browser
 from comfy_server import PACK_FOLDER, ComfyServer
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 from toy_base import place_examples
-from toy_base import EXAMPLES
 
 FLAGS = [
     "--no-sandbox",
@@ -137,7 +135,6 @@ def screenshots(
 def used_server(comfy_server: ComfyServer) -> ComfyServer:
     """The server as after a first visit: no tour, no files that the frontend asks for in vain."""
     place_examples(comfy_server.base_directory)
-    shutil.copytree(EXAMPLES, comfy_server.base_directory / "input", dirs_exist_ok=True)
     user = comfy_server.base_directory / "user" / "default"
     for folder in ("workflows", "subgraphs"):
         (user / folder).mkdir(parents=True, exist_ok=True)
