@@ -76,17 +76,20 @@ def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> N
         temporary.unlink(missing_ok=True)
 
 
+def metadata_of(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file."""
+    with safe_open(str(path), framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
 def _stamp(asset: Path) -> dict[str, str]:
     digest = hashlib.sha256(asset.read_bytes()).hexdigest()
-    return {"toyworld_asset": digest, "toyworld_assembler": f"{VERSION}/{SEED}"}
+    own = {"toyworld_asset": digest, "toyworld_assembler": f"{VERSION}/{SEED}"}
+    return {**metadata_of(asset), **own}
 
 
 def _is_current(path: Path, stamp: dict[str, str]) -> bool:
-    if not path.exists():
-        return False
-    with safe_open(str(path), framework="pt") as file:
-        metadata = file.metadata() or {}
-    return all(metadata.get(key) == value for key, value in stamp.items())
+    return path.exists() and metadata_of(path) == stamp
 
 
 def stored_tensors(asset: Path) -> dict[str, Tensor]:
@@ -116,5 +119,5 @@ def assemble(asset_path: str | Path, out_path: str | Path) -> Path:
         return out
     tensors = stored_tensors(asset)
     tensors.update({CLIP_PREFIX + key: value for key, value in clip_state().items()})
-    _save(tensors, out, {"format": "pt", **stamp})
+    _save(tensors, out, stamp)
     return out

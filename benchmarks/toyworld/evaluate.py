@@ -21,6 +21,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != HERE]
 sys.path.append(str(HERE.parent))
 
+from toyworld.assemble import metadata_of  # noqa: E402
 from toyworld.data import cache_folder  # noqa: E402
 from toyworld.judge import Judge, through_vae  # noqa: E402
 from toyworld.readable import ceilings, is_scored, rights, to_tensor  # noqa: E402
@@ -98,6 +99,21 @@ def double(
     return {**{name: rate(flags) for name, flags in rows.items()}, "both objects": rate(both)}
 
 
+def quantisation(
+    sampler: StockSampler, exact: StockSampler, judge: Judge, count: int, cfg: float
+) -> dict[str, float]:
+    """What int8 costs: both files' rates on the same prompts and noise, and their distance."""
+    generator = np.random.RandomState(31)
+    scenes = [random_scene(generator) for _ in range(count)]
+    stored, unquantised = draw(sampler, scenes, 9000, cfg), draw(exact, scenes, 9000, cfg)
+    answers: dict[str, float] = {"prompts": count}
+    for name, pictures in (("int8", stored), ("fp16", unquantised)):
+        for attribute, flags in rights(scenes, judge.read(pictures)).items():
+            answers[f"{name} {attribute}"] = float(np.mean(flags))
+    answers["mean pixel difference"] = (stored - unquantised).abs().mean().item()
+    return answers
+
+
 def spread(sampler: StockSampler, vae: TinyVAE, cfg: float, prompts: int = 6) -> float:
     """Mean pixel deviation over eight seeds of a prompt, as a share of the true renders'."""
     generator = np.random.RandomState(21)
@@ -132,6 +148,9 @@ def report(result: dict) -> str:
     for group, rows in result["rates"].items():
         lines += [_line(name, group, row) for name, row in rows.items()]
     lines += ["", f"Spread over seeds: {result['spread']:.2f} of the true renders'.", ""]
+    if "quantisation" in result:
+        cells = ", ".join(f"{k} {v:.3g}" for k, v in result["quantisation"].items())
+        lines += [f"Cost of int8 against fp16, same prompts and noise: {cells}.", ""]
     lines += ["The judge on round-tripped true renders:", ""]
     lines += ["| style | object | colour | background | style |", "| --- | --- | --- | --- | --- |"]
     for style, row in result["ceilings"].items():
@@ -152,7 +171,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=80)
     parser.add_argument("--double", type=int, default=50, help="per side of the split")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--unet-steps", type=int, default=0)
+    parser.add_argument("--fp16", type=Path, help="the same weights without int8, to compare")
     parser.add_argument("--out", type=Path, default=RESULTS / "toyworld.md")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -165,7 +184,7 @@ def main() -> None:
     result = {
         "world": world_hash(),
         "judge": judge.hash,
-        "unet_steps": options.unet_steps,
+        "unet_steps": metadata_of(options.checkpoint)["unet_steps"],
         "cfg": options.cfg,
         "ceilings": table,
         "rates": {
@@ -179,6 +198,9 @@ def main() -> None:
         for name, held_out in (("two objects, seen", False), ("two objects, held out", True)):
             result["rates"][name] = double(sampler, judge, held_out, options.double, options.cfg)
     result["spread"] = spread(sampler, vae, options.cfg)
+    if options.fp16:
+        exact = StockSampler(Path(os.environ["COMFYUI_PATH"]), options.fp16.resolve())
+        result["quantisation"] = quantisation(sampler, exact, judge, 40, options.cfg)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(report(result), encoding="utf-8")
     options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")

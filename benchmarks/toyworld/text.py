@@ -24,7 +24,8 @@ def add_comfyui(folder: Path, *, cpu: bool = True) -> None:
     """Put a ComfyUI folder first on the module path and choose its CPU mode, before any import."""
     if not (folder / "comfy").is_dir():
         raise ValueError(f"COMFYUI_PATH must be a ComfyUI folder, got {folder}.")
-    sys.path.insert(0, str(folder))
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
     import comfy.options
 
     comfy.options.enable_args_parsing(False)
