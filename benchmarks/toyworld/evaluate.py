@@ -22,11 +22,10 @@ sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != HERE]
 sys.path.append(str(HERE.parent))
 
 from toyworld.assemble import metadata_of  # noqa: E402
-from toyworld.data import cache_folder  # noqa: E402
 from toyworld.judge import Judge, through_vae  # noqa: E402
 from toyworld.readable import ceilings, is_scored, rights, to_tensor  # noqa: E402
 from toyworld.sampler import CFG, SAMPLER, STEPS, StockSampler  # noqa: E402
-from toyworld.vae import TinyVAE  # noqa: E402
+from toyworld.vae import TinyVAE, read_vae  # noqa: E402
 from toyworld.world import Scene, caption, random_scene, world_hash  # noqa: E402
 
 RESULTS = HERE.parent / "results"
@@ -177,9 +176,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
     sampler = StockSampler(Path(os.environ["COMFYUI_PATH"]), options.checkpoint.resolve())
-    vae = TinyVAE()
-    vae.load_state_dict(torch.load(cache_folder() / "vae.pt", weights_only=True))
-    judge = Judge(vae.eval())
+    vae = read_vae(options.checkpoint)
+    judge = Judge(vae)
     table = ceilings(judge, vae)
     result = {
         "world": world_hash(),

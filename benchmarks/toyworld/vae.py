@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor, nn
 
 LATENT_SCALE = 0.18215  # SD1.5's scale, which ComfyUI multiplies into VAE latents
@@ -104,6 +105,17 @@ class TinyVAE(nn.Module):
         std, mean = raw.std(), raw.mean()
         self.vae_scale.copy_(std * LATENT_SCALE)
         self.vae_shift.copy_(-mean / std / LATENT_SCALE)
+
+
+def read_vae(path: Path) -> TinyVAE:
+    """The VAE inside an asset or an assembled checkpoint."""
+    prefix = "first_stage_model."
+    with safe_open(str(path), framework="pt") as file:
+        keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
+        state = {key[len(prefix) :]: file.get_tensor(key).float() for key in keys}
+    vae = TinyVAE()
+    vae.load_state_dict(state)
+    return vae.eval()
 
 
 def train_vae(
