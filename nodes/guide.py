@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .bridge.guidance import Style, with_style_guidance
+from .bridge.guidance import with_style_guidance
 from .bridge.style_prompts import style_prompts
+from .bridge.style_run import Style
 from .bridge.style_window import style_window
 
 
