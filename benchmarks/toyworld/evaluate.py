@@ -25,7 +25,7 @@ from toyworld.assemble import metadata_of  # noqa: E402
 from toyworld.judge import Judge, through_vae  # noqa: E402
 from toyworld.readable import ceilings, is_scored, rights, to_tensor  # noqa: E402
 from toyworld.sampler import CFG, SAMPLER, STEPS, StockSampler  # noqa: E402
-from toyworld.vae import TinyVAE, read_vae  # noqa: E402
+from toyworld.vae import TinyVAE  # noqa: E402
 from toyworld.world import Scene, caption, random_scene, world_hash  # noqa: E402
 
 RESULTS = HERE.parent / "results"
@@ -176,7 +176,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
     sampler = StockSampler(Path(os.environ["COMFYUI_PATH"]), options.checkpoint.resolve())
-    vae = read_vae(options.checkpoint)
+    vae = TinyVAE.from_checkpoint(options.checkpoint)
     judge = Judge(vae)
     table = ceilings(judge, vae)
     result = {

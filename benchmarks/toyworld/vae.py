@@ -73,6 +73,17 @@ class TinyVAE(nn.Module):
             if isinstance(module, _Block):
                 nn.init.normal_(module.conv[4].weight, std=1e-3)
 
+    @classmethod
+    def from_checkpoint(cls, path: Path) -> TinyVAE:
+        """The VAE inside an asset or an assembled checkpoint."""
+        prefix = "first_stage_model."
+        with safe_open(str(path), framework="pt") as file:
+            keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
+            state = {key[len(prefix) :]: file.get_tensor(key).float() for key in keys}
+        vae = cls()
+        vae.load_state_dict(state)
+        return vae.eval()
+
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
         """Latents of pictures in 0..1 as the UNet sees them, (batch, 4, height/8, width/8)."""
@@ -105,17 +116,6 @@ class TinyVAE(nn.Module):
         std, mean = raw.std(), raw.mean()
         self.vae_scale.copy_(std * LATENT_SCALE)
         self.vae_shift.copy_(-mean / std / LATENT_SCALE)
-
-
-def read_vae(path: Path) -> TinyVAE:
-    """The VAE inside an asset or an assembled checkpoint."""
-    prefix = "first_stage_model."
-    with safe_open(str(path), framework="pt") as file:
-        keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
-        state = {key[len(prefix) :]: file.get_tensor(key).float() for key in keys}
-    vae = TinyVAE()
-    vae.load_state_dict(state)
-    return vae.eval()
 
 
 def train_vae(
