@@ -120,8 +120,9 @@ You need **one picture before and one after**: the same picture without and with
 4. Say what to paint.
 5. Press **Run**.
 
-The first run trains, about a quarter of an hour for SDXL on a 24 GB card. Every later run finds \
-the finished style and only paints: change prompts, scale and seed as you like.
+The first run trains: for SDXL the paper's authors report a quarter of an hour on a 24 GB card. \
+Every later run finds the finished style and only paints: change prompts, scale and seed as you \
+like.
 """
 
 _PAIR = """\
