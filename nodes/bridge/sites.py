@@ -15,7 +15,7 @@ from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
 from ...lora_ops import LowRank
-from ...lora_ops.keys import NATIVE_PREFIX
+from ...lora_ops.keys import NATIVE_PREFIX, changes_text_encoder, parts_by_layer
 from ...training.families import Family
 from ...training.gates import Site
 from .families import identify
@@ -70,8 +70,6 @@ _LAYERS: dict[str, _Layers] = {
 # Core's loader reads this suffix as the q, k and v rows of a fused layer.
 _FUSED = re.compile(r"^single_blocks\.\d+\.linear1$")
 _FUSED_SUFFIX = "_qkv"
-# LoRA keys that belong to a text encoder or an embedding rather than to the denoiser.
-_TEXT_KEYS = ("lora_te", "text_encoder", "lora_prior_te", "bundle_emb.", "te_", "clip_", "t5")
 
 
 def training_sites(model: ModelPatcher, targets: str) -> dict[str, Site]:
@@ -163,7 +161,7 @@ def file_sites(
     names = comfy.lora.model_lora_keys_unet(model.model, {})
     patches = comfy.lora.load_lora(dict(lora), names, log_missing=False)
     if not patches:
-        example = next((key for key in lora if not key.startswith(_TEXT_KEYS)), None)
+        example = next(iter(_denoiser_layers(lora)), None)
         what = f"such as {example}" if example else "no key for the image model"
         raise ValueError(
             f"the LoRA must be made for this architecture, {identify(model).name}, got a LoRA "
@@ -183,16 +181,13 @@ def file_sites(
 
 
 def unmatched_keys(model: ModelPatcher, lora: Mapping[str, Tensor]) -> list[str]:
-    """Return the keys of the image model's part of a LoRA that this model has no layer for."""
+    """Return the layers of the image model's part of a LoRA that this model has no layer for."""
     names = comfy.lora.model_lora_keys_unet(model.model, {})
-    layers = sorted({_layer_of(key) for key in lora if not key.startswith(_TEXT_KEYS)})
-    return [layer for layer in layers if layer not in names]
+    return [layer for layer in _denoiser_layers(lora) if layer not in names]
 
 
-def _layer_of(key: str) -> str:
-    return re.sub(
-        r"(\.lora_|\.lora\.|_lora\.|\.alpha$|\.dora_scale$|\.diff|\.hada_|\.lokr_).*", "", key
-    )
+def _denoiser_layers(lora: Mapping[str, Tensor]) -> list[str]:
+    return sorted(layer for layer in parts_by_layer(lora) if not changes_text_encoder(layer))
 
 
 def _require_low_rank(key: str, patch: object) -> None:
