@@ -1,0 +1,1 @@
+"""The Pair Customization study on the toy base: trainings, pictures, curves, report."""
