@@ -42,7 +42,9 @@ def orthonormal_rows(width: int, rows: int, seed: int) -> Tensor:
     return torch.linalg.qr(gaussian).Q.mT.contiguous()
 
 
-def disjoint_bases(width: int, content_rank: int, style_rank: int, seed: int) -> tuple[Tensor, Tensor]:
+def disjoint_bases(
+    width: int, content_rank: int, style_rank: int, seed: int
+) -> tuple[Tensor, Tensor]:
     """Return content and style rows of one orthonormal basis, orthogonal to each other.
 
     Args:

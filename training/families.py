@@ -61,7 +61,9 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Family("SD1.5", "stable-diffusion-v1/lora", "sd_v1", 512, 8, True, _UNET_OURS),
         Family("SD2", "stable-diffusion-v2-768-v/lora", "sd_v2_v", 512, 8, True, _UNET_OURS),
-        Family("SDXL", "stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0", 512, 8, True, _SDXL_PAPER),
+        Family(
+            "SDXL", "stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0", 512, 8, True, _SDXL_PAPER
+        ),
         Family("SD3", "stable-diffusion-3/lora", "sd3", 512, 16, False, _DIT_OURS),
         Family("Flux", "flux-1-dev/lora", "flux1", 512, 16, False, _FLUX_PORT, distilled=True),
         Family("Flux.2", "flux-2-dev/lora", "flux2", 512, 16, False, _DIT_OURS, distilled=True),

@@ -19,7 +19,13 @@ FORMAT = 1
 """Of the run folder; a run of another format is not read."""
 
 _RESERVED = frozenset('<>:"/\\|?*')
-_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))}
+_DEVICES = {
+    "CON",
+    "PRN",
+    "AUX",
+    "NUL",
+    *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10)),
+}
 _LONGEST_NAME = 80
 
 
@@ -145,9 +151,7 @@ def save_run(folder: Path, run: StoredRun) -> None:
     try:
         for name, lora in run.loras.items():
             packed = pack_tensors(lora)
-            write_new(
-                unfinished / f"{name}.safetensors", packed.header(lora.metadata), packed.data
-            )
+            write_new(unfinished / f"{name}.safetensors", packed.header(lora.metadata), packed.data)
         description = {
             "format": FORMAT,
             "steps": run.steps,

@@ -29,9 +29,7 @@ def model_digest(model: comfy.model_patcher.ModelPatcher) -> dict[str, str]:
     """Return the digests of a patcher's class, weights, patches and sampling, by name."""
     sampling = model.get_model_object(_SAMPLING) if hasattr(model.model, _SAMPLING) else None
     config = getattr(getattr(model.model, "model_config", None), "unet_config", None)
-    objects = {
-        name: value for name, value in model.object_patches.items() if name != _SAMPLING
-    }
+    objects = {name: value for name, value in model.object_patches.items() if name != _SAMPLING}
     network = getattr(model.model, "diffusion_model", model.model)
     return {
         "class": f"{type(model.model).__name__} {type(network).__name__} {_short(config)}",

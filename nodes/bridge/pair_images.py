@@ -118,7 +118,9 @@ def encode(vae: comfy.sd.VAE, image: FittedImage, mirrored: bool) -> Tensor:
 
 def side_by_side(pair: FittedPair, mirrored: bool) -> Tensor:
     """Return before and after beside each other as an IMAGE, ``(1, height, 2 * width, 3)``."""
-    images = [image.pixels.flip(1) if mirrored else image.pixels for image in (pair.before, pair.after)]
+    images = [
+        image.pixels.flip(1) if mirrored else image.pixels for image in (pair.before, pair.after)
+    ]
     return torch.cat(images, dim=1)[None]
 
 

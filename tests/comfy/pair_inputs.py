@@ -80,7 +80,9 @@ def identity(name: str = "sd3", **changes: Any) -> str:
 
 
 @contextmanager
-def progress(on_step: Callable[[int, int], None] = lambda value, total: None) -> Iterator[list[int]]:
+def progress(
+    on_step: Callable[[int, int], None] = lambda value, total: None,
+) -> Iterator[list[int]]:
     """Yield the values that reach ComfyUI's progress bar in the block."""
     values: list[int] = []
 

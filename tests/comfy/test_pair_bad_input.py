@@ -66,7 +66,10 @@ REFUSED = {
     "no name": ({"run_name": ""}, "run_name must not be empty"),
     "NaN": ({"before": spoilt(float("nan"))}, "got NaN or infinity in before 1"),
     "infinity": ({"after": spoilt(float("inf"))}, "got NaN or infinity in after 1"),
-    "one pixel": ({"before": picture(1, 1)}, "at least 16 pixels on each side, got 1 x 1 for before 1"),
+    "one pixel": (
+        {"before": picture(1, 1)},
+        "at least 16 pixels on each side, got 1 x 1 for before 1",
+    ),
     "too narrow": ({"after": picture(400, 15)}, "got 15 x 400 for after 1"),
     "five channels": ({"before": picture(channels=5)}, "got 5 channels for before 1"),
     "empty batch": ({"before": picture()[:0]}, "got 0 before and 1 after"),
@@ -110,7 +113,10 @@ def test_a_read_only_output_is_said_before_training(output):
 def test_a_full_disk_is_said_before_training(output, monkeypatch):
     usage = shutil.disk_usage(output.parent)._replace(free=10)
     monkeypatch.setattr(run_store.shutil, "disk_usage", lambda path: usage)
-    with progress() as steps, pytest.raises(RuntimeError, match=r"free space, got 0 MiB; free some"):
+    with (
+        progress() as steps,
+        pytest.raises(RuntimeError, match=r"free space, got 0 MiB; free some"),
+    ):
         queue()
     assert steps == []
 

@@ -196,9 +196,7 @@ def test_sdxl_rows_carry_true_size_and_crop():
     prompts = ("a red ball", "a red ball in ink")
     for shown, framing, prompt in zip((before, after), framings, prompts, strict=True):
         expected = training_cond(model, encode_prompt(clip, prompt), shown.latent, framing)
-        torch.testing.assert_close(
-            shown.cond.model_conds["y"].cond, expected.model_conds["y"].cond
-        )
+        torch.testing.assert_close(shown.cond.model_conds["y"].cond, expected.model_conds["y"].cond)
         assert shown.latent.shape == (4, 9, 7)
 
 

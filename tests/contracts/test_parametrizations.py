@@ -126,5 +126,7 @@ def test_a_draw_follows_from_its_generator(name, shape):
 
 @pytest.mark.parametrize("name", sorted(LINEAR_ONLY))
 def test_a_convolution_is_refused_where_it_is_not_meant(name):
-    with pytest.raises(ValueError, match=r"need a linear layer, got a weight of shape \(6, 4, 3, 3"):
+    with pytest.raises(
+        ValueError, match=r"need a linear layer, got a weight of shape \(6, 4, 3, 3"
+    ):
         drawn(name, "convolution")

@@ -89,9 +89,7 @@ class PairTrainer:
         self, latent: Vector, noise: Vector, sigma: float, styled: bool
     ) -> tuple[float, Matrix, Matrix]:
         """The mean squared error of eps, and its gradients by both ``up`` matrices."""
-        x = [
-            (z + sigma * e) / math.sqrt(sigma**2 + 1) for z, e in zip(latent, noise, strict=True)
-        ]
+        x = [(z + sigma * e) / math.sqrt(sigma**2 + 1) for z, e in zip(latent, noise, strict=True)]
         content_hidden = _times(self.content_down, x)
         style_hidden = _times(self.style_down, x)
         output = _times(self.base, x)

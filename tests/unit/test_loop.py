@@ -171,9 +171,7 @@ def test_the_gradient_of_a_batch_is_the_mean_of_its_singles():
     parameters = list(adapter.parameters())
     rows = recipe.rows(0, SEED)
     with gates.attached():
-        batch = torch.autograd.grad(
-            row_errors(denoiser, gates, rows, SEED, 0).mean(), parameters
-        )
+        batch = torch.autograd.grad(row_errors(denoiser, gates, rows, SEED, 0).mean(), parameters)
         singles = [
             torch.autograd.grad(row_errors(denoiser, gates, [row], SEED, 0).sum(), parameters)
             for row in rows

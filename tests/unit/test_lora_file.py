@@ -10,12 +10,9 @@ import pytest
 import safetensors.torch
 import torch
 from pack.lora_ops.keys import factor_keys
-from pack.training.families import FAMILIES
-from pack.training.file_name import relative_name
 from pack.training.lora_file import in_precision, rank_and_alpha, read_lora
-from pack.training.lora_metadata import FileFacts, family_of, file_metadata
 from pack.training.state import LoraState
-from pack.training.tensor_file import holds, pack_tensors, read_header, read_tensors, write_new
+from pack.training.tensor_file import pack_tensors
 
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
 KOHYA = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2"
@@ -346,129 +343,6 @@ def test_numbers_beyond_fp16_are_refused_not_saved_as_infinity():
 def test_what_is_no_lora_is_not_saved(lora, said):
     with pytest.raises(ValueError, match=said):
         in_precision(lora, "fp32")
-
-
-def test_a_packed_file_is_what_the_library_reads(tmp_path):
-    tensors = in_precision(pairs(GRAMMARS["peft"]), "bf16")
-    packed = pack_tensors(tensors)
-    path = tmp_path / "a.safetensors"
-    write_new(path, packed.header({"b": "ü", "a": "1"}), packed.data)
-    loaded = safetensors.torch.load_file(path)
-    assert set(loaded) == set(tensors)
-    assert all(torch.equal(loaded[key], tensors[key]) for key in tensors)
-    with safetensors.safe_open(path, "pt") as opened:
-        assert opened.metadata() == {"a": "1", "b": "ü"}
-    assert read_header(path).start % 8 == 0
-    assert packed.header({"a": "1", "b": "2"}) == packed.header({"b": "2", "a": "1"})
-    assert all(torch.equal(read_tensors(path)[key], tensors[key]) for key in tensors)
-
-
-def test_two_files_are_the_same_but_for_ignored_keys(tmp_path):
-    tensors = in_precision(pairs(GRAMMARS["kohya"]), "fp16")
-    packed = pack_tensors(tensors)
-    path = tmp_path / "a.safetensors"
-    write_new(path, packed.header({"date": "1", "a": "1"}), packed.data)
-    assert holds(path, packed, {"date": "2", "a": "1"}, ["date"])
-    assert not holds(path, packed, {"date": "1", "a": "2"}, ["date"])
-    tensors[next(iter(tensors))][0, 0] += 1
-    assert not holds(path, pack_tensors(tensors), {"date": "1", "a": "1"}, ["date"])
-    assert not holds(tmp_path / "absent.safetensors", packed, {}, [])
-
-
-def test_an_existing_file_is_never_touched(tmp_path):
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(b"mine")
-    with pytest.raises(FileExistsError):
-        write_new(path, b"other")
-    assert path.read_bytes() == b"mine"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_full_disk_leaves_nothing_behind(tmp_path):
-    resource = pytest.importorskip("resource", reason="file sizes are limited the POSIX way")
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
-    try:
-        with pytest.raises(RuntimeError, match=r"'a\.safetensors' needs 0\.2 MB in .*; it was not"):
-            write_new(tmp_path / "a.safetensors", b"x" * 100_000, b"y" * 100_000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_is_gone_is_one_sentence(tmp_path):
-    with pytest.raises(RuntimeError, match="choose another folder"):
-        write_new(tmp_path / "gone" / "a.safetensors", b"x")
-
-
-@pytest.mark.parametrize("text", ["my_style", "sub/my style", "a\\b", "Größe.v2", "x" * 200])
-def test_plain_names_pass(text):
-    assert str(relative_name(text)) == text.replace("\\", "/")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", "  ", "../x", "a/../b", "a/..", "/etc/x", "\\\\server\\x", "C:\\x", "c:x", "."),
-        *("a//b", "a/", "a:b", "what?", "a*", "a|b", '"a"', "a\nb", "NUL", "com1.txt", ".hidden"),
-        *("a.", "a /b", "x" * 201, "ü" * 101),
-    ],
-)
-def test_names_that_leave_the_folder_or_fit_no_system_are_refused(text):
-    with pytest.raises(ValueError, match="filename must be a plain name, or subfolder/name") as e:
-        relative_name(text, "filename")
-    assert "\n" not in str(e.value)
-
-
-FACTS = FileFacts(
-    title="name", date="2026-01-01T00:00:00Z", tensor_digest="ab", rank_and_alpha=(4, 4)
-)
-
-
-def test_metadata_complete_the_loras_own_and_never_contradict_them():
-    own = {"pastiche.role": "style", "pastiche.style_words": "in ink", "ss_steps": "9"}
-    own |= {"modelspec.title": "old", "sshs_model_hash": "old", "modelspec.resolution": "768x768"}
-    facts = FileFacts(**{**FACTS.__dict__, "family": FAMILIES["SDXL"]})
-    metadata = file_metadata(own, facts)
-    assert metadata["modelspec.sai_model_spec"] == "1.0.0"
-    assert metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
-    assert metadata["modelspec.title"] == metadata["ss_output_name"] == "name"
-    assert metadata["modelspec.hash_sha256"] == "0xab"
-    assert metadata["modelspec.resolution"] == "768x768"
-    assert metadata["modelspec.trigger_phrase"] == "in ink"
-    assert metadata["ss_network_dim"] == metadata["ss_network_alpha"] == "4"
-    assert metadata["ss_steps"] == "9"
-    assert metadata["pastiche.role"] == "style"
-    assert "sshs_model_hash" not in metadata
-    assert all(isinstance(value, str) for value in metadata.values())
-
-
-def test_what_the_pack_keeps_is_told_under_customary_names_too():
-    own = {"modelspec.architecture": FAMILIES["Flux"].architecture, "pastiche.steps": "750"}
-    own |= {"pastiche.learning_rate": "1e-05", "pastiche.resolution": "512", "pastiche.seed": "7"}
-    metadata = file_metadata(own, FACTS)
-    assert metadata["ss_base_model_version"] == FAMILIES["Flux"].base_version
-    assert metadata["modelspec.implementation"] == "comfyui"
-    assert metadata["modelspec.resolution"] == "512x512"
-    assert metadata["ss_steps"] == metadata["ss_max_train_steps"] == "750"
-    assert (metadata["ss_learning_rate"], metadata["ss_seed"]) == ("1e-05", "7")
-
-
-def test_what_the_user_types_wins():
-    own = {"pastiche.style_words": "in ink", "modelspec.trigger_phrase": "old"}
-    facts = FileFacts(**{**FACTS.__dict__, "trigger": "new", "style_words": "in oil"})
-    metadata = file_metadata(own, facts)
-    assert metadata["modelspec.trigger_phrase"] == "new"
-    assert metadata["pastiche.style_words"] == "in oil"
-
-
-def test_the_base_is_read_back_from_metadata():
-    for family in FAMILIES.values():
-        facts = FileFacts(**{**FACTS.__dict__, "family": family})
-        assert family_of(file_metadata({}, facts)) == family
-        assert family_of({"ss_base_model_version": family.base_version}) == family
-    assert family_of({}) is None
-    assert family_of({"modelspec.architecture": "pixart/lora"}) is None
 
 
 def test_rank_and_alpha_are_told_where_all_layers_agree():

@@ -54,9 +54,7 @@ def test_pairs_come_in_seeded_shuffled_rounds_with_their_own_content():
 
 def test_contents_and_style_share_one_basis():
     adapters = Pair(pairs(2), style_start=0, basis_seed=9).adapters()
-    parts = {
-        name: kind.init((4, 8), 2, torch.Generator()) for name, kind in adapters.items()
-    }
+    parts = {name: kind.init((4, 8), 2, torch.Generator()) for name, kind in adapters.items()}
     assert parts["content 0"]["down"] is parts["content 1"]["down"]
     overlap = parts["content 0"]["down"] @ parts["style"]["down"].T
     assert overlap.abs().max() < 1e-6

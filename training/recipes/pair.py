@@ -73,9 +73,7 @@ class Pair:
         """Return the content rows of one pair and, from ``style_start`` on, its style rows."""
         pair = shuffled_round(seed, len(self.pairs), step)
         views = [
-            self.mirrored[pair]
-            if self.mirrored and coin(seed, step, sample)
-            else self.pairs[pair]
+            self.mirrored[pair] if self.mirrored and coin(seed, step, sample) else self.pairs[pair]
             for sample in range(self.samples)
         ]
         content = content_name(pair)
