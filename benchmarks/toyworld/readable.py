@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from .data import cache_folder
 from .judge import COLOURLESS, TEST_SEEDS, Judge, Reading, through_vae
 from .render import render
 from .vae import TinyVAE
-from .world import BASE_CLASSES, BASE_STYLES, STYLES, Scene, random_scene
+from .world import BACKGROUNDS, BASE_CLASSES, BASE_STYLES, STYLES, Scene, random_scene
 
 THRESHOLD = 0.95
 
@@ -41,26 +44,37 @@ def true_readings(
     return scenes, judge.read(decoded.permute(0, 2, 3, 1))
 
 
-def ceilings(judge: Judge, vae: TinyVAE, count: int = 100) -> dict[str, dict[str, float]]:
-    """Per style and attribute, the share read rightly on round-tripped true renders.
+def ceilings(judge: Judge, vae: TinyVAE, count: int = 200) -> dict[str, dict[str, float]]:
+    """The shares that are read rightly on round-tripped true renders, kept beside the judge.
 
-    ``object: <class>`` rows are over all base styles together.
+    Rows are styles; ``<style> on <background>``, where ``style`` alone counts; and ``classes``,
+    over all base styles together.
     """
+    stored = cache_folder() / f"ceilings_{judge.hash}_{count}.json"
+    if stored.exists():
+        return json.loads(stored.read_text(encoding="utf-8"))
     table: dict[str, dict[str, float]] = {}
-    by_class: dict[str, list[bool]] = {kind: [] for kind in BASE_CLASSES}
+    classes: dict[str, list[bool]] = {kind: [] for kind in BASE_CLASSES}
     for style in STYLES:
         scenes, reading = true_readings(judge, vae, style, count)
         right = rights(scenes, reading)
         table[style] = {name: float(np.mean(values)) for name, values in right.items()}
+        for background in BACKGROUNDS:
+            pairs = zip(right["style"], scenes, strict=True)
+            flags = [flag for flag, scene in pairs if scene.background == background]
+            table[f"{style} on {background}"] = {"style": float(np.mean(flags))}
         if style in BASE_STYLES:
             for scene, fine in zip(scenes, right["object"], strict=True):
-                by_class[scene.things[0].kind].append(fine)
-    table["classes"] = {kind: float(np.mean(values)) for kind, values in by_class.items()}
+                classes[scene.things[0].kind].append(fine)
+    table["classes"] = {kind: float(np.mean(values)) for kind, values in classes.items()}
+    stored.write_text(json.dumps(table), encoding="utf-8")
     return table
 
 
-def is_scored(table: dict[str, dict[str, float]], style: str, attribute: str) -> bool:
-    """Whether an attribute can be read in a style well enough to be scored."""
-    if attribute == "colour" and style == COLOURLESS:
+def is_scored(table: dict[str, dict[str, float]], scene: Scene, attribute: str) -> bool:
+    """Whether an attribute of a scene can be read well enough to be scored."""
+    if attribute == "style":
+        return table[f"{scene.style} on {scene.background}"]["style"] >= THRESHOLD
+    if attribute == "colour" and scene.style == COLOURLESS:
         return False
-    return table[style][attribute] >= THRESHOLD
+    return table[scene.style][attribute] >= THRESHOLD
