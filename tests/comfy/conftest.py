@@ -17,6 +17,12 @@ sys.path.append(str(Path(__file__).resolve().parent))  # tiny.py, for the tests 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "oracles"))
 
 
+@pytest.fixture(autouse=True)
+def _own_weights() -> None:
+    """Every test finds the shared tiny networks as they were loaded."""
+    importlib.import_module("tiny").restore_shared()
+
+
 @pytest.fixture(scope="session")
 def comfy_base_directory() -> Path:
     """The base directory of the ComfyUI in this process; the server has another."""

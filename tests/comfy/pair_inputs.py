@@ -83,7 +83,10 @@ def identity(name: str = "sd3", **changes: Any) -> str:
 def progress(
     on_step: Callable[[int, int], None] = lambda value, total: None,
 ) -> Iterator[list[int]]:
-    """Yield the values that reach ComfyUI's progress bar in the block."""
+    """Yield the values that reach ComfyUI's progress bar in the block, all of them.
+
+    ComfyUI leaves out updates that follow each other within a tenth of a second.
+    """
     values: list[int] = []
 
     def hook(value: int, total: int, preview: Any, node_id: Any = None) -> None:
@@ -92,9 +95,12 @@ def progress(
 
     before = comfy.utils.PROGRESS_BAR_HOOK
     comfy.utils.set_progress_bar_global_hook(hook)
+    interval = comfy.utils.PROGRESS_THROTTLE_MIN_INTERVAL
+    comfy.utils.PROGRESS_THROTTLE_MIN_INTERVAL = 0.0
     try:
         yield values
     finally:
+        comfy.utils.PROGRESS_THROTTLE_MIN_INTERVAL = interval
         comfy.utils.set_progress_bar_global_hook(before)
 
 

@@ -19,6 +19,7 @@ import comfy.ldm.flux.model
 import comfy.ldm.modules.diffusionmodules.mmdit
 import comfy.ldm.modules.diffusionmodules.openaimodel
 import comfy.ldm.wan.model
+import comfy.model_management
 import comfy.ops
 import comfy.sd
 import comfy.taesd.taesd
@@ -170,7 +171,14 @@ def _load(name: str, dtype: torch.dtype, seed: int) -> ModelPatcher:
     return patcher
 
 
-_shared = cache(_load)
+_SHARED: dict[tuple[str, torch.dtype, int], ModelPatcher] = {}
+
+
+def restore_shared() -> None:
+    """Unload every model and put back the weights that patchers, gone or not, have patched."""
+    comfy.model_management.unload_all_models()
+    for patcher in _SHARED.values():
+        patcher.unpatch_model()
 
 
 def tiny(
@@ -193,7 +201,12 @@ def tiny(
     if inference:
         with torch.inference_mode():
             return _load(name, dtype, seed)
-    return _load(name, dtype, seed) if fresh else _shared(name, dtype, seed).clone()
+    if fresh:
+        return _load(name, dtype, seed)
+    network = (name, dtype, seed)
+    if network not in _SHARED:
+        _SHARED[network] = _load(*network)
+    return _SHARED[network].clone()
 
 
 def tiny_scaled_fp8(name: str, suffix: str, *, seed: int = 0) -> ModelPatcher:
