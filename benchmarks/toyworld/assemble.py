@@ -7,6 +7,7 @@ result, since its keys and shapes are SD1.5's with one UNet level and a TAESD VA
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from .clip import SEED, clip_state
 
 VERSION = "1"
+FACTS = "toyworld_base"
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 CLIP_PREFIX = "cond_stage_model.transformer."
@@ -77,19 +79,15 @@ def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> N
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file."""
+    """The facts written into a checkpoint (or an asset's metadata as it stands)."""
     with safe_open(str(path), framework="pt") as file:
-        return dict(file.metadata() or {})
+        metadata = dict(file.metadata() or {})
+    return json.loads(metadata[FACTS]) if FACTS in metadata else metadata
 
 
-def _stamp(asset: Path) -> dict[str, str]:
+def _facts(asset: Path) -> dict[str, str]:
     digest = hashlib.sha256(asset.read_bytes()).hexdigest()
-    own = {"toyworld_asset": digest, "toyworld_assembler": f"{VERSION}/{SEED}"}
-    return {**metadata_of(asset), **own}
-
-
-def _is_current(path: Path, stamp: dict[str, str]) -> bool:
-    return path.exists() and metadata_of(path) == stamp
+    return {**metadata_of(asset), "asset": digest, "assembler": f"{VERSION}/{SEED}"}
 
 
 def stored_tensors(asset: Path) -> dict[str, Tensor]:
@@ -114,10 +112,11 @@ def assemble(asset_path: str | Path, out_path: str | Path) -> Path:
     asset, out = Path(asset_path), Path(out_path)
     if not asset.is_file():
         raise ValueError(f"The toy base's asset must be a file, got {asset}; train it first.")
-    stamp = _stamp(asset)
-    if _is_current(out, stamp):
+    facts = _facts(asset)
+    if out.exists() and metadata_of(out) == facts:
         return out
     tensors = stored_tensors(asset)
     tensors.update({CLIP_PREFIX + key: value for key, value in clip_state().items()})
-    _save(tensors, out, stamp)
+    # One entry: safetensors writes several in random order, and equal files should be equal bytes.
+    _save(tensors, out, {FACTS: json.dumps(facts, sort_keys=True)})
     return out
