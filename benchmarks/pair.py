@@ -19,7 +19,7 @@ import numpy as np
 BENCHMARKS = Path(__file__).resolve().parent
 PAIR_CLASSES = ("house", "fish", "heart", "cup")
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
-SCALES = (1.5, 2.0, 2.5, 3.0, 4.0)
+SCALES = (2.0, 2.5, 3.0, 4.0, 5.0)
 STRENGTHS = (0.4, 0.6, 0.8, 1.0, 1.3)
 SEARCH_PICTURES, BATCH = 60, 20
 
