@@ -23,6 +23,16 @@ def _own_weights() -> None:
     importlib.import_module("tiny").restore_shared()
 
 
+@pytest.fixture
+def loras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """ComfyUI's only LoRA folder, empty."""
+    known = importlib.import_module("folder_paths").folder_names_and_paths
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    monkeypatch.setitem(known, "loras", ([str(folder)], known["loras"][1]))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def comfy_base_directory() -> Path:
     """The base directory of the ComfyUI in this process; the server has another."""

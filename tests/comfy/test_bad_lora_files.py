@@ -41,16 +41,6 @@ def names_of(base):
     ]
 
 
-@pytest.fixture
-def loras(tmp_path, monkeypatch):
-    """ComfyUI's only LoRA folder, empty."""
-    folder = tmp_path / "loras"
-    folder.mkdir()
-    endings = folder_paths.folder_names_and_paths["loras"][1]
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folder)], endings))
-    return folder
-
-
 def one_sentence(error):
     text = str(error.value)
     assert "\n" not in text

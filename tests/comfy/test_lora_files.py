@@ -33,16 +33,6 @@ PROMPT = "a red ball on grass"
 
 
 @pytest.fixture
-def loras(tmp_path, monkeypatch):
-    """ComfyUI's only LoRA folder, empty."""
-    folder = tmp_path / "loras"
-    folder.mkdir()
-    endings = folder_paths.folder_names_and_paths["loras"][1]
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folder)], endings))
-    return folder
-
-
-@pytest.fixture
 def picture():
     return torch.rand(1, 96, 128, 3, generator=torch.Generator().manual_seed(0))
 
