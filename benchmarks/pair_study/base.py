@@ -21,7 +21,8 @@ from pack.training.recipes import Single
 from toyworld.render import render
 from toyworld.world import Scene, caption, style_words
 
-CFG, STEPS, WINDOW_START = 4.0, 20, 0.2
+CFG, STEPS, WINDOW_START = 4.0, 14, 0.2
+SAMPLER, SCHEDULER = "dpmpp_2m", "karras"
 RANK, NOISE_LEVELS, STYLE_START = 64, 4, 1 / 3
 
 
@@ -37,10 +38,12 @@ class ToyBase:
 
     @classmethod
     def load(cls, checkpoint: str) -> ToyBase:
-        """Load the checkpoint of that name through the stock loader."""
+        """Load the checkpoint of that name through the stock loader, to be computed in bf16."""
         import nodes
 
         model, clip, vae = nodes.CheckpointLoaderSimple().load_checkpoint(checkpoint)[:3]
+        model = model.clone()
+        model.set_model_compute_dtype(torch.bfloat16)
         return cls(model, clip, vae, nodes)
 
     def prompt(self, text: str) -> list:
@@ -108,7 +111,7 @@ class ToyBase:
             positive = self.batch_prompt(styled)
         latent = self.nodes.EmptyLatentImage().generate(64, 64, len(scenes))[0]
         sampled = self.nodes.KSampler().sample(
-            model, seed, STEPS, CFG, "euler", "normal", positive, self.prompt(""), latent
+            model, seed, STEPS, CFG, SAMPLER, SCHEDULER, positive, self.prompt(""), latent
         )[0]
         return self.nodes.VAEDecode().decode(self.vae, sampled)[0].clone()
 
