@@ -10,19 +10,29 @@ from torch import Tensor
 
 from ..factors import LowRank
 from .orthogonal_pair import OrthogonalRows
+from .partly_learnable import PartlyLearnable
 from .plain import Plain
 
 
 class Parametrization(Protocol):
     """What every parametrisation can do with the named tensors (parts) of one layer."""
 
-    starts_at_base: bool
-    """Whether the change is zero before training."""
+    @property
+    def starts_at_base(self) -> bool:
+        """Return whether the change is zero before training."""
+        ...
 
     def init(
-        self, shape: tuple[int, ...], rank: int, generator: torch.Generator
+        self, shape: tuple[int, ...], rank: int, generator: torch.Generator, site: str = ""
     ) -> dict[str, Tensor]:
-        """Return the parts of a layer whose base weight has ``shape`` ``(out, in, ...)``."""
+        """Return the parts of a layer whose base weight has ``shape`` ``(out, in, ...)``.
+
+        Args:
+            shape: Of the base weight.
+            rank: Of the factors.
+            generator: Of the run, for what each run draws anew.
+            site: The layer's name, for what must not depend on the run.
+        """
         ...
 
     def trainable(self) -> frozenset[str]:
@@ -37,5 +47,6 @@ class Parametrization(Protocol):
 PARAMETRIZATIONS: dict[str, type[Parametrization]] = {
     "plain": Plain,
     "orthogonal_rows": OrthogonalRows,
+    "partly_learnable": PartlyLearnable,
 }
 """Every parametrisation by name; the contract tests run over this table."""

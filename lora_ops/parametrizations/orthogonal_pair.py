@@ -39,7 +39,7 @@ class OrthogonalRows:
     starts_at_base: ClassVar[bool] = True
 
     def init(
-        self, shape: tuple[int, ...], rank: int, generator: torch.Generator
+        self, shape: tuple[int, ...], rank: int, generator: torch.Generator, site: str = ""
     ) -> dict[str, Tensor]:
         """Return the basis rows as ``down``, shared by layers of equal width, and a zero ``up``.
 

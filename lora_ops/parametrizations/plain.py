@@ -22,7 +22,7 @@ class Plain:
     starts_at_base: ClassVar[bool] = True
 
     def init(
-        self, shape: tuple[int, ...], rank: int, generator: torch.Generator
+        self, shape: tuple[int, ...], rank: int, generator: torch.Generator, site: str = ""
     ) -> dict[str, Tensor]:
         """Return a uniform random ``down`` and a zero ``up``."""
         up = torch.zeros(shape[0], rank, *([1] * (len(shape) - 2)))

@@ -130,3 +130,14 @@ def test_a_convolution_is_refused_where_it_is_not_meant(name):
         ValueError, match=r"need a linear layer, got a weight of shape \(6, 4, 3, 3"
     ):
         drawn(name, "convolution")
+
+
+@matrix
+def test_what_stays_as_drawn_does_not_depend_on_the_run(name, shape):
+    kind = PARAMETRIZATIONS[name]()
+    first, other = (
+        kind.init(SHAPES[shape], RANK, torch.Generator().manual_seed(seed), "layer")
+        for seed in (1, 2)
+    )
+    for part in first.keys() - kind.trainable():
+        assert torch.equal(first[part], other[part])

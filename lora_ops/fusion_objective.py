@@ -1,0 +1,165 @@
+"""How well a change serves the concepts, without their activations; and what fusion is compared to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .factors import LowRank
+from .fusion import EIGENVALUE_TOLERANCE, Wanted
+from .gram import Gram
+
+
+def concept_error(change: LowRank, wanted: Wanted, gram: Gram) -> float:
+    """Return the squared error of ``change`` on one concept's inputs, summed over rows and outputs.
+
+    The change and the wish must be in the coordinates of ``gram``. For a change within the span of
+    the concepts' ``down`` rows, such as the plain average, statistics within the span suffice.
+
+    Args:
+        change: Of the layer.
+        wanted: The concept's wish; its weight plays no part.
+        gram: Of the concept's own inputs, unweighted.
+    """
+    up = torch.cat([_up(change), -wanted.up], 1)
+    down = torch.cat([_down(change), wanted.down]).to(gram.matrix)
+    outputs = (up.mT @ up).to(gram.matrix)
+    return max(0.0, float((outputs * (down @ gram.matrix @ down.mT)).sum()))
+
+
+def weighted_error(
+    change: LowRank, wanted: Sequence[Wanted], projected: Sequence[Tensor], gram: Gram
+) -> float:
+    """Return the weighted sum of every concept's squared error, from the summed statistics alone.
+
+    Inputs that were added to ``gram`` to preserve the base count with their outputs' change.
+
+    Args:
+        change: Of the layer.
+        wanted: One for each concept.
+        projected: ``(rank, in)`` for each concept, ``down @ G_i``, unweighted.
+        gram: Sum of the concepts' Gram matrices times their weights.
+    """
+    up, down = _up(change).to(gram.matrix), _down(change).to(gram.matrix)
+    total = float(((up.mT @ up) * (down @ gram.matrix @ down.mT)).sum())
+    for one, part in zip(wanted, projected, strict=True):
+        own, part = one.up.to(gram.matrix), part.to(gram.matrix)
+        total -= 2 * one.weight * float(((up.mT @ own) * (down @ part.mT)).sum())
+        seen = part @ one.down.to(gram.matrix).mT  # (rank, rank)
+        total += one.weight * float(((own.mT @ own) * seen).sum())
+    return max(0.0, total)
+
+
+def damping_at_norm(
+    wanted: Sequence[Wanted], projected: Sequence[Tensor], gram: Gram, norm: float
+) -> float:
+    """Return the relative damping at which the fused change has a Frobenius norm.
+
+    The damped change is the best of all changes of its norm, so this makes fusion comparable to any
+    other way, and safe where the mean eigenvalue is a poor measure of the inputs. It holds for the
+    anchor ``base``. A norm that no damping reaches, the undamped change being smaller, gives 0.
+
+    Args:
+        wanted: One for each concept.
+        projected: As in ``weighted_error``.
+        gram: As in ``weighted_error``.
+        norm: Above 0, for example that of the largest of the concepts' own changes.
+    """
+    asked = _asked(wanted, projected, gram)  # (out, in)
+    values, vectors = torch.linalg.eigh(gram.matrix)
+    values = values.clamp(min=0.0)
+    energies = (asked @ vectors).square().sum(0)  # asked of each direction
+    seen = values > EIGENVALUE_TOLERANCE * values[-1]
+    values, energies = values[seen], energies[seen]
+
+    def norm_at(damping: float) -> float:
+        return float((energies / (values + damping).square()).sum().sqrt())
+
+    if not len(values) or norm_at(0.0) <= norm:
+        return 0.0
+    low, high = 0.0, float(values[-1])
+    while norm_at(high) > norm:
+        high *= 2
+    for _ in range(200):  # to the last digit, however small the damping
+        middle = (low + high) / 2
+        low, high = (middle, high) if norm_at(middle) > norm else (low, middle)
+    return high / gram.mean_eigenvalue
+
+
+def _asked(wanted: Sequence[Wanted], projected: Sequence[Tensor], gram: Gram) -> Tensor:
+    """Return the sum of the weighted changes, each times its own Gram, ``(out, in)``."""
+    return torch.stack(
+        [
+            one.weight * (one.up.to(gram.matrix) @ part.to(gram.matrix))
+            for one, part in zip(wanted, projected, strict=True)
+        ]
+    ).sum(0)
+
+
+def plain_average(wanted: Sequence[Wanted], *, share: float | None = None) -> LowRank:
+    """Return the plain average of the changes, exactly, with the sum of their ranks.
+
+    Args:
+        wanted: One for each concept.
+        share: Every concept's multiplier; by default its part of the weights, ``1 / N`` where
+            these are equal.
+    """
+    whole = sum(one.weight for one in wanted)
+    shares = [one.weight / whole if share is None else share for one in wanted]
+    up = torch.cat([one.up * part for one, part in zip(wanted, shares, strict=True)], 1)
+    shape = wanted[0].factors.shape
+    down = torch.cat([one.down for one in wanted]).view(-1, *shape[1:])
+    return LowRank(down, up.view(*up.shape, *(1,) * (len(shape) - 2)))
+
+
+def gram_lbfgs(
+    wanted: Sequence[Wanted], projected: Sequence[Tensor], gram: Gram, *, iterations: int
+) -> Tensor:
+    """Return the dense change ``(out, in)`` that the paper's optimiser reaches from no change.
+
+    A comparison arm: the released settings of L-BFGS on the same objective, read off the statistics
+    in place of the activations. The best evaluated iterate is returned.
+
+    Args:
+        wanted: One for each concept.
+        projected: As in ``weighted_error``.
+        gram: As in ``weighted_error``.
+        iterations: 500 for the text encoder and for keys and values, 50 for all other layers.
+
+    Reference: Gu et al. 2023, arXiv:2305.18292, section 3.2.
+    """
+    asked = _asked(wanted, projected, gram)
+    change = torch.zeros_like(asked).requires_grad_()
+    count = max(1, gram.rows) * asked.shape[0]
+    best, best_loss = change.detach().clone(), float("inf")
+
+    def closure() -> float:
+        nonlocal best, best_loss
+        with torch.no_grad():
+            seen = change @ gram.matrix
+            loss = float((change * (seen - 2 * asked)).sum()) / count
+            change.grad = 2 * (seen - asked) / count
+            if loss < best_loss:
+                best, best_loss = change.detach().clone(), loss
+        return loss
+
+    optimizer = torch.optim.LBFGS(
+        [change],
+        max_iter=iterations,
+        history_size=25,
+        tolerance_grad=1e-16,
+        tolerance_change=1e-16,
+        line_search_fn="strong_wolfe",
+    )
+    optimizer.step(closure)
+    return best
+
+
+def _up(change: LowRank) -> Tensor:
+    return change.up.flatten(1).double() * change.scale
+
+
+def _down(change: LowRank) -> Tensor:
+    return change.down.flatten(1).double()

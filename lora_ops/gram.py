@@ -1,0 +1,240 @@
+"""Statistics of a layer's inputs, streamed: all that gradient fusion needs of the activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK_ROWS = 4096
+"""Rows of one fp32 product. Sums between chunks are fp64, which is 10 x nearer than all-fp32."""
+
+
+@dataclass(frozen=True)
+class Gram:
+    """The statistics ``X^T X`` of one input site, which the layers that share it have in common.
+
+    Grams of the same site add up over chunks, prompts and concepts, and can be taken away again.
+
+    Args:
+        matrix: ``(in, in)`` in fp64, or ``(span, span)`` for inputs seen within a span.
+        rows: How many input rows were counted, whatever their weight.
+        energy: Sum of the squares of the whole input: the trace, unless it is seen within a span.
+        width: Of the whole input.
+    """
+
+    matrix: Tensor
+    rows: int
+    energy: float
+    width: int
+
+    @property
+    def mean_eigenvalue(self) -> float:
+        """Return the energy of one direction of the input, the unit of relative damping."""
+        return self.energy / self.width
+
+    def times(self, weight: float) -> Gram:
+        """Return the statistics of the same rows under a weight."""
+        return Gram(self.matrix * weight, self.rows, self.energy * weight, self.width)
+
+    def __add__(self, other: Gram) -> Gram:
+        self._check(other)
+        return Gram(
+            self.matrix + other.matrix,
+            self.rows + other.rows,
+            self.energy + other.energy,
+            self.width,
+        )
+
+    def __sub__(self, other: Gram) -> Gram:
+        self._check(other)
+        if other.rows > self.rows:
+            raise ValueError(
+                "what is taken away must be no more than the sum holds, "
+                f"got {other.rows} rows of {self.rows}; take away statistics that were added"
+            )
+        return Gram(
+            self.matrix - other.matrix,
+            self.rows - other.rows,
+            max(0.0, self.energy - other.energy),
+            self.width,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything as named CPU tensors, for a file or a digest."""
+        return {
+            "gram": self.matrix.detach().cpu().contiguous(),
+            "rows": torch.tensor(self.rows),
+            "energy": torch.tensor(self.energy, dtype=torch.float64),
+            "width": torch.tensor(self.width),
+        }
+
+    def _check(self, other: Gram) -> None:
+        if self.matrix.shape != other.matrix.shape or self.width != other.width:
+            raise ValueError(
+                "statistics must be of inputs of the same width, "
+                f"got {tuple(self.matrix.shape)} of width {self.width} and "
+                f"{tuple(other.matrix.shape)} of width {other.width}"
+            )
+
+
+def gram_from(tensors: Mapping[str, Tensor]) -> Gram:
+    """Return the statistics that ``Gram.tensors`` wrote.
+
+    Raises:
+        ValueError: A tensor is missing.
+    """
+    missing = [name for name in ("gram", "rows", "energy", "width") if name not in tensors]
+    if missing:
+        raise ValueError(
+            f'stored statistics must hold "{missing[0]}", got {sorted(tensors)}; '
+            "delete the file, and the statistics are collected again"
+        )
+    return Gram(
+        tensors["gram"],
+        int(tensors["rows"]),
+        float(tensors["energy"]),
+        int(tensors["width"]),
+    )
+
+
+def projected(down: Tensor, gram: Gram) -> Tensor:
+    """Return ``down @ gram``, a factor's view of the inputs, ``(rank, in)`` in fp64.
+
+    Args:
+        down: ``(rank, in)`` or ``(rank, in, kh, kw)``, unscaled.
+        gram: Of the concept's own inputs, unweighted.
+    """
+    return down.flatten(1).to(gram.matrix) @ gram.matrix
+
+
+class GramStream:
+    """Adds input rows up into a ``Gram``; a forward hook calls ``add`` and keeps nothing.
+
+    Args:
+        width: Of the layer's input.
+        span: ``(span, in)`` orthonormal rows. Given, the inputs are seen within their span alone,
+            and the statistics are ``(span, span)``: for sites too wide for ``(in, in)``.
+        device: Where the sums live. It must know fp64.
+    """
+
+    def __init__(
+        self, width: int, *, span: Tensor | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        size = width if span is None else span.shape[0]
+        self._matrix = torch.zeros(size, size, dtype=torch.float64, device=device)
+        self._span = span
+        self._width = width
+        self._rows = 0
+        self._energy = 0.0
+
+    @torch.no_grad()
+    def add(self, x: Tensor, *, label: str, weight: float = 1.0) -> None:
+        """Count the rows of ``x``.
+
+        Args:
+            x: ``(..., in)``, of any float dtype.
+            label: What the input is called in an error: the layer, and the prompt.
+            weight: Of these rows in the sums.
+
+        Raises:
+            ValueError: The width differs, or a value is not finite; nothing is counted then.
+        """
+        rows = _checked_rows(x, self._width, label)
+        with full_precision(rows.device):
+            for chunk in rows.split(CHUNK_ROWS):
+                chunk = _raised(chunk)
+                if self._span is not None:
+                    self._energy += weight * float(chunk.square().sum())
+                    chunk = chunk @ self._span.to(chunk).mT  # (row, span)
+                product = chunk.mT @ chunk
+                self._matrix.add_(product.to(self._matrix.device), alpha=weight)
+        self._rows += rows.shape[0]
+
+    def total(self) -> Gram:
+        """Return the sums so far; later rows don't change what was returned."""
+        energy = self._energy if self._span is not None else float(self._matrix.trace())
+        return Gram(self._matrix.clone(), self._rows, energy, self._width)
+
+
+class ProjectedStream:
+    """Adds up ``down @ x^T x`` for several layers of a site without the ``(in, in)`` of a concept.
+
+    Args:
+        downs: ``(rank, in)`` each, by the layer's name.
+        width: Of the site's input.
+        device: Where the sums live. It must know fp64.
+    """
+
+    def __init__(
+        self, downs: Mapping[str, Tensor], *, width: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self._downs = {name: down.flatten(1) for name, down in downs.items()}
+        self._width = width
+        self._sums = {
+            name: torch.zeros(down.shape, dtype=torch.float64, device=device)
+            for name, down in self._downs.items()
+        }
+
+    @torch.no_grad()
+    def add(self, x: Tensor, *, label: str) -> None:
+        """Count the rows of ``x``; the arguments and errors of ``GramStream.add``."""
+        rows = _checked_rows(x, self._width, label)
+        with full_precision(rows.device):
+            for chunk in rows.split(CHUNK_ROWS):
+                chunk = _raised(chunk)
+                for name, down in self._downs.items():
+                    hidden = chunk @ down.to(chunk).mT  # (row, rank)
+                    self._sums[name].add_((hidden.mT @ chunk).to(self._sums[name].device))
+
+    def total(self) -> dict[str, Tensor]:
+        """Return the sums so far, ``(rank, in)`` in fp64 by layer, unweighted."""
+        return {name: total.clone() for name, total in self._sums.items()}
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Compute fp32 products as fp32 inside: no autocast, no TF32, no bf16.
+
+    Damped solves square the condition of the inputs, so the 10 bits of TF32 would be all noise.
+    Autocast is switched off for this thread alone. PyTorch has no switch for one product, so the
+    backend's setting is changed and put back: a product on another thread meanwhile is exact too.
+    """
+    # PyTorch before 2.9 has one setting for all backends, and later ones complain about it.
+    backends = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
+    switches = [backend for backend in backends if hasattr(backend, "fp32_precision")]
+    before = [backend.fp32_precision for backend in switches]
+    before_all = None if switches else torch.get_float32_matmul_precision()
+    with torch.autocast(device.type, enabled=False):
+        try:
+            for backend in switches:
+                backend.fp32_precision = "ieee"
+            if before_all is not None:
+                torch.set_float32_matmul_precision("highest")
+            yield
+        finally:
+            for backend, precision in zip(switches, before, strict=True):
+                backend.fp32_precision = precision
+            if before_all is not None:
+                torch.set_float32_matmul_precision(before_all)
+
+
+def _raised(chunk: Tensor) -> Tensor:
+    return chunk.to(torch.promote_types(chunk.dtype, torch.float32))
+
+
+def _checked_rows(x: Tensor, width: int, label: str) -> Tensor:
+    if x.shape[-1] != width:
+        raise ValueError(
+            f"the input of {label} must have {width} columns, got {tuple(x.shape)}; "
+            "collect the statistics of one layer at a time"
+        )
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(
+            f"the input of {label} must be finite, got NaN or infinity; "
+            "lower this LoRA's strength or run the model in fp32"
+        )
+    return x.detach().reshape(-1, width)

@@ -1,0 +1,185 @@
+"""Who is heard where: regions mixed token by token, in attention and in pooled vectors.
+
+Reference: Gu et al. 2023, arXiv:2305.18292, section 3.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention of ``(q, k, v)``, each ``(batch, token, channel)``."""
+
+ROUNDING = 1e-6
+"""Soft masks that add up to 1 but for this leave nothing to the global prompt."""
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Who is heard at which token.
+
+    Args:
+        coefficients: ``(1 + region, token)``, the global prompt first; a token's sum is 1.
+        places: For each row the tokens where it is heard; ``None`` means all of them.
+    """
+
+    coefficients: Tensor
+    places: tuple[Tensor | None, ...]
+
+    def to(self, like: Tensor) -> Mixing:
+        """Return it in the dtype and on the device of a tensor, once for a run."""
+        places = tuple(None if place is None else place.to(like.device) for place in self.places)
+        return Mixing(self.coefficients.to(like), places)
+
+
+def mix_regions(
+    masks: Tensor,
+    *,
+    weights: Sequence[float] | None = None,
+    blends: Sequence[float] | None = None,
+) -> Mixing:
+    """Return the mean of the regions at every token, the global prompt where there is none.
+
+    Where hard masks of equal weight overlap it is the paper's arithmetic mean. Soft masks leave
+    what they don't cover to the global prompt.
+
+    Args:
+        masks: ``(region, token)`` in 0..1.
+        weights: Of the regions against each other, 1 by default; 0 leaves a region out.
+        blends: Each region's share that is given to the global prompt, 0 by default.
+    """
+    count = masks.shape[0]
+    weight = _column(weights, 1.0, count, "weight")
+    blend = _column(blends, 0.0, count, "blend")
+    masks = masks.detach().double().cpu() * (weight > 0)
+    covered = masks.sum(0).clamp(max=1.0)  # (token,)
+    covered = covered.where(covered < 1.0 - ROUNDING, 1.0)
+    pull = masks * weight
+    whole = pull.sum(0)
+    pull = torch.where(whole > 0, pull / whole.where(whole > 0, 1.0), 0.0) * covered
+    outside = 1.0 - covered + (pull * blend).sum(0)
+    coefficients = torch.cat([outside[None], pull * (1.0 - blend)])
+    places = tuple(None if bool(row.all()) else row.nonzero().flatten() for row in coefficients)
+    return Mixing(coefficients, places)
+
+
+def _column(values: Sequence[float] | None, default: float, count: int, what: str) -> Tensor:
+    if values is not None and len(values) != count:
+        raise ValueError(f"there must be one {what} for each region, got {len(values)} for {count}")
+    filled = [default] * count if values is None else list(values)
+    return torch.tensor(filled, dtype=torch.float64)[:, None]
+
+
+def area_weights(mixed: Mixing) -> Tensor:
+    """Return everyone's share of the picture, ``(1 + region,)``, the global prompt first."""
+    return mixed.coefficients.mean(1)
+
+
+def pooled_mean(base: Tensor, regions: Sequence[Tensor | None], mixed: Mixing) -> Tensor:
+    """Return the mean of pooled vectors, each weighted by its share of the picture.
+
+    Args:
+        base: ``(batch, channel)``, the global prompt's.
+        regions: One for each region; ``None`` is served by the global one.
+        mixed: Of any grid of the picture.
+    """
+    shares = area_weights(mixed).tolist()
+    vectors = [base, *(base if vector is None else vector for vector in regions)]
+    return sum(
+        (vector * share for vector, share in zip(vectors, shares, strict=True)),
+        torch.zeros_like(base),
+    )
+
+
+def regional_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    regions: Sequence[tuple[Tensor, Tensor] | None],
+    mixed: Mixing,
+    *,
+    heads: int,
+    attend: Attend | None = None,
+) -> Tensor:
+    """Return cross-attention in which each token hears the prompts of its regions.
+
+    Every prompt is attended from the tokens that hear it alone, so the price is one attention over
+    the picture, not one for each region. Without regions the result is plain attention, bit-equal.
+
+    Args:
+        q: ``(batch, token, channel)``.
+        k: ``(batch, text, channel)``, the global prompt's keys.
+        v: Its values, same shape.
+        regions: Keys and values of each region, ``(batch, text_i, channel)``; ``None`` is served by
+            the global prompt.
+        mixed: Of the layer's tokens, ``q.shape[1]`` of them.
+        heads: Of the layer.
+        attend: Plain attention of ``(q, k, v)``, channels as above; PyTorch's own by default.
+
+    Reference: Gu et al. 2023, arXiv:2305.18292, section 3.3.
+    """
+    if len(regions) != len(mixed.places) - 1:
+        raise ValueError(
+            "there must be a prompt or None for each region, "
+            f"got {len(regions)} for {len(mixed.places) - 1}"
+        )
+    if mixed.coefficients.shape[1] != q.shape[1]:
+        raise ValueError(
+            f"there must be masks for {q.shape[1]} tokens, got {mixed.coefficients.shape[1]}"
+        )
+    attend = attend or (lambda q, k, v: _attention(q, k, v, heads))
+    if not regions:
+        return attend(q, k, v)
+    mixed = mixed.to(q)
+    out = torch.zeros_like(q)
+    texts = [(k, v), *((k, v) if text is None else text for text in regions)]
+    for coefficient, place, text in zip(mixed.coefficients, mixed.places, texts, strict=True):
+        if place is None:
+            out = out + coefficient[:, None] * attend(q, *text)
+        elif len(place):
+            heard = coefficient[place, None] * attend(q[:, place], *text)
+            out = out.index_add(1, place, heard)
+    return out
+
+
+def stream_bias(mixed: Mixing, lengths: Sequence[int]) -> Tensor:
+    """Return the additive mask of joint attention over ``[texts, image tokens]``, fp32 on the CPU.
+
+    All prompts follow each other in one text stream. An image token hears a prompt by the
+    logarithm of its coefficient, so hard regions give 0 or minus infinity; a prompt hears itself
+    and the tokens that hear it, never another prompt; image tokens hear each other.
+
+    Args:
+        mixed: Of the image tokens, in the stream's order.
+        lengths: Tokens of each prompt, the global one first.
+
+    Returns:
+        ``(text + token, text + token)``, rows for queries; add it to the scaled scores.
+    """
+    if len(lengths) != len(mixed.places):
+        raise ValueError(
+            f"there must be a length for each prompt, got {len(lengths)} for {len(mixed.places)}"
+        )
+    text = sum(lengths)
+    size = text + mixed.coefficients.shape[1]
+    bias = torch.full((size, size), float("-inf"))
+    bias[text:, text:] = 0.0
+    begin = 0
+    for coefficient, length in zip(mixed.coefficients, lengths, strict=True):
+        end = begin + length
+        heard = coefficient.log().float()  # (token,)
+        bias[begin:end, begin:end] = 0.0
+        bias[begin:end, text:] = heard
+        bias[text:, begin:end] = heard[:, None]
+        begin = end
+    return bias
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    split = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
+    return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)

@@ -1,0 +1,210 @@
+"""The Riemannian preconditioner of low-rank factors: gradients rescaled by the other factor."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TINY = 1e-20
+"""Added under relative damping: a zero Gram is then inverted to a finite number."""
+
+
+@dataclass(frozen=True)
+class Damping:
+    """What is added to the diagonal of every Gram before it is inverted.
+
+    Args:
+        amount: Not negative; at 0 a singular Gram gets its pseudo-inverse.
+        relative: Whether the amount counts in the Gram's mean eigenvalue, so that a step doesn't
+            depend on how magnitude is shared between the factors; else it is added as it is.
+
+    Raises:
+        ValueError: The amount is negative or no number.
+    """
+
+    amount: float = 1e-2
+    relative: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.amount >= 0:
+            raise ValueError(f"damping must be at least 0, got {self.amount}; raise it")
+
+
+@dataclass(frozen=True)
+class FactorGradients:
+    """One layer's factors and the gradients of what is learnt of them.
+
+    A gradient may be that of some columns of ``down`` or some rows of ``up``: the Grams are those
+    of the whole factors, frozen halves included, because a learnt row works through all of the
+    other factor.
+
+    Args:
+        down: ``(rank, in, ...)``. ``A`` in the paper.
+        up: ``(out, rank, ...)``. ``B`` in the paper.
+        grad_down: ``(rank, columns, ...)``, or ``None`` where no column gets a gradient.
+        grad_up: ``(rows, rank, ...)``, or ``None`` where no row gets a gradient.
+
+    Raises:
+        ValueError: The factors don't share the rank axis.
+    """
+
+    down: Tensor
+    up: Tensor
+    grad_down: Tensor | None
+    grad_up: Tensor | None
+
+    def __post_init__(self) -> None:
+        if self.down.shape[0] != self.up.shape[1]:
+            raise ValueError(
+                "down and up must share the rank axis, "
+                f"got {tuple(self.down.shape)} and {tuple(self.up.shape)}"
+            )
+
+
+@dataclass(frozen=True)
+class Preconditioned:
+    """What the preconditioner returns.
+
+    Args:
+        gradients: Of ``down`` and of ``up`` for every layer, in the gradients' dtype.
+        metric_norm: Length of the whole gradient in the metric, a scalar in fp32 or better.
+        singular: How many Grams got their pseudo-inverse because they were singular.
+    """
+
+    gradients: list[tuple[Tensor | None, Tensor | None]]
+    metric_norm: Tensor
+    singular: int
+
+
+def riemannian_gradients(layers: Sequence[FactorGradients], damping: Damping) -> Preconditioned:
+    """Return each factor's gradient times the inverse Gram matrix of the other factor.
+
+    Both Grams are those before the step. With no damping, a step along the result changes
+    ``up @ down`` alike for all factors of one product: ``(S^-1 down, up S)`` for any invertible S.
+    The norm is ``sqrt(<g_up', g_up> + <g_down', g_down>)``, which is as independent of S; a plain
+    norm is not. Computed in fp32 or better.
+
+    Args:
+        layers: Of any ranks; Grams of equal rank are inverted together.
+        damping: Of all Grams.
+
+    Reference: Zhang & Pilanci 2024, arXiv:2402.02347.
+    """
+    grams = []
+    for layer in layers:
+        if layer.grad_down is not None:
+            grams.append(gram(layer.up.movedim(1, 0)))
+        if layer.grad_up is not None:
+            grams.append(gram(layer.down))
+    inverses, singular = inverse_grams(grams, damping)
+    left = iter(inverses)
+    gradients: list[tuple[Tensor | None, Tensor | None]] = []
+    squares = []
+    for layer in layers:
+        down = up = None
+        if layer.grad_down is not None:
+            down, square = _rescaled(layer.grad_down, 0, next(left))
+            squares.append(square)
+        if layer.grad_up is not None:
+            up, square = _rescaled(layer.grad_up, 1, next(left))
+            squares.append(square)
+        gradients.append((down, up))
+    total = torch.stack(squares).sum() if squares else torch.zeros(())
+    return Preconditioned(gradients, total.clamp_min(0).sqrt(), singular)
+
+
+def gram(factor: Tensor) -> Tensor:
+    """Return ``factor @ factor^T`` over all axes but the first, ``(rank, rank)``.
+
+    Args:
+        factor: ``(rank, ...)``; computed in fp32 or better.
+    """
+    flat = exact(factor).flatten(1)  # (rank, width)
+    return flat @ flat.mT
+
+
+def inverse_grams(grams: Sequence[Tensor], damping: Damping) -> tuple[list[Tensor], int]:
+    """Return the inverse of every damped Gram, and how many needed a pseudo-inverse.
+
+    Args:
+        grams: ``(rank, rank)`` each.
+        damping: Of all of them.
+    """
+    roots, singular = inverse_roots(grams, damping)
+    return [root.mT @ root for root in roots], singular
+
+
+def inverse_roots(grams: Sequence[Tensor], damping: Damping) -> tuple[list[Tensor], int]:
+    """Return a matrix ``R`` per damped Gram whose ``R^T R`` is the inverse, and the singular ones.
+
+    ``R @ factor`` has orthonormal rows. Grams of equal rank go through one batched Cholesky. In a
+    singular Gram, directions below its precision count as zero and are left out: ``R^T R`` is then
+    the pseudo-inverse.
+
+    Args:
+        grams: ``(rank, rank)`` each.
+        damping: Of all of them.
+    """
+    stacks: dict[int, list[int]] = defaultdict(list)
+    for number, matrix in enumerate(grams):
+        stacks[len(matrix)].append(number)
+    roots: list[Tensor] = list(grams)
+    singular = 0
+    for numbers in stacks.values():
+        damped = _damped(torch.stack([grams[number] for number in numbers]), damping)
+        stack, lost = _inverse_root(damped)
+        singular += lost
+        for number, root in zip(numbers, stack.unbind(), strict=True):
+            roots[number] = root
+    return roots, singular
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """Return the tensor in fp32, or as it is in a better dtype."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def singular_below(stack: Tensor) -> Tensor:
+    """Return the eigenvalue under which a Gram's directions are rounding, ``(batch,)``."""
+    rank = stack.shape[-1]
+    return rank * torch.finfo(stack.dtype).eps * stack.diagonal(dim1=-2, dim2=-1).amax(-1)
+
+
+def _damped(stack: Tensor, damping: Damping) -> Tensor:
+    rank = stack.shape[-1]
+    amount = torch.full_like(stack[:, 0, 0], damping.amount)  # (batch,)
+    if damping.relative:
+        amount = amount * stack.diagonal(dim1=-2, dim2=-1).sum(-1) / rank
+        if damping.amount:
+            amount = amount + TINY
+    return stack + amount.view(-1, 1, 1) * torch.eye(rank, dtype=stack.dtype, device=stack.device)
+
+
+def _inverse_root(stack: Tensor) -> tuple[Tensor, int]:
+    root, failed = torch.linalg.cholesky_ex(stack)  # (batch, rank, rank)
+    smallest = root.diagonal(dim1=-2, dim2=-1).amin(-1).square()
+    unsafe = (failed != 0) | ~(smallest > singular_below(stack))
+    count = int(unsafe.sum())
+    unit = torch.eye(stack.shape[-1], dtype=stack.dtype, device=stack.device)
+    if count:
+        root = torch.where(unsafe.view(-1, 1, 1), unit, root)
+    inverse = torch.linalg.solve_triangular(root, unit, upper=False)
+    if count:
+        values, vectors = torch.linalg.eigh(stack[unsafe])
+        kept = values > singular_below(stack[unsafe]).view(-1, 1)
+        scales = torch.where(kept, values, 1.0).rsqrt() * kept  # (batch, rank)
+        inverse[unsafe] = scales.unsqueeze(-1) * vectors.mT
+    return inverse, count
+
+
+def _rescaled(gradient: Tensor, axis: int, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradient times the inverse over its rank axis, and the product of both."""
+    moved = exact(gradient).movedim(axis, 0)
+    flat = moved.flatten(1)  # (rank, rest)
+    result = inverse.to(flat.dtype) @ flat
+    square = (flat * result).sum()
+    return result.view(moved.shape).movedim(0, axis).to(gradient.dtype), square

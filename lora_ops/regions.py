@@ -1,0 +1,257 @@
+"""Regions of a picture as masks on any grid of cells or tokens.
+
+Reference: Gu et al. 2023, arXiv:2305.18292, section 3.3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CellRule = Literal["centre", "paper"]
+CELL_RULES: tuple[CellRule, ...] = ("centre", "paper")
+"""How a box becomes cells: those whose centre it holds and at least one, or whole cells alone."""
+
+TIE = 1e-9
+"""In cells: an edge this near to a cell's centre lies upon it, so neighbours agree."""
+
+Grid = tuple[int, int]
+
+
+class Box(NamedTuple):
+    """A rectangle in shares of the picture's width and height."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+class Cells(NamedTuple):
+    """Rows ``top`` to ``bottom`` and columns ``left`` to ``right`` of a grid, ends excluded."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+
+@dataclass(frozen=True)
+class Region:
+    """A named part of the picture, of any size of picture.
+
+    Args:
+        name: What a prompt calls it by.
+        box: In shares of the picture.
+        feather: Width of the soft edge, half of it outside, as a share of the shorter side.
+        weight: Against other regions where they overlap.
+        blend: Share of the global prompt inside.
+        start_percent: Of the sampling run, from which on the region acts.
+        end_percent: Of the sampling run, up to which it acts.
+        colour: What an editor draws it in, ``#rrggbb``.
+        mask: ``(h, w)`` in 0..1, over the whole picture; given, it takes the place of the box.
+
+    Raises:
+        ValueError: The box is inverted, empty or not finite.
+    """
+
+    name: str
+    box: Box
+    feather: float = 0.0
+    weight: float = 1.0
+    blend: float = 0.0
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    colour: str = ""
+    mask: Tensor | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        left, top, right, bottom = self.box
+        if not all(math.isfinite(edge) for edge in self.box):
+            raise ValueError(f'region "{self.name}" must be of finite numbers, got {self.box}')
+        if left >= right:
+            raise ValueError(
+                f'region "{self.name}" must be wider than 0, got left {left:g} and right {right:g}'
+            )
+        if top >= bottom:
+            raise ValueError(
+                f'region "{self.name}" must be higher than 0, got top {top:g} and bottom {bottom:g}'
+            )
+
+
+def token_grid(height: int, width: int, tokens: int) -> Grid:
+    """Return the rows and columns of a layer with ``tokens`` tokens.
+
+    Args:
+        height: Of the latent or the picture.
+        width: Of the latent or the picture.
+        tokens: Of the layer. Each level halves both sides, rounding up.
+
+    Raises:
+        ValueError: No level has that many tokens.
+    """
+    rows, columns = height, width
+    while rows * columns > tokens and rows * columns > 1:
+        rows, columns = (rows + 1) // 2, (columns + 1) // 2
+    if rows * columns != tokens:
+        raise ValueError(
+            f"a {width} x {height} latent must halve to {tokens} tokens at some level, "
+            f"got {columns} x {rows}; regions need layers whose tokens are the picture's"
+        )
+    return rows, columns
+
+
+def cells(box: Box, grid: Grid, rule: CellRule = "centre") -> Cells:
+    """Return the cells of a box.
+
+    The paper's rule shrinks the box to whole cells, and may leave none of them. ``p / size`` must
+    have been divided before it is multiplied by the cells here: rounding decides on the border.
+
+    # Differs from the paper: by default a cell belongs to the box that holds its centre, so that
+    # neighbours share all cells between them, and a box keeps a cell at the coarsest level.
+
+    Args:
+        box: In shares of the picture; what lies outside is ignored.
+        grid: Rows and columns.
+        rule: One of ``CELL_RULES``.
+    """
+    if rule not in CELL_RULES:
+        raise ValueError(f'rule must be "centre" or "paper", got "{rule}"')
+    on_axis = _whole_cells if rule == "paper" else _centred_cells
+    top, bottom = on_axis(box.top, box.bottom, grid[0])
+    left, right = on_axis(box.left, box.right, grid[1])
+    return Cells(top, left, bottom, right)
+
+
+def _whole_cells(low: float, high: float, count: int) -> tuple[int, int]:
+    return math.ceil(max(low, 0.0) * count), math.floor(min(high, 1.0) * count)
+
+
+def _centred_cells(low: float, high: float, count: int) -> tuple[int, int]:
+    low, high = max(low, 0.0), min(high, 1.0)
+    if low >= high:
+        return 0, 0
+    first = math.ceil(low * count - 0.5 - TIE)
+    last = math.ceil(high * count - 0.5 - TIE)
+    if first >= last:
+        first = min(count - 1, int((low + high) / 2 * count))
+        last = first + 1
+    return first, last
+
+
+def region_mask(region: Region, grid: Grid, *, rule: CellRule = "centre") -> Tensor:
+    """Return how much each cell belongs to the region, ``grid``, fp32 on the CPU, in 0..1.
+
+    A feather and a mask give values between. Under the rule ``centre`` a region that is smaller
+    than a cell keeps one in full, as long as it holds anything.
+    """
+    if region.mask is not None:
+        return _averaged_mask(region.mask, grid, keep=rule == "centre")
+    held = cells(region.box, grid, rule)
+    mask = torch.zeros(grid)
+    if region.feather <= 0:
+        mask[held.top : held.bottom, held.left : held.right] = 1.0
+        return mask
+    reach = region.feather * min(grid)  # in cells
+    down = _soft_cells(region.box.top, region.box.bottom, grid[0], reach)
+    across = _soft_cells(region.box.left, region.box.right, grid[1], reach)
+    mask = (down[:, None] * across).float()
+    # A feather below a cell fades nothing at this level: a faint region is a small one then.
+    if rule == "centre" and reach < 1 and held.bottom and held.right and float(mask.max()) < 0.5:
+        mask[(held.top + held.bottom) // 2, (held.left + held.right) // 2] = 1.0
+    return mask
+
+
+def _soft_cells(low: float, high: float, count: int, reach: float) -> Tensor:
+    """Return a box smoothed along one axis: neighbours' values add up to 1 at every cell.
+
+    The border of the picture, at 0 and at 1, is no edge.
+    """
+    centres = torch.arange(count, dtype=torch.float64) + 0.5
+    begun = (0.5 + (centres - low * count) / reach).clamp(0, 1) if low != 0 else 1.0
+    ended = (0.5 + (centres - high * count) / reach).clamp(0, 1) if high != 1 else 0.0
+    return torch.ones(count, dtype=torch.float64) * begun - ended
+
+
+def _averaged_mask(mask: Tensor, grid: Grid, *, keep: bool) -> Tensor:
+    whole = mask.detach().float().cpu().clamp(0, 1)
+    found = F.adaptive_avg_pool2d(whole[None, None], grid)[0, 0]
+    peak, largest = float(found.max()), float(whole.max())
+    return (found * (largest / peak)).clamp(max=1.0) if keep and 0 < peak < largest else found
+
+
+def token_masks(regions: Sequence[Region], grid: Grid, *, rule: CellRule = "centre") -> Tensor:
+    """Return every region's mask over the tokens of a grid, ``(region, token)``, row by row."""
+    masks = [region_mask(region, grid, rule=rule).flatten() for region in regions]
+    return torch.stack(masks) if masks else torch.zeros(0, grid[0] * grid[1])
+
+
+def within_area(region: Region, area: Box, shape: Grid) -> Region | None:
+    """Return the region as a part of the picture sees it, or ``None`` where it lies outside.
+
+    Args:
+        region: Of the whole picture.
+        area: The part, in shares of the picture.
+        shape: Height and width of the whole picture or latent, for the feather.
+    """
+    wide, high = area.right - area.left, area.bottom - area.top
+    box = region.box
+    if region.mask is None and (
+        min(box.right, area.right) <= max(box.left, area.left)
+        or min(box.bottom, area.bottom) <= max(box.top, area.top)
+    ):
+        return None
+    feather = region.feather * min(shape) / min(shape[0] * high, shape[1] * wide)
+    left, right = _seen(box.left, box.right, area.left, wide)
+    top, bottom = _seen(box.top, box.bottom, area.top, high)
+    mask = region.mask
+    if mask is not None:
+        rows, columns = mask.shape
+        first, before = int(area.top * rows + TIE), int(area.left * columns + TIE)
+        last = max(first + 1, round(area.bottom * rows))
+        mask = mask[first:last, before : max(before + 1, round(area.right * columns))]
+    return replace(region, box=Box(left, top, right, bottom), feather=feather, mask=mask)
+
+
+def _seen(low: float, high: float, start: float, size: float) -> tuple[float, float]:
+    """Return both edges in the area's shares; the picture's border stays beyond any feather."""
+    first, last = (low - start) / size, (high - start) / size
+    first -= 1.0 if low == 0 and first < 0 else 0.0
+    last += 1.0 if high == 1 and last > 1 else 0.0
+    return first, last
+
+
+def strength_map(
+    regions: Sequence[Region],
+    strengths: Sequence[float],
+    grid: Grid,
+    *,
+    outside: float = 1.0,
+    rule: CellRule = "centre",
+) -> Tensor:
+    """Return a strength for every cell, ``grid`` in fp32; later regions overwrite earlier ones.
+
+    Args:
+        regions: In the order in which they are laid down; soft edges fade over what lies below.
+        strengths: One for each region.
+        grid: Rows and columns of a residual's level.
+        outside: The strength where there is no region.
+        rule: One of ``CELL_RULES``.
+
+    Reference: Gu et al. 2023, arXiv:2305.18292, section 3.3 with the released adapter weights.
+    """
+    if len(strengths) != len(regions):
+        raise ValueError(
+            f"there must be a strength for each region, got {len(strengths)} for {len(regions)}"
+        )
+    found = torch.full(grid, float(outside))
+    for region, strength in zip(regions, strengths, strict=True):
+        mask = region_mask(region, grid, rule=rule)
+        found = found * (1.0 - mask) + strength * mask
+    return found

@@ -1,0 +1,96 @@
+"""Concepts of a small layer with inputs of their own, and the fusion of them from their Grams."""
+
+from __future__ import annotations
+
+import torch
+from least_squares import fused_densely, wave
+from pack.lora_ops import LowRank, delta
+from pack.lora_ops.fusion import Wanted, fuse_from_gram
+from pack.lora_ops.gram import Gram, GramStream, projected
+
+WIDTH, OUT, RANK = 12, 5, 2
+
+
+def gram_of(rows: torch.Tensor, weight: float = 1.0, span: torch.Tensor | None = None) -> Gram:
+    stream = GramStream(rows.shape[1], span=span)
+    stream.add(rows, label="rows", weight=weight)
+    return stream.total()
+
+
+def sum_of(grams: list[Gram], wanted: list[Wanted]) -> Gram:
+    total = grams[0].times(wanted[0].weight)
+    for gram, one in zip(grams[1:], wanted[1:], strict=True):
+        total = total + gram.times(one.weight)
+    return total
+
+
+def golden_concepts() -> tuple[list[Wanted], list[torch.Tensor]]:
+    """The two concepts of F1 in methods/mix_of_show.md, section 5."""
+    wanted, rows = [], []
+    for i in range(2):
+        down = 0.5 * wave(RANK, WIDTH, rate=0.7 + 0.3 * i, phase=0.5)
+        up = 0.5 * wave(OUT, RANK, rate=1.3 + 0.2 * i, phase=0.3)
+        wanted.append(Wanted(LowRank(down, up)))
+        rows.append(wave(3, WIDTH, rate=0.37 + 0.21 * i, phase=0.2 + i))
+    return wanted, rows
+
+
+def concepts(
+    count: int = 3, row_count: int = 20, seed: int = 0, width: int = WIDTH
+) -> tuple[list[Wanted], list[torch.Tensor]]:
+    """Concepts of mixed ranks, strengths and weights, with more rows than the layer is wide."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    wanted, rows = [], []
+    for i in range(count):
+        factors = LowRank(draw(RANK + i, width), draw(OUT, RANK + i), alpha=1.5)
+        wanted.append(Wanted(factors, strength=0.7 + 0.3 * i, weight=1.0 + 0.5 * i))
+        spread = torch.linspace(1.0, 0.05, width, dtype=torch.float64)
+        rows.append(draw(row_count + i, width) * spread)
+    return wanted, rows
+
+
+def two_sines() -> tuple[list[Wanted], list[torch.Tensor]]:
+    """F2: the golden generator through a second sine, with more rows than the layer is wide."""
+    wanted, _ = golden_concepts()
+    rows = [
+        torch.sin(
+            3 * wave(30, WIDTH, rate=0.37 + 0.21 * i, phase=0.2 + i)
+            + 0.9 * torch.arange(WIDTH, dtype=torch.float64) ** 2
+            + torch.arange(30, dtype=torch.float64)[:, None]
+        )
+        for i in range(2)
+    ]
+    assert all(torch.linalg.matrix_rank(x) == WIDTH for x in rows)
+    return wanted, rows
+
+
+def fuse(wanted, rows, **settings):
+    grams = [gram_of(x) for x in rows]
+    parts = [projected(w.factors.down, g) for w, g in zip(wanted, grams, strict=True)]
+    return fuse_from_gram(wanted, parts, sum_of(grams, wanted), **settings)
+
+
+def dense(wanted: list[Wanted]) -> list[torch.Tensor]:
+    return [delta(one.factors) * one.strength for one in wanted]
+
+
+def oracle(wanted, rows, **settings) -> torch.Tensor:
+    weights = [one.weight for one in wanted]
+    return fused_densely(dense(wanted), rows, weights=weights, **settings)
+
+
+def close(found, wanted, rtol=1e-8):
+    found = delta(found.factors) if hasattr(found, "factors") else found
+    torch.testing.assert_close(found, wanted, rtol=0, atol=rtol * float(wanted.norm()) + 1e-14)
+
+
+def rows_parts(wanted, rows):
+    return [projected(w.factors.down, gram_of(x)) for w, x in zip(wanted, rows, strict=True)]
+
+
+def whole(wanted, rows):
+    return sum_of([gram_of(x) for x in rows], wanted)
