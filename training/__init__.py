@@ -1,17 +1,21 @@
 """When things are learnt: torch and lora_ops only."""
 
-from .config import TrainingConfig, TrainingSettings
+from .checkpoint import Checkpoint
+from .config import TrainingConfig
 from .denoiser import Denoiser, Example
 from .families import FAMILIES, Family
 from .gates import Gate, GatedAdapters, Site
-from .loop import Trained, train
+from .loop import train
 from .progress import Callback, Event
 from .recipes import Recipe, Row
+from .session import Session, Trained
+from .settings import TrainingSettings
 from .state import LoraState, lora_state, metadata_of
 
 __all__ = [
     "FAMILIES",
     "Callback",
+    "Checkpoint",
     "Denoiser",
     "Event",
     "Example",
@@ -21,6 +25,7 @@ __all__ = [
     "LoraState",
     "Recipe",
     "Row",
+    "Session",
     "Site",
     "Trained",
     "TrainingConfig",

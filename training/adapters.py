@@ -62,8 +62,8 @@ def new_adapter(
 ) -> TrainedAdapter:
     """Return an adapter at its initial values, fp32 on ``device``.
 
-    Each site's draw depends on (seed, adapter name, site name) alone. Parts that several sites
-    share, such as a basis, stay one tensor.
+    Each site's draw depends on (seed, adapter name, site name) alone; a parametrisation may make
+    parts depend on less, such as a basis. Parts that several sites share stay one tensor.
 
     Raises:
         ValueError: The rank doesn't fit a site; the message names the site.
@@ -73,7 +73,8 @@ def new_adapter(
     parts: dict[str, dict[str, Tensor]] = {}
     for key, site in sites.items():
         try:
-            tensors = parametrization.init(site.shape, rank, generator_for(seed, name, key))
+            generator = generator_for(seed, name, key)
+            tensors = parametrization.init(site.shape, rank, generator, key)
         except ValueError as error:
             raise ValueError(f"{error} (at layer {key})") from error
         parts[key] = {}

@@ -5,61 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-PRECISIONS = ("auto", "fp32", "bf16")
-FLIPS = ("never", "always", "random")
-OPTIMIZERS = ("AdamW", "Adafactor", "SGD")
-TARGETS = ("attention", "attention and feed-forward", "all linear")
+from .settings import TrainingSettings, require
+
 PACKINGS = ("batched", "sequential")
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """What all trainers share.
-
-    Args:
-        precision: Of the base's computation. ``auto`` keeps the one it is loaded in, except that
-            fp16, whose small gradients vanish, becomes bf16 where the device has it, else fp32.
-            Adapters are always learnt in fp32.
-        resolution: Shorter side in pixels that images are resized to; 0 is the family's default.
-        flip: Mirror every image never, always (as the released Pair code does) or at random.
-        optimizer: One of ``OPTIMIZERS``.
-        weight_decay: Decoupled decay; negative is the family's default.
-        targets: Which layers get an adapter, one of ``TARGETS``.
-        batch_size: Samples per step; for pairs, the noise levels that a step takes.
-    """
-
-    precision: str = "auto"
-    resolution: int = 0
-    flip: str = "never"
-    optimizer: str = "AdamW"
-    weight_decay: float = -1.0
-    targets: str = "attention"
-    batch_size: int = 1
-
-    def __post_init__(self) -> None:
-        for name, allowed in (
-            ("precision", PRECISIONS),
-            ("flip", FLIPS),
-            ("optimizer", OPTIMIZERS),
-            ("targets", TARGETS),
-        ):
-            value = getattr(self, name)
-            _require(
-                value in allowed,
-                f"{name} must be one of {', '.join(allowed)}, got {value!r}; choose one of them",
-            )
-        _require(
-            self.resolution == 0 or self.resolution >= 16,
-            f"resolution must be 0 (default) or at least 16 pixels, got {self.resolution}",
-        )
-        _require(
-            self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}; raise it"
-        )
 
 
 @dataclass(frozen=True)
@@ -67,15 +15,27 @@ class TrainingConfig:
     """One run, every default resolved.
 
     Args:
-        steps: Training steps.
+        steps: Training steps; each ends in one update.
         rank: Of every adapter.
-        learning_rate: Of the optimiser, constant.
+        learning_rate: Of the optimiser, at its highest.
         seed: Of every draw.
         weight_decay: Decoupled decay.
         optimizer: One of ``OPTIMIZERS``.
         packing: ``batched`` runs all rows of a step in one forward where shapes allow and takes
             one optimiser step; ``sequential`` takes one forward and one optimiser step per row,
             the order of the released Pair code.
+        schedule: One of ``SCHEDULES``.
+        warmup: Steps over which the rate rises from nothing.
+        passes: Forwards that a step's rows are spread over at least; their gradients add up.
+        rows_per_pass: Rows in one forward at most; 0 is no limit.
+        max_grad_norm: Longer gradients are shortened to it; 0 leaves them.
+        timesteps: How noise levels are drawn, one of ``TIMESTEPS`` without ``auto``.
+        timestep_shift: Of ``shifted``.
+        min_snr_gamma: Of the min-SNR weighting; 0 weighs all noise levels alike.
+        noise_offset: Share of noise that is constant over a channel.
+        caption_dropout: Share of rows that are trained without their caption.
+        ema_decay: Of the average that is kept as the result; 0 keeps the last step's.
+        outside_mask: What a picture still counts outside its mask, 0 to 1.
     """
 
     steps: int
@@ -85,18 +45,82 @@ class TrainingConfig:
     weight_decay: float = 1e-2
     optimizer: str = "AdamW"
     packing: Literal["batched", "sequential"] = "batched"
+    schedule: str = "constant"
+    warmup: int = 0
+    passes: int = 1
+    rows_per_pass: int = 0
+    max_grad_norm: float = 0.0
+    timesteps: str = "uniform"
+    timestep_shift: float = 3.0
+    min_snr_gamma: float = 0.0
+    noise_offset: float = 0.0
+    caption_dropout: float = 0.0
+    ema_decay: float = 0.0
+    outside_mask: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 1, f"steps must be at least 1, got {self.steps}; raise steps")
-        _require(self.rank >= 1, f"rank must be at least 1, got {self.rank}; raise rank")
-        _require(
+        require(self.steps >= 1, f"steps must be at least 1, got {self.steps}; raise steps")
+        require(self.rank >= 1, f"rank must be at least 1, got {self.rank}; raise rank")
+        require(
             0 < self.learning_rate < float("inf"),
             f"learning_rate must be a positive number, got {self.learning_rate}",
         )
-        _require(
+        require(
             self.packing in PACKINGS,
             f"packing must be one of {', '.join(PACKINGS)}, got {self.packing!r}",
         )
+
+    @classmethod
+    def of(
+        cls,
+        settings: TrainingSettings,
+        *,
+        steps: int,
+        rank: int,
+        learning_rate: float,
+        seed: int,
+        weight_decay: float,
+        timesteps: str = "uniform",
+        packing: Literal["batched", "sequential"] = "batched",
+    ) -> TrainingConfig:
+        """Return the run of these settings; the arguments are what a family's defaults decide.
+
+        Args:
+            settings: Of the user; a negative weight decay and automatic timesteps are resolved.
+            steps: As above, and so are the next three.
+            rank: As above.
+            learning_rate: As above.
+            seed: As above.
+            weight_decay: Where the settings leave it to the family.
+            timesteps: Where the settings leave it to the family.
+            packing: As above.
+        """
+        return cls(
+            steps=steps,
+            rank=rank,
+            learning_rate=learning_rate,
+            seed=seed,
+            weight_decay=weight_decay if settings.weight_decay < 0 else settings.weight_decay,
+            optimizer=settings.optimizer,
+            packing=packing,
+            schedule=settings.schedule,
+            warmup=settings.warmup,
+            passes=settings.accumulation,
+            rows_per_pass=settings.rows_per_pass,
+            max_grad_norm=settings.max_grad_norm,
+            timesteps=timesteps if settings.timesteps == "auto" else settings.timesteps,
+            timestep_shift=settings.timestep_shift,
+            min_snr_gamma=settings.min_snr_gamma,
+            noise_offset=settings.noise_offset,
+            caption_dropout=settings.caption_dropout,
+            ema_decay=settings.ema_decay,
+            outside_mask=settings.outside_mask,
+        )
+
+    @property
+    def depends_on_total(self) -> bool:
+        """Return whether step n of this run would be another if it had more steps."""
+        return self.schedule != "constant"
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values for metadata and digests."""

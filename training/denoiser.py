@@ -17,10 +17,15 @@ class Example:
     Args:
         latent: ``(channel, ...)`` without a batch axis, as the model takes it, fp32 on the CPU.
         cond: The caption's conditioning in the bridge's own form; the loop only passes it on.
+        mask: What each cell of the latent counts, ``(1, ...)`` of the latent's size in 0..1; all
+            alike without one.
+        uncond: The empty caption's conditioning, for caption dropout.
     """
 
     latent: Tensor
     cond: Any
+    mask: Tensor | None = None
+    uncond: Any = None
 
 
 class Denoiser(Protocol):

@@ -27,6 +27,29 @@ class PairDefaults:
 
 
 @dataclass(frozen=True)
+class PlainDefaults:
+    """The ordinary LoRA's settings for one family; alpha is the rank.
+
+    Args:
+        steps: Training steps.
+        rank: Of the adapter.
+        learning_rate: Of AdamW.
+        weight_decay: Of AdamW.
+        timesteps: How noise levels are drawn from the model's own table.
+        resolution: Side of the square whose area large pictures are brought to, in pixels.
+        source: Whose values these are, for the node's text.
+    """
+
+    steps: int
+    rank: int
+    learning_rate: float
+    weight_decay: float
+    timesteps: str
+    resolution: int
+    source: str
+
+
+@dataclass(frozen=True)
 class Family:
     """A model family as the pack knows it.
 
@@ -34,10 +57,11 @@ class Family:
         name: Shown to users and stored in files.
         architecture: ``modelspec.architecture`` of its LoRAs.
         base_version: ``ss_base_model_version`` of its LoRAs.
-        resolution: Shorter side of training images in pixels.
+        resolution: Shorter side of a pair's pictures in pixels.
         multiple: Image sides must be a multiple of this many pixels.
         kohya_keys: Whether its files use kohya names; otherwise ``diffusion_model.`` names.
         pair: Defaults of Pair Customization.
+        plain: Defaults of the ordinary LoRA.
         distilled: Whether the model may be guidance-distilled, which deserves a warning.
     """
 
@@ -48,6 +72,7 @@ class Family:
     multiple: int
     kohya_keys: bool
     pair: PairDefaults
+    plain: PlainDefaults
     distilled: bool = False
 
 
@@ -56,20 +81,62 @@ _FLUX_PORT = PairDefaults(1500, 32, 1e-5, 1e-2, 42, "the authors' Flux port's")
 _UNET_OURS = PairDefaults(750, 64, 1e-5, 1e-4, 123846, "ours, after the paper's for SDXL")
 _DIT_OURS = PairDefaults(1500, 32, 1e-5, 1e-2, 42, "ours, after the authors' Flux port")
 
+_UNET_SOURCE = "ours; the rate is that of diffusers' DreamBooth LoRA for SDXL"
+_DIT_SOURCE = "ours; the rate is that of diffusers' DreamBooth LoRA for SD3 and Flux"
+
+
+def _unet(resolution: int) -> PlainDefaults:
+    return PlainDefaults(1000, 16, 1e-4, 1e-2, "uniform", resolution, _UNET_SOURCE)
+
+
+def _dit(timesteps: str, resolution: int = 1024) -> PlainDefaults:
+    # A flow model's own table is shifted already: by 3 for SD3 and Z-Image, 8 for Wan 2.1, e^1.15
+    # for Flux.1 and Qwen-Image, e^2.02 for Flux.2. Uniform draws from it are "shifted" elsewhere,
+    # logit-normal ones are Esser et al.'s, arXiv:2403.03206, for SD3 at 1024 pixels.
+    return PlainDefaults(1500, 16, 1e-4, 1e-2, timesteps, resolution, _DIT_SOURCE)
+
+
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        Family("SD1.5", "stable-diffusion-v1/lora", "sd_v1", 512, 8, True, _UNET_OURS),
-        Family("SD2", "stable-diffusion-v2-768-v/lora", "sd_v2_v", 512, 8, True, _UNET_OURS),
         Family(
-            "SDXL", "stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0", 512, 8, True, _SDXL_PAPER
+            *("SD1.5", "stable-diffusion-v1/lora", "sd_v1", 512, 8, True),
+            *(_UNET_OURS, _unet(512)),
         ),
-        Family("SD3", "stable-diffusion-3/lora", "sd3", 512, 16, False, _DIT_OURS),
-        Family("Flux", "flux-1-dev/lora", "flux1", 512, 16, False, _FLUX_PORT, distilled=True),
-        Family("Flux.2", "flux-2-dev/lora", "flux2", 512, 16, False, _DIT_OURS, distilled=True),
-        Family("Wan 2.1", "wan-2.1-t2v/lora", "wan2.1", 480, 16, False, _DIT_OURS),
-        Family("Qwen-Image", "qwen-image/lora", "qwen_image", 512, 16, False, _DIT_OURS),
-        Family("Z-Image", "z-image/lora", "z_image", 512, 16, False, _DIT_OURS),
+        Family(
+            *("SD2", "stable-diffusion-v2-768-v/lora", "sd_v2_v", 512, 8, True),
+            *(_UNET_OURS, _unet(768)),
+        ),
+        Family(
+            *("SDXL", "stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0", 512, 8, True),
+            *(_SDXL_PAPER, _unet(1024)),
+        ),
+        Family(
+            *("SD3", "stable-diffusion-3/lora", "sd3", 512, 16, False),
+            *(_DIT_OURS, _dit("logit-normal")),
+        ),
+        Family(
+            *("Flux", "flux-1-dev/lora", "flux1", 512, 16, False),
+            *(_FLUX_PORT, _dit("logit-normal")),
+            distilled=True,
+        ),
+        Family(
+            *("Flux.2", "flux-2-dev/lora", "flux2", 512, 16, False),
+            *(_DIT_OURS, _dit("uniform")),
+            distilled=True,
+        ),
+        Family(
+            *("Wan 2.1", "wan-2.1-t2v/lora", "wan2.1", 480, 16, False),
+            *(_DIT_OURS, _dit("uniform", 640)),
+        ),
+        Family(
+            *("Qwen-Image", "qwen-image/lora", "qwen_image", 512, 16, False),
+            *(_DIT_OURS, _dit("logit-normal")),
+        ),
+        Family(
+            *("Z-Image", "z-image/lora", "z_image", 512, 16, False),
+            *(_DIT_OURS, _dit("uniform")),
+        ),
     )
 }
 """Every supported family by name."""

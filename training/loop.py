@@ -4,35 +4,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
+from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..lora_ops import LowRank
-from .adapters import TrainedAdapter, new_adapter
+from .checkpoint import Checkpoint
 from .config import TrainingConfig
 from .denoiser import Denoiser
 from .gates import GatedAdapters, Site
+from .noise_levels import min_snr_weights, share_at
 from .objective import output_errors
-from .optim import make_optimizer
 from .progress import Callback, Event
-from .randomness import noise_for, share_for
+from .randomness import noise_for, uniform
 from .recipes.rows import Recipe, Row
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a run has learnt.
-
-    Args:
-        adapters: Factors by adapter and site, fp32 on the CPU.
-        losses: The curve ``loss`` of the weighted sum, and one curve by row name with a number for
-            every step that had such a row.
-    """
-
-    adapters: Mapping[str, Mapping[str, LowRank]]
-    losses: Mapping[str, list[float]] = field(default_factory=dict)
+from .schedule import rate_at
+from .session import Session, Trained
 
 
 def train(
@@ -41,88 +30,174 @@ def train(
     recipe: Recipe,
     config: TrainingConfig,
     callbacks: Sequence[Callback] = (),
+    *,
+    start: Checkpoint | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Trained:
     """Run the recipe's steps and return what its adapters have learnt.
 
-    All of step n follows from (seed, n, sample), so the packing changes no draw. A callback that
-    raises ends the run; the hooks are removed whatever ends it.
+    All of step n follows from (seed, n, sample), so the packing changes no draw, and a run that
+    goes on from a checkpoint ends as an undisturbed one. A callback that raises ends the run at
+    once, one that returns true ends it as finished; the hooks are removed whatever ends it.
 
     Args:
         denoiser: The base model.
         sites: Where the adapters act.
         recipe: The rows of every step.
-        config: Steps, rank, learning rate, seed, optimiser, packing.
+        config: Steps, rank, learning rate, seed, optimiser, packing and the rest.
         callbacks: Called with an ``Event`` after every step.
+        start: A checkpoint of an equal run to go on from.
+        facts: Plain values that checkpoints carry; those of ``start`` win.
 
     Raises:
         ValueError: There is no site, or the rank doesn't fit one.
-        RuntimeError: The loss is not a finite number.
+        RuntimeError: The loss or the gradient is not a finite number.
     """
-    if not sites:
-        raise ValueError("training needs at least one layer, got none; choose other target layers")
-    adapters = {
-        name: new_adapter(name, kind, sites, config.rank, config.seed, denoiser.device)
-        for name, kind in recipe.adapters().items()
-    }
-    gates = GatedAdapters(sites, adapters)
-    optimizer = make_optimizer(_parameters(adapters.values()), config)
-    curves: dict[str, list[float]] = defaultdict(list)
-    with gates.attached():
-        for step in range(config.steps):
-            rows = recipe.rows(step, config.seed)
-            updates = [rows] if config.packing == "batched" else [[row] for row in rows]
-            totals: dict[str, list[float]] = defaultdict(list)
-            loss = 0.0
-            for update in updates:
-                optimizer.zero_grad(set_to_none=True)
-                for pack in _packs(denoiser, update):
-                    errors = row_errors(denoiser, gates, pack, config.seed, step)
-                    weights = errors.new_tensor([row.weight for row in pack])
-                    weighted = (errors * weights).sum()
-                    weighted.backward()
-                    loss += weighted.item()
-                    for row, error in zip(pack, errors.tolist(), strict=True):
-                        totals[row.name].append(error)
-                _require_finite(loss, step, config)
-                optimizer.step()
-            means = {name: sum(values) / len(values) for name, values in totals.items()}
-            for name, value in {"loss": loss, **means}.items():
-                curves[name].append(value)
-            for callback in callbacks:
-                callback(Event(step + 1, config.steps, loss, means))
-    optimizer.zero_grad(set_to_none=True)
-    return Trained({name: adapter.result() for name, adapter in adapters.items()}, dict(curves))
+    session = Session(denoiser, sites, recipe, config, facts)
+    if start is not None:
+        session.restore(start)
+    with session.gates.attached():
+        while session.step < config.steps:
+            losses = take_step(session, recipe)
+            loss = losses["loss"]
+            rows = {name: value for name, value in losses.items() if name != "loss"}
+            event = Event(session.step, config.steps, loss, rows, session)
+            if any([callback(event) for callback in callbacks]):
+                break
+    session.optimizer.zero_grad(set_to_none=True)
+    return session.trained()
+
+
+def take_step(session: Session, recipe: Recipe) -> dict[str, float]:
+    """Take one training step and return its losses by curve; the session is whole afterwards.
+
+    Raises:
+        RuntimeError: The loss or the gradient is not a finite number; the session is as before.
+    """
+    config, step = session.config, session.step
+    rows = [_captioned(row, config, step) for row in recipe.rows(step, config.seed)]
+    updates = [rows] if config.packing == "batched" else [[row] for row in rows]
+    for group in session.optimizer.param_groups:
+        group["lr"] = rate_at(step, config)
+    errors: dict[str, list[float]] = defaultdict(list)
+    loss = 0.0
+    try:
+        for left, update in enumerate(updates, start=1 - len(updates)):
+            session.optimizer.zero_grad(set_to_none=True)
+            for pack in packs(session.denoiser, update, config):
+                loss += _backward(session, pack, errors)
+            _require_finite(loss, session, "loss")
+            _require_finite(_clip(session), session, "gradient")
+            if left:
+                session.remember()
+            else:
+                session.whole = False
+            session.optimizer.step()
+    except BaseException:  # a cancel too must not leave half a step
+        session.take_back()
+        raise
+    session.forget()
+    losses = {name: sum(values) / len(values) for name, values in errors.items()}
+    losses = {"loss": loss, **losses}
+    for name, value in losses.items():
+        session.curves[name].append(value)
+    session.update_average()
+    session.step, session.whole = step + 1, True
+    return losses
+
+
+def _backward(session: Session, pack: Sequence[Row], errors: dict[str, list[float]]) -> float:
+    """Add the pack's gradient to the parameters' and its rows' errors to ``errors``."""
+    # Backward stays inside the gates: a block that is recomputed there needs its rows again.
+    with session.gates.gated([row.gates for row in pack]):
+        found = row_errors(session.denoiser, session.gates, pack, session.config, session.step)
+        weights = found.new_tensor([row.weight for row in pack])
+        weighted = (found * weights).sum()
+        weighted.backward()
+    for row, error in zip(pack, found.tolist(), strict=True):
+        errors[row.name].append(error)
+    return weighted.item()
 
 
 def row_errors(
-    denoiser: Denoiser, gates: GatedAdapters, rows: Sequence[Row], seed: int, step: int
+    denoiser: Denoiser,
+    gates: GatedAdapters,
+    rows: Sequence[Row],
+    config: TrainingConfig,
+    step: int,
 ) -> Tensor:
     """Return each row's mean squared error in one forward, ``(row,)``, differentiable."""
     device = denoiser.device
     latent = torch.stack([row.example.latent for row in rows]).to(device)
-    noise = torch.stack([noise_for(r.example.latent, seed, step, r.sample) for r in rows])
-    share = torch.stack([share_for(seed, step, row.sample) for row in rows])
+    noise = torch.stack(
+        [
+            noise_for(row.example.latent, config.seed, step, row.sample, config.noise_offset)
+            for row in rows
+        ]
+    )
+    share = torch.stack([share_at(config, step, row.sample) for row in rows])
     sigma = denoiser.sigma_at(share.to(device))
     x = denoiser.noised(latent, noise.to(device), sigma)
     with gates.gated([row.gates for row in rows]):
         denoised = denoiser.denoise(x, sigma, [row.example.cond for row in rows])
-    return output_errors(denoised, latent, denoiser.output_scale(sigma, latent))
+    counts = _counts(rows, latent, config.outside_mask)
+    errors = output_errors(denoised, latent, denoiser.output_scale(sigma, latent), counts)
+    if config.min_snr_gamma:
+        errors = errors * min_snr_weights(denoiser, sigma, latent, config.min_snr_gamma)
+    return errors
 
 
-def _packs(denoiser: Denoiser, rows: Sequence[Row]) -> Iterable[Sequence[Row]]:
-    packs: dict[Hashable, list[Row]] = defaultdict(list)
+def _counts(rows: Sequence[Row], latent: Tensor, outside: float) -> Tensor | None:
+    """Return what each latent cell counts, ``(row, 1, ...)``, ``None`` where all count alike."""
+    masks = [row.example.mask for row in rows]
+    if all(mask is None for mask in masks):
+        return None
+    everywhere = torch.ones(1, *latent.shape[2:])
+    stacked = torch.stack([everywhere if mask is None else mask for mask in masks])
+    return (outside + (1 - outside) * stacked).to(latent)
+
+
+def _captioned(row: Row, config: TrainingConfig, step: int) -> Row:
+    """Return the row, without its caption where the draw drops it.
+
+    Raises:
+        ValueError: The row has no empty caption to take instead.
+    """
+    if not config.caption_dropout:
+        return row
+    if row.example.uncond is None:
+        raise ValueError(
+            "caption_dropout needs the empty caption of every picture, got none; "
+            "set caption_dropout to 0 or let the trainer encode the captions"
+        )
+    if uniform(config.seed, "caption", step, row.sample) >= config.caption_dropout:
+        return row
+    return replace(row, example=replace(row.example, cond=row.example.uncond))
+
+
+def packs(
+    denoiser: Denoiser, rows: Sequence[Row], config: TrainingConfig
+) -> Iterable[Sequence[Row]]:
+    """Yield the rows in groups that fit into one forward, no larger than the run allows."""
+    groups: dict[Hashable, list[Row]] = defaultdict(list)
     for row in rows:
-        packs[tuple(row.example.latent.shape), denoiser.pack_key(row.example)].append(row)
-    return packs.values()
+        groups[tuple(row.example.latent.shape), denoiser.pack_key(row.example)].append(row)
+    most = ceil(len(rows) / config.passes)
+    most = min(most, config.rows_per_pass or most)
+    for pack in groups.values():
+        yield from (pack[first : first + most] for first in range(0, len(pack), most))
 
 
-def _parameters(adapters: Iterable[TrainedAdapter]) -> list[torch.nn.Parameter]:
-    return [parameter for adapter in adapters for parameter in adapter.parameters()]
+def _clip(session: Session) -> float:
+    """Shorten the gradient where it is longer than the run allows and return its length."""
+    most = session.config.max_grad_norm or float("inf")
+    return torch.nn.utils.clip_grad_norm_(session.parameters.values(), most).item()
 
 
-def _require_finite(loss: float, step: int, config: TrainingConfig) -> None:
-    if not torch.isfinite(torch.tensor(loss)):
+def _require_finite(value: float, session: Session, what: str) -> None:
+    if not torch.isfinite(torch.tensor(value)):
         raise RuntimeError(
-            f"the loss must stay a finite number, got {loss} at step {step + 1}; lower the "
-            f"learning rate (now {config.learning_rate:g}) or set precision to fp32 or bf16"
+            f"the {what} must stay a finite number, got {value} at step {session.step + 1}; lower "
+            f"the learning rate (now {session.config.learning_rate:g}) or set precision to fp32 "
+            "or bf16"
         )

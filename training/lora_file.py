@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..lora_ops.keys import ALPHA, DOWN, MID, UP, part_key, parts_by_layer
+from .adapter_shapes import change_of
 from .state import LoraState
 from .tensor_file import read_header, read_tensors
 
@@ -20,6 +21,12 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float
 
 _ADAPTER_CONFIG = "lora_adapter_metadata"
 """Where diffusers and PEFT keep alpha: their configuration as JSON."""
+
+_LARGEST = torch.finfo(torch.float16).max
+"""Change of a weight: more is no training's and makes half precision infinite."""
+
+_LONGEST_NAME = 80
+"""Of a layer in a message, cut where a file's keys are long."""
 
 
 def read_lora(path: Path) -> LoraState:
@@ -67,10 +74,44 @@ def respelled(lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def fault_of(lora: Mapping[str, Tensor]) -> str | None:
     """Return what is wrong with a LoRA's tensors, in words; None if nothing is."""
     for layer, parts in parts_by_layer(lora).items():
-        fault = _fault(layer, {part: lora[key] for part, key in parts.items()})
+        fault = _fault({part: lora[key] for part, key in parts.items()})
         if fault is not None:
-            return fault
+            return f"layer {layer[:_LONGEST_NAME]!r} {fault}"
     return None
+
+
+def sound(lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a LoRA, which may come from another pack's loader, respelled and checked.
+
+    Raises:
+        ValueError: A key is of no known trainer, or a layer is damaged.
+    """
+    try:
+        fault = fault_of(lora)
+    except ValueError as error:
+        fault = str(error)
+    if fault is not None:
+        raise ValueError(f"the LoRA must be sound, but {fault}; choose another file")
+    return respelled(lora)
+
+
+def require_named_once(layers: Iterable[str], targets: Mapping[str, object]) -> None:
+    """Check that no two of a LoRA's layers mean the same layer of a model: one would be lost.
+
+    Args:
+        layers: Names in the LoRA.
+        targets: What a layer's name means in the model; names without a meaning may lack.
+
+    Raises:
+        ValueError: Two do.
+    """
+    named: dict[object, str] = {}
+    for layer in layers:
+        if layer in targets and named.setdefault(targets[layer], layer) != layer:
+            raise ValueError(
+                "the LoRA must name every layer of the model once, got "
+                f"{named[targets[layer]]!r} and {layer!r} for the same one; choose another file"
+            )
 
 
 def in_precision(lora: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
@@ -110,36 +151,42 @@ def rank_and_alpha(lora: Mapping[str, Tensor]) -> tuple[int, float] | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _fault(layer: str, parts: Mapping[str, Tensor]) -> str | None:
+def _fault(parts: Mapping[str, Tensor]) -> str | None:
     """Return what is wrong with a layer's tensors, None if nothing is."""
     for part, tensor in parts.items():
         if not _finite(tensor):
-            return f"layer {layer!r} holds numbers that are not finite"
+            return "holds numbers that are not finite"
         if part == ALPHA and tensor.numel() != 1:
-            return f"layer {layer!r} has an alpha of {tensor.numel()} numbers"
+            return f"has an alpha of {tensor.numel()} numbers"
     if set(parts) == {ALPHA}:
-        return f"layer {layer!r} has an alpha and nothing else"
-    if (DOWN in parts) != (UP in parts):
-        return f"layer {layer!r} has only one of its two factors"
-    if DOWN not in parts:
-        return None
-    down, up = parts[DOWN], parts[UP]
-    if not (down.is_floating_point() and up.is_floating_point()):
-        return f"layer {layer!r} holds whole numbers for factors"
-    shapes = f"{tuple(down.shape)} and {tuple(up.shape)}"
-    if down.ndim < 2 or up.ndim < 2:
-        return f"layer {layer!r} has factors of shapes {shapes}"
-    if MID not in parts and down.shape[0] != up.shape[1]:
-        return f"layer {layer!r} has factors that do not share a rank, {shapes}"
+        return "has an alpha and nothing else"
+    try:
+        change_of(parts)
+    except ValueError as error:
+        return str(error)
+    if DOWN in parts and _largest(parts) > _LARGEST:
+        return f"holds numbers that may change a weight by more than {_LARGEST:g}"
     return None
+
+
+def _largest(parts: Mapping[str, Tensor]) -> float:
+    """Return a bound of what the factors of a layer can add to a weight."""
+    bound = abs(float(parts[ALPHA])) if ALPHA in parts else float(parts[DOWN].shape[0])
+    for part in (DOWN, UP, MID):
+        if part in parts:
+            bound *= float(_wide(parts[part]).abs().max())
+    return bound
 
 
 def _finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point():
         return True
-    # fp8 has no test of its own.
-    wide = tensor if tensor.dtype.itemsize > 1 else tensor.float()
-    return bool(torch.isfinite(wide).all())
+    return bool(torch.isfinite(_wide(tensor)).all())
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Return a tensor that can be asked for its largest number; fp8 has no such function."""
+    return tensor if tensor.dtype.itemsize > 1 else tensor.float()
 
 
 def _config_alphas(

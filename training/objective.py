@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def output_errors(denoised: Tensor, latent: Tensor, output_scale: Tensor) -> Tensor:
+def output_errors(
+    denoised: Tensor, latent: Tensor, output_scale: Tensor, counts: Tensor | None = None
+) -> Tensor:
     """Return each row's mean squared error of the model's own output, ``(batch,)``.
 
     Every parameterisation is affine, ``denoised = a x + b output``, so dividing the error of the
@@ -15,8 +17,17 @@ def output_errors(denoised: Tensor, latent: Tensor, output_scale: Tensor) -> Ten
         denoised: ``(batch, channel, ...)`` predicted clean latents.
         latent: Same shape, the true ones.
         output_scale: ``b``, broadcastable to the same shape.
+        counts: What each cell counts, ``(batch, 1, ...)``, not all zero in a row; the mean is
+            then over what counts.
+
+    # Differs from the papers: Mix-of-Show's released code divides a masked sum over all channels
+    by the mask's sum over one, which is the number of channels times this mean.
 
     Reference: Ho et al. 2020, arXiv:2006.11239, equation 14; Salimans & Ho 2022, arXiv:2202.00512.
     """
     error = (denoised.float() - latent.float()) / output_scale.float()
-    return error.square().flatten(1).mean(dim=1)
+    squares = error.square()
+    if counts is None:
+        return squares.flatten(1).mean(dim=1)
+    counts = counts.float().expand_as(squares).flatten(1)
+    return (squares.flatten(1) * counts).sum(dim=1) / counts.sum(dim=1)

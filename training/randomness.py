@@ -17,9 +17,23 @@ def generator_for(seed: int, *where: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def noise_for(latent: Tensor, seed: int, step: int, sample: int) -> Tensor:
-    """Return standard normal noise of the latent's shape, fp32 on the CPU."""
-    return torch.randn(latent.shape, generator=generator_for(seed, "noise", step, sample))
+def noise_for(latent: Tensor, seed: int, step: int, sample: int, offset: float = 0.0) -> Tensor:
+    """Return standard normal noise of the latent's shape, fp32 on the CPU.
+
+    Args:
+        latent: ``(channel, ...)``.
+        seed: Of the run.
+        step: From 0.
+        sample: Within the step.
+        offset: Adds that much of a draw that is constant over each channel, so that brightness
+            as a whole is learnt too.
+    """
+    noise = torch.randn(latent.shape, generator=generator_for(seed, "noise", step, sample))
+    if offset:
+        shape = (len(latent), *[1] * (latent.ndim - 1))
+        level = torch.randn(shape, generator=generator_for(seed, "offset", step, sample))
+        noise = noise + offset * level
+    return noise
 
 
 def share_for(seed: int, step: int, sample: int) -> Tensor:
@@ -27,9 +41,14 @@ def share_for(seed: int, step: int, sample: int) -> Tensor:
     return torch.rand((), generator=generator_for(seed, "sigma", step, sample))
 
 
+def uniform(seed: int, *where: int | str) -> float:
+    """Return a uniform draw in [0, 1) that depends on the seed and the place alone."""
+    return float(torch.rand((), generator=generator_for(seed, *where)))
+
+
 def coin(seed: int, step: int, sample: int) -> bool:
     """Return a fair draw, such as whether this sample's picture is mirrored."""
-    return bool(torch.rand((), generator=generator_for(seed, "coin", step, sample)) < 0.5)
+    return uniform(seed, "coin", step, sample) < 0.5
 
 
 def shuffled_round(seed: int, count: int, step: int) -> int:

@@ -27,6 +27,7 @@ _DEVICES = {
     *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10)),
 }
 _LONGEST_NAME = 80
+_UNFINISHED = ".unfinished-"
 
 
 @dataclass(frozen=True)
@@ -123,15 +124,19 @@ def load_run(folder: Path) -> StoredRun | None:
         return None
     try:
         run = json.loads(file.read_text(encoding="utf-8"))
-        if run.get("format") != FORMAT:
+        if run["format"] != FORMAT:
             return None
-        loras = {name: _read_lora(folder / f"{name}.safetensors") for name in run["loras"]}
-    except ValueError as error:
+        loras = {
+            name: _read_lora(folder / f"{name}.safetensors", digest)
+            for name, digest in run["loras"].items()
+        }
+        return StoredRun(run["steps"], run["pieces"], run["losses"], loras, run["facts"])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        what = error if isinstance(error, ValueError) else f"{RUN_FILE} lacks what it must say"
         raise ValueError(
-            f"the finished run in {folder} must be whole, but {error}; "
+            f"the finished run in {folder} must be whole, but {what}; "
             "delete that folder to train anew"
         ) from error
-    return StoredRun(run["steps"], run["pieces"], run["losses"], loras, run["facts"])
 
 
 def save_run(folder: Path, run: StoredRun) -> None:
@@ -147,17 +152,22 @@ def save_run(folder: Path, run: StoredRun) -> None:
         return
     created = not folder.parent.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder.parent))
     try:
+        digests = {}
         for name, lora in run.loras.items():
             packed = pack_tensors(lora)
-            write_new(unfinished / f"{name}.safetensors", packed.header(lora.metadata), packed.data)
+            header = packed.header(lora.metadata)
+            write_new(unfinished / f"{name}.safetensors", header, packed.data)
+            digest = hashlib.sha256(header)
+            digest.update(packed.data)
+            digests[name] = digest.hexdigest()
         description = {
             "format": FORMAT,
             "steps": run.steps,
             "pieces": run.pieces,
             "losses": run.losses,
-            "loras": list(run.loras),
+            "loras": digests,
             "facts": run.facts,
         }
         write_new(unfinished / RUN_FILE, json.dumps(description, indent=1).encode())
@@ -171,5 +181,14 @@ def save_run(folder: Path, run: StoredRun) -> None:
         raise
 
 
-def _read_lora(file: Path) -> LoraState:
-    return LoraState(read_tensors(file), read_header(file).metadata)
+def remove_unfinished_runs(folder: Path) -> None:
+    """Remove what a process that was killed while it stored a run has left in a run's folder."""
+    for path in folder.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _read_lora(file: Path, digest: str) -> LoraState:
+    lora = LoraState(read_tensors(file), read_header(file).metadata)
+    if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+        raise ValueError(f"{file.name} was changed since it was written")
+    return lora

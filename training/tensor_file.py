@@ -6,9 +6,11 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import struct
 import tempfile
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,13 +83,14 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             first = file.read(_LENGTH.size)
-            if first.startswith(_PICKLE_STARTS):
-                raise ValueError(
-                    f"{name!r} must be a safetensors file, got a pickle under that name, which may "
-                    "carry a program and was not opened; convert it to safetensors first"
-                )
             length = _LENGTH.unpack(first)[0] if len(first) == _LENGTH.size else 0
             if not 2 <= length <= _LONGEST_HEADER:
+                # Only now: a header of 640 bytes begins with the bytes of a pickle.
+                if first.startswith(_PICKLE_STARTS):
+                    raise ValueError(
+                        f"{name!r} must be a safetensors file, got a pickle under that name, which "
+                        "may carry a program and was not opened; convert it to safetensors first"
+                    )
                 raise ValueError(
                     f"{name!r} must be a safetensors file, got something else under that name; "
                     "download it again"
@@ -141,9 +144,14 @@ def holds(
     theirs = {key: value for key, value in header.metadata.items() if key not in ignoring}
     if theirs != kept or header.entries != packed.entries:
         return False
+    return data_digest(path, header) == packed.digest
+
+
+def data_digest(path: Path, header: Header) -> str:
+    """Return the SHA-256 of a file's tensors, hexadecimal, as ``PackedTensors`` has it."""
     with path.open("rb") as file:
         file.seek(header.start)
-        return hashlib.sha256(file.read()).hexdigest() == packed.digest
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def write_new(path: Path, *pieces: bytes | memoryview) -> None:
@@ -181,6 +189,28 @@ def write_new(path: Path, *pieces: bytes | memoryview) -> None:
             path.unlink(missing_ok=True)
 
 
+def replace_file(path: Path, *pieces: bytes | memoryview) -> None:
+    """Write a file, over one of that name, so that readers see the old or the new one, whole.
+
+    Raises:
+        RuntimeError: The disk is full or the folder cannot be written to; the old one stays.
+    """
+    size = sum(len(piece) for piece in pieces)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _unwritable(path, size, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def _parse(name: str, text: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) != len(pairs):
@@ -188,7 +218,8 @@ def _parse(name: str, text: bytes) -> dict[str, Any]:
         return dict(pairs)
 
     try:
-        entries = json.loads(text, object_pairs_hook=unique)
+        # The format is UTF-8; json alone would take other encodings too.
+        entries = json.loads(text.decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise _damaged(name, "its header cannot be read") from error
     if not isinstance(entries, dict):

@@ -1,6 +1,7 @@
 """The loop: packings against float64 oracles, shared noise, gradients, early ends."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -114,7 +115,7 @@ def test_content_and_style_rows_reach_their_own_parameters_alone():
         for adapter in adapters.values():
             for parameter in adapter.parameters():
                 parameter.grad = None
-        row_errors(denoiser, gates, [row], SEED, 0).sum().backward()
+        row_errors(denoiser, gates, [row], config(), 0).sum().backward()
         return {
             name: [p.grad is not None and bool(p.grad.any()) for p in adapter.parameters()]
             for name, adapter in adapters.items()
@@ -171,9 +172,11 @@ def test_the_gradient_of_a_batch_is_the_mean_of_its_singles():
     parameters = list(adapter.parameters())
     rows = recipe.rows(0, SEED)
     with gates.attached():
-        batch = torch.autograd.grad(row_errors(denoiser, gates, rows, SEED, 0).mean(), parameters)
+        batch = torch.autograd.grad(
+            row_errors(denoiser, gates, rows, config(), 0).mean(), parameters
+        )
         singles = [
-            torch.autograd.grad(row_errors(denoiser, gates, [row], SEED, 0).sum(), parameters)
+            torch.autograd.grad(row_errors(denoiser, gates, [row], config(), 0).sum(), parameters)
             for row in rows
         ]
     for whole, *parts in zip(batch, *singles, strict=True):
@@ -220,3 +223,106 @@ def test_no_site_and_too_large_a_rank_are_refused_by_name():
         train(denoiser, {}, pair(), config())
     with pytest.raises(ValueError, match=r"2 x rank 5 for width 8; set rank to 4 .*layer_0"):
         train(denoiser, denoiser.sites, pair(), config(rank=5))
+
+
+class PlaneDenoiser(SmallDenoiser):
+    """The same over latents ``(channel, width)``: every channel is denoised alike."""
+
+    def noised(self, latent, noise, sigma):
+        return latent + sigma.view(-1, 1, 1) * noise
+
+    def output_scale(self, sigma, like):
+        return -sigma.view(-1, 1, 1)
+
+    def denoise(self, x, sigma, conds):
+        channels = [super(PlaneDenoiser, self).denoise(x[:, n], sigma, conds) for n in range(2)]
+        return torch.stack(channels, dim=1)
+
+
+def plane(seed: int, mask: list[float] | None = None) -> Example:
+    latent = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(seed))
+    counts = None if mask is None else torch.tensor([mask], dtype=torch.float32)
+    return Example(latent, torch.zeros(WIDTH), counts)
+
+
+@pytest.mark.parametrize("outside", [0.0, 0.25])
+def test_a_mask_weighs_the_mean_as_a_plain_loop_does(outside):
+    masks = [[1, 1, 0, 0, 0, 0.5, 0, 1], [0, 0, 0, 1, 0, 0, 0, 0], None]
+    rows = [Row("lora", plane(n, mask), {}, 1.0, n) for n, mask in enumerate(masks)]
+    denoiser = PlaneDenoiser()
+    gates = GatedAdapters(denoiser.sites, {})
+    found = row_errors(denoiser, gates, rows, config(outside_mask=outside), 3).tolist()
+    for row, mask, error in zip(rows, masks, found, strict=True):
+        latent = row.example.latent
+        sigma = denoiser.sigma_at(share_for(SEED, 3, row.sample).view(1))
+        x = denoiser.noised(latent[None], noise_for(latent, SEED, 3, row.sample)[None], sigma)
+        denoised = denoiser.denoise(x, sigma, [row.example.cond])[0].tolist()
+        total = weight = 0.0
+        for channel in range(2):
+            for cell in range(WIDTH):
+                counts = 1.0 if mask is None else outside + (1 - outside) * mask[cell]
+                gap = denoised[channel][cell] - latent[channel, cell].item()
+                total += counts * (gap / sigma.item()) ** 2
+                weight += counts
+        assert error == pytest.approx(total / weight, rel=1e-5)
+
+
+def test_a_mask_of_all_ones_is_none():
+    losses = []
+    for mask in (None, [1.0] * WIDTH):
+        denoiser, recipe = PlaneDenoiser(), Single([plane(1, mask)])
+        losses.append(train(denoiser, denoiser.sites, recipe, config()).losses["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_what_is_masked_out_is_not_learnt_from():
+    losses = []
+    for value in (0.0, 9.0):
+        shown = plane(1, [1.0] * 4 + [0.0] * 4)
+        # Noise and latent add up: only the target differs where the mask is nought.
+        shown.latent[:, 4:] += value
+        denoiser = PlaneDenoiser()
+        denoiser.layers[0].weight[:4, 4:] = 0.0  # nor does the rest see it
+        losses.append(
+            row_errors(
+                denoiser,
+                GatedAdapters(denoiser.sites, {}),
+                [Row("lora", shown, {}, 1.0, 0)],
+                config(),
+                0,
+            ).item()
+        )
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_captions_are_dropped_as_often_as_asked_for(share):
+    denoiser, steps = SmallDenoiser(), 200
+    seen = []
+    denoise = denoiser.denoise
+    denoiser.denoise = lambda x, sigma, conds: seen.extend(conds) or denoise(x, sigma, conds)
+    shown = replace(example(1, cond=0.5), uncond=torch.zeros(WIDTH))
+    run = config(steps=steps, caption_dropout=share)
+    train(denoiser, denoiser.sites, Single([shown], batch_size=2), run)
+    dropped = sum(not bool(cond.any()) for cond in seen) / len(seen)
+    assert dropped == pytest.approx(share, abs=0.08)
+    if share in (0.0, 1.0):
+        assert dropped == share
+
+
+def test_captions_that_cannot_be_dropped_are_an_error():
+    denoiser = SmallDenoiser()
+    with pytest.raises(ValueError, match="caption_dropout needs the empty caption of every"):
+        train(denoiser, denoiser.sites, Single([example(1)]), config(caption_dropout=0.1))
+
+
+def test_gradients_are_shortened_to_the_wished_length():
+    denoiser, lengths = SmallDenoiser(layers=2), []
+
+    def look(event) -> None:
+        grads = [p.grad for p in event.session.parameters.values() if p.grad is not None]
+        lengths.append(torch.cat([grad.flatten() for grad in grads]).norm().item())
+
+    train(denoiser, denoiser.sites, pair(), config(max_grad_norm=0.01), [look])
+    assert max(lengths) <= 0.01 * (1 + 1e-4)
+    assert lengths[-1] == pytest.approx(0.01, rel=1e-3)

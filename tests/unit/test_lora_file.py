@@ -211,6 +211,12 @@ def test_a_header_that_lies_is_refused(tmp_path, header):
         ({f"{KOHYA}_to_q.alpha": torch.tensor(float("nan"))}, "not finite"),
         ({f"{KOHYA}_to_q.lora_up.weight": torch.full((8, 4), torch.nan)}, "not finite"),
         ({f"{KOHYA}_to_q.lora_up.weight": torch.full((8, 4), torch.inf)}, "not finite"),
+        ({f"{KOHYA}_to_q.lora_up.weight": torch.full((8, 4), 1e6)}, "by more than 65504"),
+        ({f"{KOHYA}_to_q.diff": torch.ones(8, 6)}, "in two ways, as LoRA and as diff"),
+        ({"x.hada_w1_a": torch.ones(8, 2)}, "lacks hada_w1_b"),
+        ({"x.lokr_w1": torch.ones(2, 2), "x.lokr_w2_a": torch.ones(4, 2)}, "lacks lokr_w2_b"),
+        ({"x.oft_blocks": torch.ones(2, 4, 3)}, "rotations of shape"),
+        ({"x.dora_scale": torch.ones(8, 1)}, "has dora_scale and nothing else"),
         (
             {f"{KOHYA}_to_q.lora_up.weight": torch.ones(8, 4, dtype=torch.int32)},
             "whole numbers",
@@ -326,7 +332,7 @@ def test_shared_and_strided_tensors_of_a_plain_dict_are_parted():
 def test_numbers_beyond_fp16_are_refused_not_saved_as_infinity():
     down, up = factors()
     keys = factor_keys("lora_unet_x")
-    lora = {keys.down: down, keys.up: up * 1e6}
+    lora = {keys.down: down * 1e-6, keys.up: up * 1e6}
     with pytest.raises(ValueError, match="choose bf16 or fp32"):
         in_precision(lora, "fp16")
     assert in_precision(lora, "bf16")

@@ -93,3 +93,25 @@ def test_single_takes_each_example_once_per_round():
     assert {id(row.example) for row in rows} == {id(one) for one in examples}
     assert [row.sample for row in rows] == [0, 1] * 3
     assert {row.weight for row in rows} == {0.5}
+
+
+def test_single_draws_for_every_sample_whether_it_is_mirrored():
+    ours, mirrored = [example(n) for n in range(3)], [example(10 + n) for n in range(3)]
+    recipe = Single(ours, batch_size=4, mirrored=mirrored)
+    seen = []
+    for step in range(12):
+        for row in recipe.rows(step, seed=1):
+            picked = shuffled_round(1, 3, 4 * step + row.sample)
+            assert row.example is ours[picked] or row.example is mirrored[picked]
+            seen.append(row.example is mirrored[picked])
+    assert 10 < sum(seen) < 38  # of 48, four standard deviations
+    plain = Single(ours, batch_size=4)
+    rows = [row for step in range(3) for row in plain.rows(step, seed=1)]
+    assert {id(row.example) for row in rows} == {id(one) for one in ours}
+
+
+def test_single_refuses_no_image_and_a_missing_mirrored_one():
+    with pytest.raises(ValueError, match="training needs at least one image, got none"):
+        Single([])
+    with pytest.raises(ValueError, match="its mirrored one, got 1 for 2 images"):
+        Single([example(0), example(1)], mirrored=[example(2)])

@@ -64,3 +64,14 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
 def test_a_folder_that_is_gone_is_one_sentence(tmp_path):
     with pytest.raises(RuntimeError, match="choose another folder"):
         write_new(tmp_path / "gone" / "a.safetensors", b"x")
+
+
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408])
+def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path, length):
+    """The length comes first in the file, and 640 is written as a pickle begins."""
+    packed = pack_tensors({"a": torch.ones(2)})
+    room = length - len(packed.header({"note": ""})) + 8
+    content = packed.header({"note": "x" * room})
+    assert content[0] == 0x80
+    (tmp_path / "file.safetensors").write_bytes(content + bytes(packed.data))
+    assert torch.equal(read_tensors(tmp_path / "file.safetensors")["a"], torch.ones(2))

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from ...lora_ops import Parametrization, Plain
 from ..denoiser import Example
 from ..gates import Gate
-from ..randomness import shuffled_round
+from ..randomness import coin, shuffled_round
 from .rows import Row
+
+LORA = "lora"
+"""The one adapter, and the curve of its rows."""
 
 
 @dataclass(frozen=True)
@@ -20,23 +23,35 @@ class Single:
         examples: The captioned images.
         batch_size: Rows per step, each weighing ``1 / batch_size``: a step's gradient is the mean
             of its samples' gradients.
+        mirrored: The same images mirrored; each sample then draws one of its two.
+
+    Raises:
+        ValueError: There is no image, or not every one has its mirrored one.
     """
 
     examples: Sequence[Example]
     batch_size: int = 1
+    mirrored: Sequence[Example] = ()
+
+    def __post_init__(self) -> None:
+        if not self.examples:
+            raise ValueError("training needs at least one image, got none; connect some")
+        if self.mirrored and len(self.mirrored) != len(self.examples):
+            raise ValueError(
+                "every image needs its mirrored one, got "
+                f"{len(self.mirrored)} for {len(self.examples)} images"
+            )
 
     def adapters(self) -> Mapping[str, Parametrization]:
         """Return the one adapter, ``lora``."""
-        return {"lora": Plain()}
+        return {LORA: Plain()}
 
     def rows(self, step: int, seed: int) -> Sequence[Row]:
         """Return the next ``batch_size`` examples, each with its own noise."""
-        first = step * self.batch_size
-        picks = [
-            shuffled_round(seed, len(self.examples), first + sample)
-            for sample in range(self.batch_size)
-        ]
-        return [
-            Row("lora", self.examples[pick], {"lora": Gate()}, 1 / self.batch_size, sample)
-            for sample, pick in enumerate(picks)
-        ]
+        rows = []
+        for sample in range(self.batch_size):
+            pick = shuffled_round(seed, len(self.examples), step * self.batch_size + sample)
+            turned = self.mirrored and coin(seed, step, sample)
+            example = (self.mirrored if turned else self.examples)[pick]
+            rows.append(Row(LORA, example, {LORA: Gate()}, 1 / self.batch_size, sample))
+        return rows

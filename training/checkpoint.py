@@ -1,0 +1,155 @@
+"""Checkpoints of a run: all that step n + 1 needs, in one safetensors file, whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .tensor_file import data_digest, pack_tensors, read_header, read_tensors, replace_file
+
+FORMAT = "1"
+"""Of checkpoint files; those of another format are passed over."""
+
+_CURVE = "curve/"
+_SEAL = "digest"
+"""Of all else in the file: a resumed run must be exact, so one flipped bit is one too many."""
+
+_NAME = re.compile(r"^step_(\d{8})\.safetensors$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run after a whole step.
+
+    Args:
+        step: Steps done.
+        tensors: What is learnt, its average and the optimiser's moments, on the CPU.
+        scalars: The optimiser's plain values by name.
+        curves: Losses so far, by name.
+        facts: Plain values that were decided when the run began and stay when it is extended.
+    """
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    scalars: Mapping[str, Any]
+    curves: Mapping[str, Sequence[float]]
+    facts: Mapping[str, Any]
+
+
+def checkpoint_file(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of a step lies."""
+    return folder / f"step_{step:08d}.safetensors"
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write a checkpoint, then remove all but the last ``keep`` up to it; a failure removes none.
+
+    Raises:
+        RuntimeError: The disk is full or the folder can't be written to; nothing is left behind.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RuntimeError(
+            f"checkpoints need a folder {str(folder)!r}, got: {error.strerror}; allow writing there"
+        ) from error
+    curves = {
+        _CURVE + name: torch.tensor(list(values), dtype=torch.float64)
+        for name, values in checkpoint.curves.items()
+        if values
+    }
+    packed = pack_tensors({**checkpoint.tensors, **curves})
+    metadata = {
+        "format": FORMAT,
+        "step": str(checkpoint.step),
+        "scalars": json.dumps(checkpoint.scalars, sort_keys=True),
+        "facts": json.dumps(checkpoint.facts, sort_keys=True),
+    }
+    metadata[_SEAL] = _seal(metadata, packed.entries, packed.digest)
+    path = checkpoint_file(folder, checkpoint.step)
+    replace_file(path, packed.header(metadata), packed.data)
+    # Those of later steps belong to a longer run that was there before.
+    for old in [file for file in checkpoints(folder) if file <= path][keep:]:
+        with suppress(OSError):
+            old.unlink()
+    return path
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoint files of a folder, the latest step first."""
+    found = [path for path in folder.glob("step_*.safetensors") if _NAME.match(path.name)]
+    return sorted(found, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """Return the step that a checkpoint file is named after."""
+    match = _NAME.match(path.name)
+    if match is None:
+        raise ValueError(f"a checkpoint must be named step_<number>.safetensors, got {path.name!r}")
+    return int(match[1])
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Return a checkpoint.
+
+    Raises:
+        ValueError: The file is damaged or of another version; the message says which.
+    """
+    header = read_header(path)
+    metadata = dict(header.metadata)
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{path.name} must be a checkpoint of version {FORMAT}, "
+            f"got version {metadata.get('format', 'none')}"
+        )
+    seal = metadata.pop(_SEAL, None)
+    if seal != _seal(metadata, header.entries, data_digest(path, header)):
+        raise ValueError(f"{path.name} must be as it was written, got one that was changed since")
+    tensors = read_tensors(path)
+    curves = {
+        name.removeprefix(_CURVE): tensors.pop(name).tolist()
+        for name in [name for name in tensors if name.startswith(_CURVE)]
+    }
+    try:
+        scalars, facts = json.loads(metadata["scalars"]), json.loads(metadata["facts"])
+        step = int(metadata["step"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path.name} must say its step and facts, got none of them") from error
+    return Checkpoint(step, tensors, scalars, curves, facts)
+
+
+def _seal(metadata: Mapping[str, str], entries: Mapping[str, Any], digest: str) -> str:
+    text = json.dumps([metadata, entries, digest], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def latest_checkpoint(folder: Path, most: int) -> tuple[Checkpoint | None, list[str]]:
+    """Return the latest usable checkpoint of at most ``most`` steps, and why others were not used.
+
+    A damaged one, or one of another version, is passed over for the one before.
+    """
+    notes = []
+    for path in checkpoints(folder):
+        if step_of(path) > most:
+            continue
+        try:
+            return load_checkpoint(path), notes
+        except ValueError as error:
+            notes.append(f"checkpoint {path.name} was not used: {error}")
+    return None, notes
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process left half-written; call it while holding the run's lock."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            path.unlink()

@@ -1,0 +1,86 @@
+"""A run folder belongs to one process at a time; the lock goes with the process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+if os.name == "nt":
+    import msvcrt
+else:
+    import fcntl
+
+LOCK_FILE = "lock"
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock inside the block; the system frees it when the process ends.
+
+    A folder that holds nothing but the lock afterwards is removed.
+
+    Raises:
+        RuntimeError: Another process, or another run of this one, holds it, or the folder can't
+            be written.
+    """
+    descriptor = _acquired(folder)
+    try:
+        yield
+    finally:
+        # Windows removes no open file; elsewhere nobody may take the lock of a file that goes.
+        if os.name == "nt":
+            os.close(descriptor)
+            _remove_bare(folder)
+        else:
+            _remove_bare(folder)
+            os.close(descriptor)
+
+
+def _acquired(folder: Path) -> int:
+    """Return a descriptor that holds the lock."""
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RuntimeError(
+                f"the run's folder {folder} must be writable, got: {error.strerror or error}; "
+                "allow writing there or start ComfyUI with another output folder"
+            ) from error
+        try:
+            _acquire(descriptor, folder)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if _is_there(descriptor, folder):
+            return descriptor
+        os.close(descriptor)  # whoever held it has removed it meanwhile
+
+
+def _acquire(descriptor: int, folder: Path) -> None:
+    try:
+        if os.name == "nt":
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise RuntimeError(
+            f"a run must be trained by one ComfyUI at a time, got {folder} in use by another; "
+            "wait for it, stop it, or choose another run_name"
+        ) from error
+
+
+def _is_there(descriptor: int, folder: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(folder / LOCK_FILE))
+    except OSError:
+        return False
+
+
+def _remove_bare(folder: Path) -> None:
+    with suppress(OSError):
+        if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+            (folder / LOCK_FILE).unlink()
+            folder.rmdir()
