@@ -15,7 +15,9 @@ from typing import Any
 import comfy.model_patcher
 import comfy.quant_ops
 import comfy.sd
+import comfy.utils
 import torch
+from comfy.weight_adapter import BypassInjectionManager
 from torch import Tensor, nn
 
 SAMPLED_RUNS = 4
@@ -42,7 +44,12 @@ def model_digest(model: comfy.model_patcher.ModelPatcher) -> dict[str, str]:
 def clip_digest(clip: comfy.sd.CLIP) -> dict[str, str]:
     """Return the digests of a text encoder, with the layer that is read from it."""
     options = [clip.layer_idx, clip.tokenizer_options, clip.use_clip_schedule]
-    return {**model_digest(clip.patcher), "options": _short(options)}
+    attached = [_hooks(clip.patcher), _injections(clip.patcher)]
+    return {
+        **model_digest(clip.patcher),
+        "options": _short(options),
+        "hooks": _short(attached),
+    }
 
 
 def vae_digest(vae: comfy.sd.VAE) -> dict[str, str]:
@@ -53,6 +60,41 @@ def vae_digest(vae: comfy.sd.VAE) -> dict[str, str]:
 def content_digest(value: Any) -> str:
     """Return a digest over all bytes of the tensors, arrays and plain values in ``value``."""
     return _short(value, whole=True)
+
+
+def _hooks(patcher: comfy.model_patcher.ModelPatcher) -> list[Any]:
+    """Return what hooks, such as Set CLIP Hooks attaches, patch, and when."""
+    forced = [] if patcher.forced_hooks is None else patcher.forced_hooks.hooks
+    frames = [[_numbers(frame) for frame in hook.hook_keyframe.keyframes] for hook in forced]
+    return [list(patcher.hook_patches.values()), frames]
+
+
+def _injections(patcher: comfy.model_patcher.ModelPatcher) -> dict[str, Any]:
+    """Return what is put into the network's forward calls: LoRAs in ComfyUI's bypass mode.
+
+    Such LoRAs are cast to their layer's dtype at the first use, here before. Of other packs'
+    injections only the name is known.
+    """
+    found: dict[str, Any] = {}
+    for name, injections in patcher.injections.items():
+        for injection in injections:
+            parts = found.setdefault(name, [])
+            parts.append(injection.inject.__qualname__)
+            for cell in getattr(injection.inject, "__closure__", None) or ():
+                if isinstance(cell.cell_contents, BypassInjectionManager):
+                    parts += _bypassed(patcher.model, cell.cell_contents)
+    return found
+
+
+def _bypassed(network: nn.Module, manager: BypassInjectionManager) -> Iterator[list[Any]]:
+    for key, (adapter, strength) in manager.adapters.items():
+        dtype = comfy.utils.get_attr(network, f"{key}.weight").dtype
+        castable = dtype in (torch.float32, torch.float16, torch.bfloat16)
+        weights = [
+            part.to(dtype) if castable and isinstance(part, Tensor) else part
+            for part in adapter.weights
+        ]
+        yield [key, strength, type(adapter).__name__, weights]
 
 
 def _weights_digest(model: comfy.model_patcher.ModelPatcher) -> str:

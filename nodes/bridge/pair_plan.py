@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.sd
@@ -11,9 +11,13 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...training import Family, TrainingConfig, TrainingSettings
+from ...training.gates import Site
 from .base_digest import clip_digest, content_digest, model_digest, vae_digest
 from .families import identify_for_training
-from .pair_images import FittedPair, fit_pairs, single_images
+from .fitted_image import single_images
+from .pair_images import FittedPair, fit_pairs
+from .run_request import resolved_config
+from .sites import training_sites
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class PairRequest:
     style_start: float
     packing: str
     settings: TrainingSettings
+    node_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,15 +78,7 @@ def plan_pair(request: PairRequest) -> PairPlan:
     """
     family = identify_for_training(request.model)
     settings, defaults = request.settings, family.pair
-    config = TrainingConfig(
-        steps=request.steps or defaults.steps,
-        rank=request.rank or defaults.rank,
-        learning_rate=request.learning_rate or defaults.learning_rate,
-        seed=request.seed,
-        weight_decay=defaults.weight_decay if settings.weight_decay < 0 else settings.weight_decay,
-        optimizer=settings.optimizer,
-        packing=request.packing,
-    )
+    config = resolved_config(request, defaults, packing=request.packing)
     style_start_step = round(request.style_start * config.steps)
     if not 0 <= style_start_step < config.steps:
         raise ValueError(
@@ -94,6 +91,9 @@ def plan_pair(request: PairRequest) -> PairPlan:
             "style_words must name the style, got an empty text; "
             'write for example "in digital art style"'
         )
+    _require_narrow(
+        config.rank, training_sites(request.model, settings.targets, settings.target_pattern)
+    )
     resolution = settings.resolution or family.resolution
     pairs = fit_pairs(request.before, request.after, resolution, family.multiple)
     prompts = _prompts(request.content_prompts, len(pairs))
@@ -106,9 +106,12 @@ def run_pieces(request: PairRequest, plan: PairPlan) -> dict[str, Any]:
     ``style_start`` is a piece as a share; its step lies beside the result. The prompts' tokens
     are a piece because they hold the embeddings that a prompt names.
     """
-    config, settings = plan.config.as_json(), asdict(request.settings)
-    del config["steps"], config["seed"]
-    resolved = {
+    settings = {
+        **request.settings.deciding(),
+        "rank": plan.config.rank,
+        "learning_rate": plan.config.learning_rate,
+        "weight_decay": plan.config.weight_decay,
+        "packing": plan.config.packing,
         "resolution": plan.resolution,
         "style_start": request.style_start,
         "basis_seed": plan.family.pair.basis_seed,
@@ -120,12 +123,23 @@ def run_pieces(request: PairRequest, plan: PairPlan) -> dict[str, Any]:
         "after": [content_digest(image) for image in single_images(request.after)],
         "prompts": prompts,
         "tokens": [content_digest(request.clip.tokenize(prompt)) for prompt in prompts],
-        "settings": {**settings, **config, **resolved},
+        "settings": settings,
         "seed": request.seed,
         "model": model_digest(request.model),
         "clip": clip_digest(request.clip),
         "vae": vae_digest(request.vae),
     }
+
+
+def _require_narrow(rank: int, sites: Mapping[str, Site]) -> None:
+    """Check, before anything is encoded, that both bases fit every layer to train."""
+    name, narrowest = min(sites.items(), key=lambda entry: entry[1].shape[1])
+    width = narrowest.shape[1]
+    if 2 * rank > width:
+        raise ValueError(
+            "content and style rows must fit the narrowest layer together, "
+            f"got 2 x rank {rank} for width {width} of {name}; set rank to {width // 2} or less"
+        )
 
 
 def _prompts(prompts: Sequence[str], pairs: int) -> list[str]:

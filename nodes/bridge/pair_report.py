@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ...training import LoraState, Trained, lora_state
 from ...training.recipes.pair import STYLE, content_name
+from ...training.run_store import StoredRun
 from .pair_plan import PairPlan, PairRequest
+from .run_report import shared_metadata, values_line, warnings
 from .runs import as_metadata
 
 
@@ -16,27 +19,22 @@ def content_file(pair: int) -> str:
 
 
 def pair_loras(
-    request: PairRequest, plan: PairPlan, trained: Trained, identity: str
+    request: PairRequest,
+    plan: PairPlan,
+    trained: Trained,
+    facts: Mapping[str, Any],
+    identity: str,
 ) -> dict[str, LoraState]:
     """Return the style and the content LoRAs by file name, with their metadata."""
     shared = {
-        "modelspec.architecture": plan.family.architecture,
-        "ss_base_model_version": plan.family.base_version,
-        "pastiche.method": "pair",
-        "pastiche.base_family": plan.family.name,
-        "pastiche.run_id": identity,
+        **shared_metadata(
+            *("pair", request, plan.family, plan.config),
+            *(plan.resolution, trained.steps, identity),
+        ),
         "pastiche.style_words": plan.style_words,
-        "pastiche.steps": plan.config.steps,
-        "pastiche.rank": plan.config.rank,
-        "pastiche.learning_rate": plan.config.learning_rate,
-        "pastiche.seed": plan.config.seed,
         "pastiche.basis_seed": plan.family.pair.basis_seed,
-        "pastiche.style_start_step": plan.style_start_step,
-        "pastiche.resolution": plan.resolution,
-        "pastiche.flip": request.settings.flip,
+        "pastiche.style_start_step": facts["style_start_step"],
         "pastiche.pairs": len(plan.pairs),
-        "pastiche.base_patched": bool(request.model.patches),
-        "pastiche.config": {**asdict(request.settings), **plan.config.as_json()},
     }
     prompts = "\n".join(dict.fromkeys(plan.content_prompts))
     style = {**shared, "pastiche.role": "style", "pastiche.content_prompt": prompts}
@@ -48,24 +46,20 @@ def pair_loras(
     return loras
 
 
-def pair_text(request: PairRequest, plan: PairPlan, where: str) -> str:
-    """Return the lines that the node shows: values with the source of defaults, pictures, place."""
-    config, source = plan.config, plan.family.pair.source
-
-    def shown(label: str, value: str, given: float) -> str:
-        return f"{label} {value}" if given else f"{label} {value} (default: {source})"
-
-    values = (
-        shown("steps", str(config.steps), request.steps),
-        shown("rank", str(config.rank), request.rank),
-        shown("learning rate", f"{config.learning_rate:g}", request.learning_rate),
-    )
+def pair_text(request: PairRequest, plan: PairPlan, run: StoredRun, notes: Sequence[str]) -> str:
+    """Return the lines that the node shows: values with the source of defaults, pictures, notes."""
     lines = [
-        f"{plan.family.name}: {', '.join(values)}",
-        f"style from step {plan.style_start_step + 1} of {config.steps}, "
-        f"mirrored: {request.settings.flip}",
+        values_line(request, plan.family, plan.config, plan.family.pair.source, run.steps),
+        f"{_style_start(run)}, mirrored: {request.settings.flip}",
         *(pair.note for pair in plan.pairs),
+        *warnings(plan.family),
     ]
-    if plan.family.distilled:
-        lines.append("if this model is guidance-distilled, training it may lower its quality")
-    return "\n".join([*lines, where])
+    return "\n".join([*lines, *notes])
+
+
+def _style_start(run: StoredRun) -> str:
+    """Return since when the style was learnt; a run that was stopped early has not begun to."""
+    first = run.facts["style_start_step"] + 1
+    if first > run.steps:
+        return f"stopped at step {run.steps}, before the style begins at step {first}"
+    return f"style from step {first} of {run.steps}"

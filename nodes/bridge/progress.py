@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
 from comfy_api.latest import ui
+from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ...training.progress import Callback, Event
 
 
-def progress_bar(steps: int) -> Callback:
-    """Return a callback that moves the node's progress bar and ends the run on an interrupt."""
+def progress_bar(steps: int, picture: Callable[[], Any] = lambda: None) -> Callback:
+    """Return a callback that moves the node's progress bar and ends the run on an interrupt.
+
+    Args:
+        steps: In all.
+        picture: Gives what ComfyUI shows as the node's preview, or ``None``.
+    """
     bar = comfy.utils.ProgressBar(steps)
 
     def on_step(event: Event) -> None:
-        bar.update_absolute(event.step, event.steps)
+        bar.update_absolute(event.step, event.steps, picture())
         comfy.model_management.throw_exception_if_processing_interrupted()
 
     return on_step
+
+
+def show_text(node_id: str | None, text: str) -> None:
+    """Show a text below a node, where a server runs."""
+    instance = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if instance is not None and node_id is not None:
+        instance.send_progress_text(text, node_id)
+
+
+def warn_on_node(text: str) -> None:
+    """Log a warning and show it below the node that runs, where a server runs."""
+    logging.warning("Pastiche: %s.", text)
+    context = get_executing_context()
+    show_text(None if context is None else context.node_id, text)
 
 
 def node_display(node_id: str | None, pictures: Sequence[Tensor], text: str) -> dict[str, Any]:
@@ -33,9 +54,6 @@ def node_display(node_id: str | None, pictures: Sequence[Tensor], text: str) -> 
         pictures: IMAGE batches; each may have its own size.
         text: Sent as the node's text too, where a server runs: the frontend shows that one.
     """
-    server = getattr(sys.modules.get("server"), "PromptServer", None)
-    instance = getattr(server, "instance", None)
-    if instance is not None and node_id is not None:
-        instance.send_progress_text(text, node_id)
+    show_text(node_id, text)
     images = [image for picture in pictures for image in ui.PreviewImage(picture).values]
     return {"images": images, "animated": (False,), "text": (text,)}

@@ -10,7 +10,8 @@ from typing import Any
 
 import folder_paths
 
-from ...training.run_store import StoredRun, save_run
+from ...training.run_folder import RunFolder
+from ...training.run_store import StoredRun
 
 
 def runs_root() -> Path:
@@ -18,22 +19,28 @@ def runs_root() -> Path:
     return Path(folder_paths.get_output_directory()) / "pastiche"
 
 
-def keep(folder: Path, run: StoredRun) -> str:
+def keep(folder: RunFolder, run: StoredRun, wished: int) -> str:
     """Store a finished run and return a sentence that says where it lies.
 
     A disk that fills up at the very end must not cost the training: the result travels on, and
     the sentence on the node says that it was not stored.
+
+    Args:
+        folder: Of the run.
+        run: What was learnt.
+        wished: Steps that were asked for; more than the run's where the user stopped it.
     """
+    place = folder.result(run.steps)
     try:
-        save_run(folder, run)
+        folder.store(run, wished)
     except (OSError, RuntimeError) as error:
         text = (
-            f"trained, but not stored in {folder}: {error}; "
-            "save the LoRA now, queueing again would train anew"
+            f"trained, but not stored in {place}: {error}; "
+            "save the LoRA now, or free some space and queue the same graph again"
         )
         logging.warning("Pastiche: %s", text)
         return text
-    return f"stored in {folder}"
+    return f"stored in {place}"
 
 
 def as_metadata(values: Mapping[str, Any]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import comfy.lora
 import comfy.utils
@@ -18,6 +19,7 @@ from ...lora_ops import LowRank
 from ...lora_ops.keys import NATIVE_PREFIX, changes_text_encoder, parts_by_layer
 from ...training.families import Family
 from ...training.gates import Site
+from ...training.lora_file import require_named_once
 from .families import identify
 
 
@@ -72,16 +74,19 @@ _FUSED = re.compile(r"^single_blocks\.\d+\.linear1$")
 _FUSED_SUFFIX = "_qkv"
 
 
-def training_sites(model: ModelPatcher, targets: str) -> dict[str, Site]:
+def training_sites(model: ModelPatcher, targets: str, pattern: str = "") -> dict[str, Site]:
     """Return the layers to train by the name they get in a LoRA file.
 
     Args:
         model: The base.
         targets: One of ``training.config.TARGETS``. ``attention`` means q, k, v and the output
             projection; in Flux's single blocks the q, k, v slice of ``linear1`` and ``linear2``.
+        pattern: Layers by name instead: globs over module paths and file names, parted by spaces
+            or commas; one with ``-`` in front leaves layers out. Only the blocks' linear layers
+            are offered.
 
     Raises:
-        ValueError: The model's family is not supported.
+        ValueError: The model's family is not supported, or the pattern matches no layer.
     """
     family = identify(model)
     layers = _LAYERS[family.name]
@@ -89,7 +94,7 @@ def training_sites(model: ModelPatcher, targets: str) -> dict[str, Site]:
         "attention": (layers.attention,),
         "attention and feed-forward": (layers.attention, layers.feed_forward),
         "all linear": (layers.blocks,),
-    }[targets]
+    }["all linear" if pattern.strip() else targets]
     names = _file_names(model, family)
     sites = {}
     for path, module in model.model.diffusion_model.named_modules():
@@ -100,7 +105,33 @@ def training_sites(model: ModelPatcher, targets: str) -> dict[str, Site]:
             sites[names[path]] = Site(module, shape)
         elif targets == "attention" and _FUSED.match(path):
             sites[names[path] + _FUSED_SUFFIX] = Site(module, (3 * shape[1], shape[1]), start=0)
-    return sites
+    return _matching(sites, model, pattern) if pattern.strip() else sites
+
+
+def _matching(sites: dict[str, Site], model: ModelPatcher, pattern: str) -> dict[str, Site]:
+    """Return the sites whose module path or file name a pattern names."""
+    globs = pattern.replace(",", " ").split()
+    wanted = [glob for glob in globs if not glob.startswith("-")] or ["*"]
+    unwanted = [glob[1:] for glob in globs if glob.startswith("-")]
+    paths = {module: path for path, module in model.model.diffusion_model.named_modules()}
+
+    def named(name: str, site: Site, patterns: list[str]) -> bool:
+        return any(
+            fnmatchcase(text, glob) for glob in patterns for text in (name, paths[site.module])
+        )
+
+    found = {
+        name: site
+        for name, site in sites.items()
+        if named(name, site, wanted) and not named(name, site, unwanted)
+    }
+    if not found:
+        example = next(iter(paths[site.module] for site in sites.values()), "none")
+        raise ValueError(
+            f"target_pattern must match a layer such as {example}, got {pattern!r} without a "
+            "match; * stands for any characters"
+        )
+    return found
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -159,10 +190,11 @@ def file_sites(
         ValueError: No key matches the model, a shape doesn't, or a layer is not low-rank.
     """
     names = comfy.lora.model_lora_keys_unet(model.model, {})
+    require_named_once(parts_by_layer(lora), names)
     patches = comfy.lora.load_lora(dict(lora), names, log_missing=False)
     if not patches:
         example = next(iter(_denoiser_layers(lora)), None)
-        what = f"such as {example}" if example else "no key for the image model"
+        what = f"such as {example[:80]}" if example else "no key for the image model"
         raise ValueError(
             f"the LoRA must be made for this architecture, {identify(model).name}, got a LoRA "
             f"without any matching key ({what}); it was made for another architecture"

@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from ...training import Example, LoraState, Trained, train
+from ...training import Example, Gate, LoraState
 from ...training.recipes import Pair
 from ...training.recipes.pair import STYLE
-from ...training.run_store import (
-    StoredRun,
-    checked_run_name,
-    load_run,
-    require_space,
-    result_folder,
-    run_id,
-)
-from .conditioning import (
-    Conditioning,
-    Framing,
-    encode_prompt,
-    training_cond,
-    training_latent,
-)
-from .denoiser import open_denoiser
-from .pair_images import FittedImage, encode, side_by_side
+from .conditioning import encode_prompt
+from .examples import VIEWS, picture_example, preview_scene
+from .fitted_image import FittedImage
+from .pair_images import side_by_side
 from .pair_plan import PairPlan, PairRequest, plan_pair, run_pieces
 from .pair_report import content_file, pair_loras, pair_text
-from .progress import progress_bar
-from .runs import keep, runs_root
-from .sites import training_sites
-
-_VIEWS = {"never": (False,), "always": (True,), "random": (False, True)}
+from .preview import PreviewScene
+from .training_run import Prepared, TrainingJob, run_training
 
 
 @dataclass(frozen=True)
@@ -62,82 +47,72 @@ def train_pair(request: PairRequest) -> PairResult:
         ValueError: An input is not what it must be; the message says which and what to do.
         RuntimeError: The output folder, the VAE or the loss prevents the training.
     """
-    name = checked_run_name(request.run_name)
     plan = plan_pair(request)
-    pieces = run_pieces(request, plan)
-    identity = run_id(pieces)
-    folder = result_folder(runs_root(), name, identity, plan.config.steps)
-    run = load_run(folder)
-    if run is None:
-        _require_room(request, plan)
-        started = time.monotonic()
-        trained = _train(request, plan)
-        run = StoredRun(
-            steps=plan.config.steps,
-            pieces=pieces,
-            losses={curve: list(values) for curve, values in trained.losses.items()},
-            loras=pair_loras(request, plan, trained, identity),
-            facts={
+    outcome = run_training(
+        TrainingJob(
+            name=request.run_name,
+            node_id=request.node_id,
+            model=request.model,
+            config=plan.config,
+            settings=request.settings,
+            pieces=run_pieces(request, plan),
+            facts={"style_start_step": plan.style_start_step},
+            prepare=lambda facts: _prepare(request, plan, facts),
+            loras=lambda trained, facts, identity: pair_loras(
+                request, plan, trained, facts, identity
+            ),
+            described={
                 "family": plan.family.name,
-                "style_start_step": plan.style_start_step,
                 "pictures": [pair.note for pair in plan.pairs],
-                "seconds": round(time.monotonic() - started, 1),
             },
         )
-        where = keep(folder, run)
-    else:
-        where = f"trained before, taken from {folder}"
+    )
+    run = outcome.run
     return PairResult(
         style=run.loras[STYLE],
         contents=[run.loras[content_file(pair)] for pair in range(len(plan.pairs))],
         losses=dict(run.losses),
         pictures=[side_by_side(pair, request.settings.flip == "always") for pair in plan.pairs],
-        text=pair_text(request, plan, where),
+        text=pair_text(request, plan, run, outcome.notes),
     )
 
 
-def _require_room(request: PairRequest, plan: PairPlan) -> None:
-    sites = training_sites(request.model, request.settings.targets).values()
-    numbers = sum(plan.config.rank * (site.shape[0] + site.shape[1]) for site in sites)
-    require_space(runs_root(), 4 * numbers * (1 + len(plan.pairs)))
-
-
-def _train(request: PairRequest, plan: PairPlan) -> Trained:
-    settings = request.settings
-    pairs, *mirrored = _examples(request, plan)  # encoded before the denoiser is loaded
+def _prepare(request: PairRequest, plan: PairPlan, facts: Mapping[str, Any]) -> Prepared:
+    pairs, *mirrored = _examples(request, plan)
     recipe = Pair(
         pairs=pairs,
-        style_start=plan.style_start_step,
-        samples=settings.batch_size,
+        style_start=facts["style_start_step"],
+        samples=request.settings.samples,
         basis_seed=plan.family.pair.basis_seed,
         mirrored=mirrored[0] if mirrored else (),
     )
-    with open_denoiser(request.model, settings.precision) as denoiser:
-        sites = training_sites(denoiser.patcher, settings.targets)
-        return train(denoiser, sites, recipe, plan.config, [progress_bar(plan.config.steps)])
+    return Prepared(recipe, _preview(request, plan, pairs[0][1]))
+
+
+def _preview(request: PairRequest, plan: PairPlan, after: Example) -> PreviewScene:
+    return preview_scene(
+        *(request.model, request.clip, request.vae, request.settings, plan.style_prompts),
+        ({STYLE: Gate()}, {}),
+        after.latent,
+    )
 
 
 def _examples(request: PairRequest, plan: PairPlan) -> list[list[tuple[Example, Example]]]:
     """Return all pairs encoded, once for every way they are mirrored."""
     prompts = dict.fromkeys((*plan.content_prompts, *plan.style_prompts))
     texts = {prompt: encode_prompt(request.clip, prompt) for prompt in prompts}
+    empty = encode_prompt(request.clip, "") if request.settings.caption_dropout else None
     triples = list(zip(plan.pairs, plan.content_prompts, plan.style_prompts, strict=True))
+
+    def example(image: FittedImage, prompt: str, mirrored: bool) -> Example:
+        return picture_example(
+            *(request.model, request.vae, image), texts[prompt], mirrored, uncond=empty
+        )
+
     return [
         [
-            (
-                _example(request, pair.before, texts[content], mirrored),
-                _example(request, pair.after, texts[style], mirrored),
-            )
+            (example(pair.before, content, mirrored), example(pair.after, style, mirrored))
             for pair, content, style in triples
         ]
-        for mirrored in _VIEWS[request.settings.flip]
+        for mirrored in VIEWS[request.settings.flip]
     ]
-
-
-def _example(
-    request: PairRequest, image: FittedImage, text: Conditioning, mirrored: bool
-) -> Example:
-    latent = training_latent(request.model, encode(request.vae, image, mirrored))[0]
-    (height, width), (top, left) = image.original_size, image.crop
-    framing = Framing(width, height, left, top, image.size[1], image.size[0])
-    return Example(latent, training_cond(request.model, text, latent, framing))

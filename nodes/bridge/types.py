@@ -10,6 +10,9 @@ from comfy_api.latest import io
 TrainingSettingsType = io.Custom("PASTICHE_TRAINING")
 """A frozen ``training.TrainingSettings``."""
 
+LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
+"""Of ComfyUI's seed widgets."""
+
 Value = TypeVar("Value")
 
 

@@ -9,8 +9,8 @@ from pack.lora_ops import LowRank
 from pack.nodes.bridge.conditioning import training_cond, training_latent
 from pack.nodes.bridge.denoiser import open_denoiser
 from pack.nodes.bridge.sites import file_sites, training_sites, unmatched_keys
-from pack.training.config import TARGETS
 from pack.training.gates import Gate, GatedAdapters
+from pack.training.settings import TARGETS
 from pack.training.state import lora_state
 from tiny import TINY_NAMES, tiny, tiny_cond, tiny_latent, weights_hash
 

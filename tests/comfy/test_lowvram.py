@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_management
@@ -18,7 +19,7 @@ from pack.training.gates import Gate, GatedAdapters
 from pack.training.loop import row_errors
 from pack.training.recipes import Row, Single
 from test_gates import hook_count, patched, random_lora, relative
-from test_training import warm_adapter
+from test_training import CONFIG, warm_adapter
 from tiny import tiny, tiny_cond, tiny_latent, weights_hash
 
 NAMES = ("sd15", "sd3", "wan21")  # Flux's residuals need open_denoiser's record of saved tensors
@@ -56,7 +57,7 @@ def gradient(denoiser, sites, shown):
     gates = GatedAdapters(sites, {"lora": adapter})
     row = Row("lora", shown, {"lora": Gate()})
     with gates.attached():
-        row_errors(denoiser, gates, [row], 0, 0).sum().backward()
+        row_errors(denoiser, gates, [row], replace(CONFIG, seed=0), 0).sum().backward()
     return torch.cat([parameter.grad.flatten() for parameter in adapter.parameters()]).cpu()
 
 

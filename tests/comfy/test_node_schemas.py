@@ -1,7 +1,11 @@
 """What the frontend shows of a node: tooltips, aliases, categories, titles."""
 
+from dataclasses import fields
+
 import pytest
 from pack.nodes import NODES
+from pack.nodes.settings import TrainingSettingsNode
+from pack.training import TrainingSettings
 
 CATEGORIES = {f"Pastiche/{name}" for name in ("data", "train", "merge", "sample", "io")}
 
@@ -25,3 +29,26 @@ def test_a_node_explains_itself(node):
 def test_no_two_nodes_share_a_title():
     titles = [schema_of(node).display_name for node in NODES]
     assert len(set(titles)) == len(titles)
+
+
+def test_the_settings_node_offers_every_setting_at_its_default():
+    offered = {item.id: item.default for item in schema_of(TrainingSettingsNode).inputs}
+    assert offered == {field.name: field.default for field in fields(TrainingSettings)}
+
+
+def test_settings_of_an_older_graph_keep_their_defaults():
+    """Inputs that came later are optional: a stored API graph without them still runs."""
+    inputs = schema_of(TrainingSettingsNode).inputs
+    first = [
+        "precision",
+        "resolution",
+        "flip",
+        "optimizer",
+        "weight_decay",
+        "targets",
+        "batch_size",
+    ]
+    assert [item.id for item in inputs if not item.optional] == first
+    assert [item.id for item in inputs][: len(first)] == first
+    values = {item.id: item.default for item in inputs if not item.optional}
+    assert TrainingSettingsNode.execute(**values).result == (TrainingSettings(),)

@@ -10,17 +10,22 @@ from pathlib import Path
 import comfy.model_management
 import folder_paths
 import pytest
+import safetensors.torch
 import torch
+from comfy_extras.nodes_hooks import CreateHookLora, SetClipHooks
+from comfy_extras.nodes_lora_debug import LoraLoaderBypass
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from comfy_extras.nodes_model_merging import ModelMergeSimple
+from pack.lora_ops.keys import factor_keys
 from pack.nodes.bridge.base_digest import clip_digest, model_digest, vae_digest
 from pack.training import TrainingSettings
 from pair_inputs import identity, picture, progress, queue
 from test_train_pair import real_width_sdxl
 from tiny import TINY_NAMES, tiny, tiny_clip, tiny_vae
 
-from nodes import CLIPSetLastLayer
+from nodes import CLIPSetLastLayer, LoraLoader
 
+TEXT_LORA = "text.safetensors"
 LAYER = "diffusion_model.joint_blocks.0.x_block.attn.proj.weight"
 
 
@@ -64,14 +69,17 @@ def test_an_equal_graph_is_trained_once(output):
     assert again.ui["images"]
 
 
-def test_another_number_of_steps_trains_beside_the_first(output):
+def test_more_steps_train_what_is_missing_beside_the_first(output):
     queue(steps=3)
     with progress() as steps:
         longer = queue(steps=4)
-    assert steps == [1, 2, 3, 4]
+    assert steps == [4]
     assert len(longer.result[2]["loss"]) == 4
     (run,) = (output / "pastiche").iterdir()
-    assert sorted(path.name for path in run.iterdir()) == ["3 steps", "4 steps"]
+    assert sorted(path.name for path in run.iterdir() if path.name.endswith("steps")) == [
+        "3 steps",
+        "4 steps",
+    ]
     with progress() as steps:
         queue(steps=3)
     assert steps == []
@@ -130,6 +138,11 @@ OTHER = {
     "vae": {"vae": lambda: tiny_vae(16, seed=1)},
     "clip": {"clip": lambda: tiny_clip(seed=1)},
     "clip layer": {"clip": lambda: CLIPSetLastLayer().set_last_layer(tiny_clip(), -2)[0]},
+    "clip lora": {"clip": lambda: LoraLoader().load_lora(None, tiny_clip(), TEXT_LORA, 0, 0.5)[1]},
+    "clip hooks": {"clip": lambda: hooked(0.5)},
+    "stronger clip hooks": {"clip": lambda: hooked(1.0)},
+    "clip bypass": {"clip": lambda: bypassed(0.5)},
+    "stronger clip bypass": {"clip": lambda: bypassed(1.0)},
     "weights": {"model": lambda: tiny("sd3", seed=1)},
     "dtype": {"model": lambda: tiny("sd3", torch.bfloat16)},
     "shift": {"model": lambda: ModelSamplingSD3().patch(tiny("sd3"), 1.5)[0]},
@@ -140,6 +153,26 @@ OTHER = {
 
 def merged(ratio: float):
     return ModelMergeSimple().merge(tiny("sd3"), tiny("sd3", seed=1), ratio)[0]
+
+
+@pytest.fixture(autouse=True)
+def text_lora(loras):
+    """A LoRA for the text encoder among ComfyUI's."""
+    generator = torch.Generator().manual_seed(0)
+    down, up = (torch.randn(shape, generator=generator) * 0.1 for shape in ((2, 768), (768, 2)))
+    keys = factor_keys("lora_te_text_model_encoder_layers_0_self_attn_q_proj")
+    safetensors.torch.save_file({keys.down: down, keys.up: up}, str(loras / TEXT_LORA))
+
+
+def hooked(strength: float):
+    """The text encoder with the LoRA as a hook."""
+    (hooks,) = CreateHookLora().create_hook(TEXT_LORA, 0.0, strength)
+    return SetClipHooks().apply_hooks(tiny_clip(), False, False, hooks)[0]
+
+
+def bypassed(strength: float):
+    """The text encoder with the LoRA in its forward calls, its weights untouched."""
+    return LoraLoaderBypass().load_lora(None, tiny_clip(), TEXT_LORA, 0.0, strength)[1]
 
 
 def called(changes: dict) -> dict:
@@ -214,6 +247,19 @@ def test_the_id_is_the_same_in_another_process(repository):
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     assert finished.stdout.split()[-1] == identity()
+
+
+@pytest.mark.parametrize("clip", [hooked, bypassed])
+def test_a_lora_on_the_text_encoder_is_trained_with_and_keeps_its_digest(clip):
+    encoder = clip(1.0)
+    before = clip_digest(encoder)
+    assert before != clip_digest(tiny_clip())
+    with_lora = queue(clip=encoder).result[2]["loss"]
+    assert clip_digest(encoder) == before == clip_digest(clip(1.0))
+    assert queue().result[2]["loss"] != with_lora
+    with progress() as steps:
+        queue(clip=clip(1.0))
+    assert steps == []
 
 
 @pytest.mark.full

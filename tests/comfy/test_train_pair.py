@@ -17,9 +17,10 @@ from pack.nodes.bridge.conditioning import Framing, encode_prompt, training_cond
 from pack.nodes.bridge.pair_report import pair_text
 from pack.nodes.bridge.sites import training_sites
 from pack.nodes.bridge.train_pair import _examples
-from pack.nodes.train import TrainingSettingsNode
+from pack.nodes.settings import TrainingSettingsNode
 from pack.training import FAMILIES, TrainingSettings
 from pack.training.adapters import new_adapter
+from pack.training.run_store import StoredRun
 from pair_inputs import RandomFeatures, picture, planned, progress, queue
 from PIL import Image
 from test_gates import hook_count
@@ -210,11 +211,12 @@ def test_zero_is_the_family_default_and_is_said_to_be(family, monkeypatch):
     assert plan.config.learning_rate == defaults.learning_rate
     assert plan.config.weight_decay == defaults.weight_decay
     assert plan.style_start_step == round(defaults.steps / 3)
-    text = pair_text(asked, plan, "stored")
+    run = StoredRun(plan.config.steps, {}, {}, {}, {"style_start_step": plan.style_start_step})
+    text = pair_text(asked, plan, run, ["stored"])
     assert text.count(f"(default: {defaults.source})") == 3
 
 
-def test_an_interrupt_within_the_run_leaves_nothing_behind(output):
+def test_an_interrupt_within_the_run_leaves_its_last_step_alone(output):
     model = tiny("sd3")
     before = weights_hash(model)
 
@@ -228,17 +230,26 @@ def test_an_interrupt_within_the_run_leaves_nothing_behind(output):
     ):
         queue(model=model, steps=50)
     assert steps == [1, 2]
-    assert not list(output.rglob("*.safetensors"))
-    assert not list(output.glob("pastiche/*"))
+    (run,) = (output / "pastiche").iterdir()
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "lock", "pieces.json"]
+    assert [path.name for path in run.rglob("*.safetensors")] == ["step_00000002.safetensors"]
     assert weights_hash(model) == before
     assert hook_count(model) == 0
     assert not comfy.model_management.in_training
 
 
 def test_settings_travel_from_their_node():
-    values = ("bf16", 64, "always", "SGD", 0.5, "all linear", 3)
-    (settings,) = TrainingSettingsNode.execute(*values).result
-    assert settings == TrainingSettings(*values)
+    values = {
+        "precision": "bf16",
+        "resolution": 64,
+        "flip": "always",
+        "optimizer": "SGD",
+        "weight_decay": 0.5,
+        "targets": "all linear",
+        "batch_size": 3,
+    }
+    (settings,) = TrainingSettingsNode.execute(**values).result
+    assert settings == TrainingSettings(**values)
     with progress() as steps:
         losses = queue(settings=[settings], steps=2).result[2]
     assert steps == [1, 2]

@@ -41,7 +41,11 @@ def mean_error(denoiser, gates, row_gates, shown, draws=4) -> float:
     """Mean error over a fixed set of noises and noise levels."""
     rows = [Row("evaluation", shown, row_gates, 1.0, sample) for sample in range(draws)]
     with torch.no_grad(), gates.attached():
-        return row_errors(denoiser, gates, rows, EVALUATION_SEED, 0).mean().item()
+        return (
+            row_errors(denoiser, gates, rows, replace(CONFIG, seed=EVALUATION_SEED), 0)
+            .mean()
+            .item()
+        )
 
 
 @pytest.mark.parametrize("name", TINY_NAMES)
@@ -82,7 +86,7 @@ def gradient(denoiser, gates, adapter, rows) -> torch.Tensor:
     """Return the gradient of the rows' weighted sum as one vector."""
     for parameter in adapter.parameters():
         parameter.grad = None
-    errors = row_errors(denoiser, gates, rows, seed=5, step=0)
+    errors = row_errors(denoiser, gates, rows, replace(CONFIG, seed=5), 0)
     (errors * errors.new_tensor([row.weight for row in rows])).sum().backward()
     return torch.cat([parameter.grad.flatten().double() for parameter in adapter.parameters()])
 
@@ -131,7 +135,9 @@ def test_gradient_is_the_slope_of_the_loss(name):
                 with torch.no_grad():
                     for parameter, start, along in zip(parameters, starts, directions, strict=True):
                         parameter.copy_(start + step * along)
-                    values.append(row_errors(denoiser, gates, [row], 5, 0).item())
+                    values.append(
+                        row_errors(denoiser, gates, [row], replace(CONFIG, seed=5), 0).item()
+                    )
     assert (values[0] - values[1]) / 2e-2 == pytest.approx(length, rel=5e-3)
 
 
@@ -158,7 +164,7 @@ def test_gradient_is_parted_between_content_and_style():
         with gates.attached():
             for row in recipe.rows(0, 0):
                 optimizer.zero_grad(set_to_none=True)
-                row_errors(denoiser, gates, [row], 0, 0).sum().backward()
+                row_errors(denoiser, gates, [row], replace(CONFIG, seed=0), 0).sum().backward()
                 learning, resting = (content, style) if row.name == "content" else (style, content)
                 assert all(p.grad is not None and p.grad.norm() > 0 for p in learning.parameters())
                 assert all(p.grad is None for p in resting.parameters())

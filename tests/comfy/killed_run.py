@@ -1,0 +1,66 @@
+"""A headless process that trains the tiny SD3, made to be killed: no server, no page.
+
+Started with the folder of ComfyUI's files; every line on its input names an output folder. Each is
+trained by a process of its own, forked off with all modules loaded; ``begun`` and its id go to the
+output, then ``ended`` and its status.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "scripts")]
+
+STEPS, SEQUENTIAL = 6, {"packing": "sequential", "style_start": 0.3333, "rank": 4}
+
+
+def train(output: Path, steps: int = STEPS) -> str:
+    """Train below an output folder, or go on there, and return the node's text."""
+    import folder_paths
+    from pack.training import TrainingSettings
+    from pair_inputs import queue
+
+    folder_paths.output_directory = str(output)
+    settings = TrainingSettings(save_every_steps=1, ema_decay=0.9)
+    (text,) = queue(steps=steps, settings=settings, **SEQUENTIAL).ui["text"]
+    return text
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def main(base_directory: Path) -> None:
+    """Load everything, then train in a process of its own for every line."""
+    from comfy_in_process import prepare_comfy
+
+    prepare_comfy(base_directory)
+    from pack_loader import load_pack
+
+    load_pack("pack")
+    import torch
+    from tiny import tiny, tiny_clip, tiny_vae
+
+    torch.set_num_threads(1)  # threads don't survive a fork
+    tiny("sd3"), tiny_clip(), tiny_vae(16)
+    _say("ready 0")
+    for line in sys.stdin:
+        output = Path(line.strip())
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                (output / "text").write_text(train(output))
+                status = 0
+            finally:
+                os._exit(status)
+        _say(f"begun {child}")
+        _say(f"ended {os.waitpid(child, 0)[1]}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
