@@ -11,15 +11,15 @@ import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
 from ...training.denoiser import Example
 from ...training.families import Family
+from .block_checkpoints import IN_PLACE_RESIDUALS, checkpointed_blocks
 from .conditioning import TrainingCond
 from .families import identify_for_training
 
-# Their blocks add residuals in place, which backward would otherwise find overwritten.
-_IN_PLACE_RESIDUALS = {"Flux", "Flux.2"}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _SAMPLING_OPTIONS = (
     "sampler_cfg_function",
@@ -38,10 +38,11 @@ class ComfyDenoiser:
     Args:
         patcher: A patcher whose model is loaded; ``open_denoiser`` makes one.
         saved: What ``allow_mutation_on_saved_tensors`` yields, where it is in force.
+        offloaded: Whether the weights stay in ordinary memory.
     """
 
-    def __init__(self, patcher: ModelPatcher, saved: object | None = None):
-        self.patcher = patcher
+    def __init__(self, patcher: ModelPatcher, saved: object | None = None, offloaded: bool = False):
+        self.patcher, self._offloaded = patcher, offloaded
         self.model = patcher.model
         self.device = torch.device(patcher.load_device)
         self._saved = saved
@@ -92,6 +93,17 @@ class ComfyDenoiser:
         arguments = comfy.samplers.cond_cat(rows, device=self.device)
         return self.model.apply_model(x, sigma, transformer_options=options, **arguments)
 
+    def reload(self) -> None:
+        """Bring the base back to where it was loaded, should another model have taken its place."""
+        make_differentiable(self.patcher)  # what was moved under inference mode
+        if not self._offloaded:
+            comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
+            make_differentiable(self.patcher)
+        elif not any(
+            loaded.model is self.patcher for loaded in comfy.model_management.current_loaded_models
+        ):
+            _load_offloaded(self.patcher)
+
     def _forget_finished_graphs(self) -> None:
         # torch 2.11 keeps the address of every tensor ever saved; without a live graph none counts.
         if self._saved is not None and not self._saved.tid_to_weakhandle:
@@ -99,7 +111,9 @@ class ComfyDenoiser:
 
 
 @contextmanager
-def open_denoiser(model: ModelPatcher, precision: str = "auto") -> Iterator[ComfyDenoiser]:
+def open_denoiser(
+    model: ModelPatcher, precision: str = "auto", checkpointing: bool = False, offload: bool = False
+) -> Iterator[ComfyDenoiser]:
     """Load a MODEL for training and yield it as a Denoiser; everything is restored at the end.
 
     Forward and backward both belong inside the block. The MODEL's weight patches and object
@@ -109,6 +123,9 @@ def open_denoiser(model: ModelPatcher, precision: str = "auto") -> Iterator[Comf
         model: The base; never changed.
         precision: ``auto`` keeps the compute dtype, except that fp16, whose small gradients
             vanish, becomes bf16 where the device has it and fp32 elsewhere; ``fp32``; ``bf16``.
+        checkpointing: Recompute each block in backward instead of keeping its activations.
+        offload: Keep the base's weights in ordinary memory, on the device only while in use.
+            Implies checkpointing: backward would otherwise hold every weight on the device.
 
     Raises:
         ValueError: The base can't be trained on; see ``identify_for_training``.
@@ -118,23 +135,30 @@ def open_denoiser(model: ModelPatcher, precision: str = "auto") -> Iterator[Comf
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(_in_training())
+        stack.enter_context(in_training())
         patcher = _plain_patcher(model, family)
-        _set_compute_dtype(patcher, precision)
+        set_compute_dtype(patcher, precision)
         stack.callback(comfy.model_management.unload_model_and_clones, patcher, all_devices=True)
         comfy.model_management.unload_all_models()
-        comfy.model_management.load_models_gpu([patcher], force_full_load=True)
-        make_differentiable(patcher)
+        if offload:
+            stack.enter_context(_no_cast_streams())
+            _load_offloaded(patcher)
+        else:
+            comfy.model_management.load_models_gpu([patcher], force_full_load=True)
+            make_differentiable(patcher)
         stack.callback(patcher.cleanup)
         patcher.pre_run()
         saved = None
-        if family.name in _IN_PLACE_RESIDUALS:
+        if checkpointing or offload or keeps_casts(patcher):
+            network = patcher.model.diffusion_model
+            stack.enter_context(checkpointed_blocks(network, family.name))
+        elif family.name in IN_PLACE_RESIDUALS:
             saved = stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
-        yield ComfyDenoiser(patcher, saved)
+        yield ComfyDenoiser(patcher, saved, offload)
 
 
 @contextmanager
-def _in_training() -> Iterator[None]:
+def in_training() -> Iterator[None]:
     """Switch off ComfyUI's kernels that have no backward."""
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True
@@ -142,6 +166,29 @@ def _in_training() -> Iterator[None]:
         yield
     finally:
         comfy.model_management.in_training = before
+
+
+@contextmanager
+def _no_cast_streams() -> Iterator[None]:
+    """Bring offloaded weights over on the stream that computes.
+
+    On their own streams ComfyUI hands the memory of a weight to the next one as soon as forward
+    has used it; backward uses it again.
+    """
+    before = comfy.model_management.NUM_STREAMS
+    comfy.model_management.NUM_STREAMS = 0
+    try:
+        yield
+    finally:
+        comfy.model_management.NUM_STREAMS = before
+
+
+def _load_offloaded(patcher: ModelPatcher) -> None:
+    """Load a patcher as ComfyUI does when memory is short, with room for no layer at all."""
+    make_differentiable(patcher)  # before loading, which pins the weights where they lie
+    loaded = comfy.model_management.LoadedModel(patcher)
+    loaded.model_load(lowvram_model_memory=1)
+    comfy.model_management.current_loaded_models.insert(0, loaded)
 
 
 def make_differentiable(patcher: ModelPatcher) -> None:
@@ -197,7 +244,20 @@ def _strip_sampling(patcher: ModelPatcher) -> list[str]:
     return [name for name, value in carried.items() if value]
 
 
-def _set_compute_dtype(patcher: ModelPatcher, precision: str) -> None:
+def keeps_casts(patcher: ModelPatcher) -> bool:
+    """Return whether the weights lie in less than they compute in: fp8 or quantised.
+
+    Without checkpointing backward would hold a cast copy of every one of them, the whole base in
+    twice its size.
+    """
+    return any(
+        isinstance(weight, QuantizedTensor) or weight.dtype.itemsize == 1
+        for weight in patcher.model.diffusion_model.parameters()
+    )
+
+
+def set_compute_dtype(patcher: ModelPatcher, precision: str) -> None:
+    """Let a patcher compute in a precision, one of ``PRECISIONS``, from its next loading on."""
     weights = patcher.model_dtype()
     current = patcher.get_model_object("manual_cast_dtype") or weights
     wanted = _DTYPES.get(precision, current)

@@ -1,0 +1,143 @@
+"""Exact gradient checkpointing: a network's blocks, recomputed in backward one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from comfy.ldm.modules.attention import BasicTransformerBlock
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.checkpoint import checkpoint
+
+# Small enough that one block's activations are little, large enough that what is kept between
+# them is: a UNet's level would be neither.
+_UNET_BLOCKS = (ResBlock, BasicTransformerBlock)
+_UNETS = {"SD1.5", "SD2", "SDXL"}
+_BLOCK_LISTS: dict[str, tuple[str, ...]] = {
+    "SD3": ("joint_blocks",),
+    "Flux": ("double_blocks", "single_blocks"),
+    "Flux.2": ("double_blocks", "single_blocks"),
+    "Wan 2.1": ("blocks",),
+    "Qwen-Image": ("transformer_blocks",),
+    "Z-Image": ("noise_refiner", "context_refiner", "layers"),
+}
+# Their blocks add residuals to their own inputs in place, which recomputing must find untouched.
+IN_PLACE_RESIDUALS = frozenset({"Flux", "Flux.2"})
+
+
+def network_blocks(network: nn.Module, family: str) -> list[nn.Module]:
+    """Return the blocks of a family's network that are recomputed one at a time."""
+    if family in _UNETS:
+        return [module for module in network.modules() if isinstance(module, _UNET_BLOCKS)]
+    return [block for name in _BLOCK_LISTS[family] for block in getattr(network, name)]
+
+
+@contextmanager
+def checkpointed_blocks(network: nn.Module, family: str) -> Iterator[None]:
+    """Keep of each block only its inputs where gradients are wanted; undone at the end.
+
+    A block runs a second time in backward. What decides its result, such as the gates of its rows,
+    must still be in force there.
+
+    Args:
+        network: Of the base model.
+        family: Its family's name.
+    """
+    in_place = family in IN_PLACE_RESIDUALS
+    with _forwards(network, family, lambda forward: _recomputed(forward, in_place)):
+        yield
+
+
+@contextmanager
+def out_of_place_blocks(network: nn.Module, family: str) -> Iterator[None]:
+    """Let a family's blocks add residuals to their inputs out of place; undone at the end."""
+    with _forwards(network, family, _out_of_place):
+        yield
+
+
+@contextmanager
+def _forwards(
+    network: nn.Module, family: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """Put a wrapper around the forward of each block, on the module itself."""
+    wrapped: list[tuple[nn.Module, Any]] = []
+    try:
+        for block in network_blocks(network, family):
+            wrapped.append((block, block.__dict__.get("forward")))
+            block.forward = wrap(block.forward)
+        yield
+    finally:
+        for block, own in wrapped:
+            if own is None:
+                block.__dict__.pop("forward", None)
+            else:
+                block.forward = own
+
+
+def _out_of_place(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        streams = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        with _OutOfPlaceResiduals(streams):
+            return forward(*args, **kwargs)
+
+    return run
+
+
+def _recomputed(forward: Callable[..., Any], in_place: bool) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        # Flattening copies ComfyUI's options, which the network writes the next block's place into.
+        leaves, layout = tree_flatten((args, kwargs))
+        places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        tensors = [leaves[place] for place in places]
+        others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+        def block(*values: Tensor) -> Any:
+            filled = list(others)
+            for place, value in zip(places, values, strict=True):
+                filled[place] = value
+            given, named = tree_unflatten(filled, layout)
+            with _OutOfPlaceResiduals(values) if in_place else nullcontext():
+                return forward(*given, **named)
+
+        # No block draws random numbers.
+        return checkpoint(block, *tensors, use_reentrant=False, preserve_rng_state=False)
+
+    return run
+
+
+class _OutOfPlaceResiduals(TorchFunctionMode):
+    """Turns ``stream += term`` into ``stream = stream + term`` for a block's inputs and their sums.
+
+    Everything else that writes in place, such as the adapters' hooks, goes on doing so.
+
+    Args:
+        streams: The block's inputs.
+    """
+
+    def __init__(self, streams: Sequence[Tensor]):
+        super().__init__()
+        self._streams = {id(stream): stream for stream in streams}
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Return what the function gives, a new tensor where it would overwrite a stream."""
+        if function in _ADDS_IN_PLACE and id(args[0]) in self._streams:
+            total = torch.add(*args, **(kwargs or {}))
+            self._streams[id(total)] = total
+            return total
+        return function(*args, **(kwargs or {}))
+
+
+_ADDS_IN_PLACE = (Tensor.add_, Tensor.__iadd__)

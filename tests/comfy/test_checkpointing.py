@@ -1,0 +1,428 @@
+"""Checkpointing, offload and row splitting on tiny real models: exact, and nothing stays behind."""
+
+import inspect
+import re
+import textwrap
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import comfy.ldm.lumina.model
+import comfy.ldm.qwen_image.model
+import comfy.model_management
+import comfy.ops
+import comfy.sample
+import pytest
+import torch
+from pack.lora_ops import Plain
+from pack.nodes.bridge.block_checkpoints import checkpointed_blocks, network_blocks
+from pack.nodes.bridge.conditioning import training_cond, training_latent
+from pack.nodes.bridge.denoiser import open_denoiser
+from pack.nodes.bridge.sites import training_sites
+from pack.training import train
+from pack.training.denoiser import Example
+from pack.training.gates import Gate
+from pack.training.loop import row_errors, take_step
+from pack.training.recipes import Row, Single
+from pack.training.session import Session
+from test_gates import hook_count, relative
+from test_training import CONFIG
+from tiny import random_state, tiny, tiny_cond, tiny_latent, tiny_scaled_fp8, weights_hash
+
+FAMILY = {
+    "sd15": "SD1.5",
+    "sdxl": "SDXL",
+    "sd3": "SD3",
+    "flux": "Flux",
+    "flux2": "Flux.2",
+    "wan21": "Wan 2.1",
+}
+NAMES = tuple(FAMILY)
+BOUNDS = ((torch.float32, 1e-5), (torch.float64, 1e-6))
+CASES = [(name, dtype, bound) for name in NAMES for dtype, bound in BOUNDS]
+PLAIN, CHECKPOINTED = {"checkpointing": False}, {"checkpointing": True}
+OFFLOADED = {"offload": True}
+
+
+@dataclass(frozen=True)
+class TheseRows:
+    """A recipe whose every step has the same rows."""
+
+    kept: tuple[Row, ...]
+
+    def adapters(self):
+        return {"lora": Plain()}
+
+    def rows(self, step, seed):
+        return self.kept
+
+
+def example(model, seed=0, height=8, width=8, tokens=8, dtype=torch.float32) -> Example:
+    latent = training_latent(model, tiny_latent(model, height, width, seed=seed)["samples"])[0]
+    cond = training_cond(model, tiny_cond(model, tokens, seed=seed), latent)
+    return Example(latent.to(dtype), cond)
+
+
+def unlike_rows(model, dtype=torch.float32) -> list[Row]:
+    """Return rows of other pictures, sizes, captions and captions' lengths, two of them alike."""
+    shown = [
+        example(model, 0, dtype=dtype),
+        example(model, 1, dtype=dtype),
+        example(model, 2, 8, 12, dtype=dtype),
+        example(model, 3, 12, 8, tokens=12, dtype=dtype),
+    ]
+    return [Row("lora", e, {"lora": Gate()}, 1 / 4, sample) for sample, e in enumerate(shown)]
+
+
+def step_gradient(denoiser, rows, **changes) -> torch.Tensor:
+    """Return the gradient of one step of the loop over the rows, as one vector.
+
+    Every factor is away from zero, so that all of them get gradient.
+    """
+    sites = training_sites(denoiser.patcher, "attention")
+    recipe = TheseRows(tuple(rows))
+    session = Session(denoiser, sites, recipe, replace(CONFIG, **changes))
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in session.parameters.values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    with session.gates.attached():
+        take_step(session, recipe)
+    return torch.cat([p.grad.flatten().double() for p in session.parameters.values()]).cpu()
+
+
+@contextmanager
+def out_of_place_blocks(network, family):
+    """Put the blocks' own source in their place, every ``x += y`` written as ``x = x + y``."""
+    changed = set()
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in {type(block) for block in network_blocks(network, family)}:
+            source = textwrap.dedent(inspect.getsource(kind.forward))
+            rewritten = re.sub(r"(?m)^(\s*)(\w+) \+= (.*)$", r"\1\2 = \2 + (\3)", source)
+            if rewritten != source:
+                changed.add(kind)
+            space = dict(vars(inspect.getmodule(kind)))
+            exec(rewritten, space)
+            patch.setattr(kind, "forward", space["forward"])
+        yield changed
+
+
+@pytest.mark.parametrize(("name", "dtype", "bound"), CASES)
+def test_gradients_equal_plain_ones_and_those_of_an_out_of_place_network(name, dtype, bound):
+    model = tiny(name, dtype)
+    rows = unlike_rows(model, dtype)
+    found = {}
+    for label, how in (("plain", PLAIN), ("checkpointed", CHECKPOINTED), ("offload", OFFLOADED)):
+        with open_denoiser(model, **how) as denoiser:
+            found[label] = step_gradient(denoiser, rows)
+    network = model.model.diffusion_model
+    with open_denoiser(model) as denoiser, out_of_place_blocks(network, FAMILY[name]) as changed:
+        reference = step_gradient(denoiser, rows)
+    assert {kind.__name__ for kind in changed} >= (
+        {"DoubleStreamBlock", "SingleStreamBlock"} if name.startswith("flux") else set()
+    )
+    assert reference.norm() > 0
+    for label, gradient in found.items():
+        assert relative(gradient, reference) <= bound, label
+
+
+@pytest.mark.parametrize(("name", "dtype", "bound"), CASES)
+def test_batch_gradient_is_the_mean_of_singles_of_other_captions_and_sizes(name, dtype, bound):
+    model = tiny(name, dtype)
+    rows = unlike_rows(model, dtype)
+    with open_denoiser(model, checkpointing=True) as denoiser:
+        batch = step_gradient(denoiser, rows)
+        singles = [step_gradient(denoiser, [replace(row, weight=1.0)]) for row in rows]
+    assert relative(batch, sum(singles) / len(singles)) <= bound
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd3", "flux"])
+@pytest.mark.parametrize("how", [PLAIN, CHECKPOINTED])
+def test_split_rows_have_the_gradient_of_unsplit_ones(name, how):
+    model = tiny(name)
+    gates = [Gate(), Gate(0.5), Gate(1.0, frozenset({"up"})), Gate(-1.0), Gate()]
+    rows = [
+        Row("lora", example(model, seed), {"lora": gate}, (seed + 1) / 10, seed)
+        for seed, gate in enumerate(gates)
+    ]
+    with open_denoiser(model, **how) as denoiser:
+        seen = []
+        denoise = denoiser.denoise
+        denoiser.denoise = lambda x, *rest: seen.append(len(x)) or denoise(x, *rest)
+        whole = step_gradient(denoiser, rows)
+        by_two = step_gradient(denoiser, rows, rows_per_pass=2)
+        single = step_gradient(denoiser, rows, rows_per_pass=1)
+    assert seen == [5, 2, 2, 1, 1, 1, 1, 1, 1]
+    assert relative(by_two, whole) <= 1e-5
+    assert relative(single, whole) <= 1e-5
+
+
+def stored(tensor):
+    """Return the storage of a tensor, the quantised numbers' where it is quantised."""
+    return getattr(tensor, "_qdata", tensor).untyped_storage()
+
+
+def kept_bytes(denoiser, rows) -> int:
+    """Return what one forward keeps for backward beside the weights, shared storage once."""
+    sites = training_sites(denoiser.patcher, "attention")
+    session = Session(denoiser, sites, TheseRows(tuple(rows)), CONFIG)
+    weights = {
+        stored(p).data_ptr() for p in (*denoiser.model.parameters(), *session.parameters.values())
+    }
+    kept = {}
+
+    def count(tensor):
+        storage = stored(tensor)
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # alive, so that no address
+        return tensor  # comes twice
+
+    gates, counted = session.gates, torch.autograd.graph.saved_tensors_hooks(count, lambda t: t)
+    with gates.attached(), gates.gated([row.gates for row in rows]), counted:
+        errors = row_errors(denoiser, gates, rows, CONFIG, 0)
+    assert errors.requires_grad
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    # Two or three shallow blocks and the layers around them: real depths save more.
+    [("sd15", 0.28), ("sdxl", 0.2), ("sd3", 0.2), ("flux", 0.2), ("flux2", 0.15), ("wan21", 0.22)],
+)
+def test_less_is_kept_between_forward_and_backward(name, most):
+    model = tiny(name)
+    rows = [Row("lora", example(model, 0, 16, 16), {"lora": Gate()})]
+    kept = {}
+    for label, how in (("plain", PLAIN), ("checkpointed", CHECKPOINTED)):
+        with open_denoiser(model, **how) as denoiser:
+            kept[label] = kept_bytes(denoiser, rows)
+    assert kept["checkpointed"] < most * kept["plain"]
+
+
+def test_an_fp8_base_is_never_held_whole_in_its_computing_precision():
+    model = tiny_scaled_fp8("flux", "qkv")
+    before = weights_hash(model)
+    rows = [Row("lora", example(model, 0, 8, 8), {"lora": Gate()})]
+    whole = 4 * sum(parameter.numel() for parameter in model.model.parameters())
+    with open_denoiser(model) as denoiser:
+        assert kept_bytes(denoiser, rows) < 0.1 * whole
+        gradient = step_gradient(denoiser, rows)
+    assert gradient.isfinite().all()
+    assert gradient.norm() > 0
+    assert weights_hash(model) == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_predictions_without_gradients_are_bit_equal_and_run_each_block_once(name):
+    model = tiny(name)
+    shown = example(model)
+    found, calls = [], []
+    for how in (PLAIN, CHECKPOINTED, OFFLOADED):
+        with open_denoiser(model, **how) as denoiser, torch.no_grad():
+            blocks = network_blocks(denoiser.model.diffusion_model, FAMILY[name])
+            handles = [
+                block.register_forward_hook(lambda *_, how=how: calls.append(str(how)))
+                for block in blocks
+            ]
+            sigma = denoiser.sigma_at(torch.tensor([0.5]))
+            found.append(denoiser.denoise(shown.latent[None], sigma, [shown.cond]))
+            for handle in handles:
+                handle.remove()
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert len(calls) == 3 * len(blocks)
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux"])
+def test_offloaded_weights_stay_where_they_are(name):
+    model = tiny(name)
+    streams = comfy.model_management.NUM_STREAMS
+    with open_denoiser(model, offload=True) as denoiser:
+        assert denoiser.model.model_lowvram
+        assert denoiser.patcher.loaded_size() < 0.01 * denoiser.patcher.model_size()
+        assert comfy.model_management.NUM_STREAMS == 0
+    assert not model.model.model_lowvram
+    assert streams == comfy.model_management.NUM_STREAMS
+
+
+def picture(model):
+    """Return what ComfyUI's sampler makes of the model, three steps with CFG."""
+    latent = tiny_latent(model, 8, 8)["samples"]
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(5))
+    positive, negative = tiny_cond(model, seed=1), tiny_cond(model, seed=2)
+    with torch.inference_mode():
+        return comfy.sample.sample(
+            model, noise, 3, 4.0, "euler", "normal", positive, negative, latent, seed=1
+        )
+
+
+def attributes(model):
+    """Return every name that hangs on a module of the network, and its kind."""
+    return [
+        {name: type(value).__name__ for name, value in vars(module).items()}
+        for module in model.model.modules()
+    ]
+
+
+class StopError(Exception):
+    """A failure in the middle of a run."""
+
+
+def fail(event):
+    raise StopError
+
+
+def run_out(event):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def interrupt(event):
+    comfy.model_management.interrupt_current_processing(True)
+
+
+INTERRUPTED = comfy.model_management.InterruptProcessingException
+ENDINGS = [
+    (None, None),
+    (fail, StopError),
+    (run_out, torch.OutOfMemoryError),
+    (interrupt, INTERRUPTED),
+]
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux", "wan21"])
+@pytest.mark.parametrize("how", [CHECKPOINTED, OFFLOADED])
+@pytest.mark.parametrize(("callback", "raised"), ENDINGS)
+def test_the_next_picture_is_as_before(name, how, callback, raised):
+    model = tiny(name)
+    weights, before, held = weights_hash(model), picture(model), attributes(model)
+
+    def run():
+        with open_denoiser(model, **how) as denoiser:
+            sites = training_sites(denoiser.patcher, "attention")
+            train(denoiser, sites, Single([example(model)]), CONFIG, [callback] if callback else [])
+
+    if raised is None:
+        run()
+    else:
+        with pytest.raises(raised):
+            run()
+    assert hook_count(model) == 0
+    assert not any("forward" in vars(module) for module in model.model.modules())
+    assert not comfy.model_management.in_training
+    assert not comfy.model_management.current_loaded_models
+    assert weights_hash(model) == weights
+    assert torch.equal(picture(model), before)
+    assert attributes(model) == held
+    assert weights_hash(model) == weights
+
+
+def test_an_interrupt_in_backward_ends_the_run_there():
+    """The interrupt comes while a block is recomputed and ends that block."""
+    model = tiny("sdxl")
+    block = model.model.diffusion_model.input_blocks[5][1].transformer_blocks[0]
+    calls = []
+
+    def second_call(module, args):
+        calls.append(len(calls))
+        if len(calls) == 2:
+            interrupt(None)
+
+    def run():
+        with open_denoiser(model, checkpointing=True) as denoiser:
+            sites = training_sites(denoiser.patcher, "attention")
+            train(denoiser, sites, Single([example(model)]), CONFIG)
+
+    handle = block.attn1.to_q.register_forward_pre_hook(second_call)
+    try:
+        with pytest.raises(INTERRUPTED):
+            run()
+    finally:
+        handle.remove()
+    assert len(calls) == 2
+    assert hook_count(model) == 0
+    assert not any("forward" in vars(module) for module in model.model.modules())
+
+
+def test_a_forward_that_someone_else_put_on_a_block_is_put_back():
+    model = tiny("sd3", fresh=True)
+    block = model.model.diffusion_model.joint_blocks[0]
+    own = block.forward
+    calls = []
+
+    def foreign(*args, **kwargs):
+        calls.append(1)
+        return own(*args, **kwargs)
+
+    block.forward = foreign
+    with open_denoiser(model, checkpointing=True) as denoiser:
+        step_gradient(denoiser, [Row("lora", example(model), {"lora": Gate()})])
+    assert len(calls) == 2  # once in forward, once in backward
+    assert block.forward is foreign
+
+
+def small_qwen(operations):
+    return comfy.ldm.qwen_image.model.QwenImageTransformer2DModel(
+        num_layers=2,
+        attention_head_dim=32,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        axes_dims_rope=(8, 12, 12),
+        dtype=torch.float32,
+        operations=operations,
+    )
+
+
+def small_z_image(operations):
+    return comfy.ldm.lumina.model.NextDiT(
+        in_channels=16,
+        dim=256,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        axes_dims=(32, 48, 48),
+        axes_lens=(64, 64, 64),
+        cap_feat_dim=48,
+        qk_norm=True,
+        z_image_modulation=True,
+        pad_tokens_multiple=32,
+        time_scale=1000.0,
+        dtype=torch.float32,
+        operations=operations,
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "make", "shape", "blocks"),
+    [
+        ("Qwen-Image", small_qwen, (2, 16, 1, 8, 8), 2),
+        ("Z-Image", small_z_image, (2, 16, 8, 8), 4),
+    ],
+)
+def test_families_that_cannot_be_made_tiny_have_blocks_and_exact_gradients(
+    family, make, shape, blocks, monkeypatch
+):
+    """Their classes can be narrow; only ComfyUI's detection wants the real width."""
+    monkeypatch.setattr(comfy.model_management, "in_training", True)  # kernels with a backward
+    with torch.device("meta"):
+        layout = make(comfy.ops.disable_weight_init)
+    network = make(comfy.ops.disable_weight_init)
+    network.load_state_dict(random_state(layout, 0, torch.float32), strict=False)
+    network.requires_grad_(False)
+    generator = torch.Generator().manual_seed(1)
+    x, context = (torch.randn(size, generator=generator) for size in (shape, (2, 12, 48)))
+    assert len(network_blocks(network, family)) == blocks
+
+    def gradient():
+        leaf = x.clone().requires_grad_()
+        extra = {"num_tokens": 12} if family == "Z-Image" else {}
+        predicted = network(
+            leaf, torch.tensor([0.3, 0.7]), context=context, transformer_options={}, **extra
+        )
+        predicted.square().sum().backward()
+        return leaf.grad
+
+    plain = gradient()
+    with checkpointed_blocks(network, family):
+        checkpointed = gradient()
+    assert plain.norm() > 0
+    assert relative(checkpointed, plain) <= 1e-5
