@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..training.lora_file import PRECISIONS
-from .bridge.lora_files import load_lora, save_lora
+from .bridge.lora_files import load_lora, save_lora, saved_files
 from .bridge.lora_folders import fingerprint, lora_names
 from .bridge.lora_patches import apply_lora
 
@@ -175,6 +175,11 @@ class SaveLora(io.ComfyNode):
                 )
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, filename=None, **others) -> object:
+        """Return what changes when the saved file is gone."""
+        return saved_files(filename)
 
     @classmethod
     def execute(

@@ -12,7 +12,8 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...lora_ops.keys import changes_text_encoder, parts_by_layer
-from ...training.lora_file import respelled
+from ...training.lora_file import sound
+from .progress import warn_on_node
 from .sites import file_sites, unmatched_keys
 from .style_run import KEY, Style, StyleRun, Wrapped
 
@@ -28,7 +29,7 @@ def with_style_guidance(model: ModelPatcher, style: Style) -> ModelPatcher:
 
     Reference: Jones et al. 2024, arXiv:2405.01536, equations 10 and 11.
     """
-    lora = respelled(style.lora)
+    lora = sound(style.lora)
     file_sites(model, lora)
     _log_unused(model, lora)
     clone = model.clone()
@@ -49,11 +50,9 @@ def _log_unused(model: ModelPatcher, lora: Mapping[str, Tensor]) -> None:
             len(text),
         )
     if unknown:
-        logging.warning(
-            "Pastiche: %d layers of the style LoRA are not in this model and are left out "
-            "(first: %s).",
-            len(unknown),
-            unknown[0],
+        warn_on_node(
+            f"{len(unknown)} layers of the style LoRA are not in this model and are left out "
+            f"(first: {unknown[0][:80]!r})"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from datetime import datetime, timezone
+from itertools import takewhile
 from pathlib import Path
 
 from comfy.model_base import ModelType
@@ -111,6 +112,23 @@ def save_lora(
             logging.info("Pastiche: saved %s", path)
             return str(Path(candidate))
     raise AssertionError("unreachable: names never run out")
+
+
+def saved_files(filename: str | None) -> object:
+    """Return what changes when a saved file is removed or another is put in its place.
+
+    Args:
+        filename: As Save LoRA has it; None where it comes from another node.
+
+    Returns:
+        Times and sizes of the files of that name and its numbers; without any, what is never the
+        same twice, so that the node writes the file again.
+    """
+    if filename is None:
+        return None
+    name = relative_name(filename.strip().removesuffix(ENDING), "filename")
+    found = [path.stat() for path in takewhile(bool, map(taken_by, candidates(name)))]
+    return [(status.st_mtime_ns, status.st_size) for status in found] or float("nan")
 
 
 def _blocked(path: Path, image: Tensor | None) -> bool:

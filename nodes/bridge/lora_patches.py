@@ -6,25 +6,26 @@ in the log; here a LoRA of another base is refused.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import comfy.lora
 import comfy.lora_convert
 import comfy.sd
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
-from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor
 
 from ...lora_ops.keys import NATIVE_PREFIX, changes_text_encoder, parts_by_layer
+from ...training.adapter_shapes import bias_shape, change_of
 from ...training.families import Family
-from ...training.lora_file import respelled
+from ...training.lora_file import require_named_once, sound
 from ...training.lora_metadata import family_of
 from ...training.state import metadata_of
 from .families import identify
+from .progress import warn_on_node
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,12 @@ def apply_lora(
     Raises:
         ValueError: The LoRA was made for another base: no layer fits, or a shape does not.
     """
-    tensors = respelled(comfy.lora_convert.convert_lora(dict(lora)))
-    layers = parts_by_layer(tensors)
+    tensors = sound(comfy.lora_convert.convert_lora(dict(lora)))
     names = comfy.lora.model_lora_keys_unet(model.model, {})
     if clip is not None:
         names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, names)
+    layers = parts_by_layer(tensors)
+    require_named_once(layers, names)
     known = [layer for layer in layers if layer in names]
     text = [] if clip else [layer for layer in layers if changes_text_encoder(layer)]
     unknown = [layer for layer in layers if layer not in names and layer not in text]
@@ -76,16 +78,18 @@ def apply_lora(
             f"the LoRA must be made for this model, {base}, got one{made_for}: {len(unknown)} of "
             f"its {len(layers)} layers are not in this one; choose a LoRA made for it"
         )
-    matched = {key: tensors[key] for layer in known for key in layers[layer].values()}
-    patches = comfy.lora.load_lora(matched, names, log_missing=False)
-    misfits = list(_misfits(model, clip, patches))
+    misfits = []
+    for layer in known:
+        parts = {part: tensors[key] for part, key in layers[layer].items()}
+        misfits += _misfits(model, clip, names[layer], parts)
     if misfits:
         first = misfits[0]
         raise ValueError(
             f"the LoRA must be made for this model, {base}, got one{made_for} whose shapes differ "
-            f"in {len(misfits)} of {len(patches)} layers (first: {first.key}, {first.lora} for a "
+            f"in {len(misfits)} of {len(known)} layers (first: {first.key}, {first.lora} for a "
             f"weight of {first.model}); choose a LoRA made for it"
         )
+    matched = {key: tensors[key] for layer in known for key in layers[layer].values()}
     _warn_of_the_rest(layers, unknown, text, made_for)
     if strength_model == 0 and strength_clip == 0:
         return model, clip
@@ -122,16 +126,36 @@ def _nothing_fits(model: str, layers: int, text: int, made_for: str) -> str:
 
 
 def _misfits(
-    model: ModelPatcher, clip: comfy.sd.CLIP | None, patches: Mapping[object, object]
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP | None,
+    target: str | tuple[Any, ...],
+    parts: Mapping[str, Tensor],
 ) -> Iterable[_Misfit]:
-    for target, patch in patches.items():
-        key, offset = (target, None) if isinstance(target, str) else (target[0], target[1])
-        shape = _weight_shape(model, clip, key)
-        if shape and offset is not None:
-            shape[offset[0]] = offset[2]
-        change = _shape_of(patch, shape)
-        if change is not None and change != tuple(shape):
-            yield _Misfit(key, change, tuple(shape))
+    """Yield what of a layer's change does not fit the weight and the bias that it names.
+
+    Args:
+        model: The MODEL.
+        clip: Its CLIP, or None.
+        target: As ComfyUI's key maps have it: a weight's key, or a key and a slice of it.
+        parts: The layer's tensors.
+    """
+    key, offset = (target, None) if isinstance(target, str) else (target[0], target[1])
+    shape = _weight_shape(model, clip, key)
+    if shape and offset is not None:
+        shape[offset[0]] = offset[2]
+    change, bias = change_of(parts), bias_shape(parts)
+    if change is not None and not (shape and change.fits(shape)):
+        columns = math.prod(shape[1:])
+        # A convolution's factors may be stored flat, and a linear layer's as a 1x1 convolution's.
+        flat = not change.exact and len(shape) > 2 and change.shape[1:] == (columns,)
+        whole = (change.shape[0], *shape[1:]) if flat else change.shape
+        yield _Misfit(key, whole, tuple(shape))
+    if bias is not None:
+        # ComfyUI names no bias of a slice.
+        key = f"{key.removesuffix('.weight')}.bias"
+        shape = [] if offset is not None else _weight_shape(model, clip, key)
+        if bias != tuple(shape):
+            yield _Misfit(key, bias, tuple(shape))
 
 
 def _weight_shape(model: ModelPatcher, clip: comfy.sd.CLIP | None, key: str) -> list[int]:
@@ -147,37 +171,18 @@ def _weight_shape(model: ModelPatcher, clip: comfy.sd.CLIP | None, key: str) -> 
     return [] if weight is None else list(weight.shape)
 
 
-def _shape_of(patch: object, shape: list[int]) -> tuple[int, ...] | None:
-    """Return the shape of a patch's change, None for kinds that ComfyUI alone understands."""
-    if isinstance(patch, tuple):
-        return tuple(patch[1][0].shape)
-    if not isinstance(patch, LoRAAdapter) or patch.weights[5] is not None:
-        return None
-    up, down, mid = patch.weights[0], patch.weights[1], patch.weights[3]
-    if mid is not None:
-        return (up.shape[0], down.shape[1], *mid.shape[2:])
-    # A convolution's factor may be stored flat, and a linear layer's as a 1x1 convolution's.
-    fits = down[0].numel() == math.prod(shape[1:])
-    return (up.shape[0], *(shape[1:] if fits else down.shape[1:]))
-
-
 def _warn_of_the_rest(
     layers: Mapping[str, object], unknown: list[str], text: list[str], made_for: str
 ) -> None:
     if unknown:
-        logging.warning(
-            "Pastiche: %d of the LoRA's %d layers are not in this model and are left out "
-            "(first: %s).",
-            len(unknown),
-            len(layers),
-            unknown[0],
+        warn_on_node(
+            f"{len(unknown)} of the LoRA's {len(layers)} layers are not in this model and are left "
+            f"out (first: {unknown[0][:80]!r})"
         )
     if text:
-        logging.warning(
-            "Pastiche: %d of the LoRA's %d layers belong to the text encoder and are left out, "
-            "because no CLIP is connected.",
-            len(text),
-            len(layers),
+        warn_on_node(
+            f"{len(text)} of the LoRA's {len(layers)} layers belong to the text encoder and are "
+            "left out, because no CLIP is connected"
         )
     if made_for:
-        logging.warning("Pastiche: the LoRA says it was%s; its layers fit this model.", made_for)
+        warn_on_node(f"the LoRA says it was{made_for}; its layers fit this model")

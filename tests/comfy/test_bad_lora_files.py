@@ -3,6 +3,7 @@
 import os
 import pickle
 
+import comfy.lora
 import folder_paths
 import pytest
 import safetensors.torch
@@ -10,8 +11,9 @@ import torch
 from pack.lora_ops.keys import factor_keys
 from pack.nodes.bridge.sites import training_sites
 from pack.nodes.files import ApplyLora, LoadLora, SaveLora
+from pack.nodes.guide import ApplyStyleGuidance
 from pack.training.state import LoraState
-from tiny import tiny, tiny_clip
+from tiny import tiny, tiny_clip, tiny_cond
 
 RANK = 4
 BASES = ("sd15", "sd21_v", "sdxl", "sd3", "flux", "flux2", "wan21")
@@ -133,6 +135,125 @@ def test_no_matching_key_at_all():
     assert "this model, SD1.5, got one with 1 layers, none" in refused_by_apply("sd15", lora)
     with pytest.raises(ValueError, match="must belong to a LoRA layer"):
         ApplyLora.execute(tiny("sd15"), {"x": torch.ones(2)}, 1.0, 1.0)
+
+
+WIDE = 320
+KINDS = {
+    "LoHa": {
+        **{"hada_w1_a": (WIDE, 2), "hada_w1_b": (2, WIDE)},
+        **{"hada_w2_a": (WIDE, 3), "hada_w2_b": (3, WIDE)},
+    },
+    "LoKr": {"lokr_w1": (8, 8), "lokr_w2": (40, 40)},
+    "LoKr in factors": {
+        **{"lokr_w1_a": (8, 2), "lokr_w1_b": (2, 8)},
+        **{"lokr_w2_a": (40, 2), "lokr_w2_b": (2, 40)},
+    },
+    "GLoRA": {
+        **{"a1.weight": (WIDE, 2), "a2.weight": (2, WIDE)},
+        **{"b1.weight": (WIDE, 2), "b2.weight": (2, WIDE)},
+    },
+    "OFT": {"oft_blocks": (80, 4, 4)},
+    "BOFT": {"oft_blocks": (3, 80, 4, 4), "rescale": (WIDE, 1), "alpha": ()},
+    "DoRA": {
+        **{"lora_up.weight": (WIDE, 2), "lora_down.weight": (2, WIDE)},
+        "dora_scale": (WIDE, 1),
+    },
+    "diff": {"diff": (WIDE, WIDE)},
+    "set": {"set_weight": (WIDE, WIDE)},
+}
+ATTENTION = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+
+
+def adapter(shapes):
+    generator = torch.Generator().manual_seed(0)
+    return {
+        f"{ATTENTION}.{part}": torch.rand(shape, generator=generator) * 0.1
+        for part, shape in shapes.items()
+    }
+
+
+def changed_weight(lora, caplog):
+    """Return the weight with the LoRA on it, once ComfyUI has loaded the model."""
+    model = tiny("sd15")
+    patched = ApplyLora.execute(model, lora, 1.0, 1.0).result[0]
+    (key,) = patched.patches
+    weight = model.model.state_dict()[key].clone()
+    changed = comfy.lora.calculate_weight(patched.patches[key], weight.clone(), key)
+    assert "ERROR" not in caplog.text
+    return weight, changed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_kinds_of_adapters_are_applied_by_comfyui(kind, caplog):
+    weight, changed = changed_weight(adapter(KINDS[kind]), caplog)
+    assert changed.shape == weight.shape
+    assert not torch.equal(changed, weight)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_wrong_shape_and_every_missing_part_of_them_is_refused(kind):
+    shapes = KINDS[kind]
+    for part, shape in shapes.items():
+        optional = part in ("rescale", "dora_scale")
+        stages = len(shape) == 4  # of a butterfly: any number will do
+        wrong = [{**shapes, part: (side + 1, *shape[1:])} for side in shape[:1] if not stages]
+        wrong += [{**shapes, part: (*shape[:-1], side + 1)} for side in shape[-1:]]
+        wrong += [{**shapes, part: shape[:-1]}] if shape else [{**shapes, part: (2,)}]
+        wrong += [] if optional else [{name: shapes[name] for name in shapes if name != part}]
+        for changed in wrong:
+            if changed:
+                text = refused_by_apply("sd15", adapter(changed))
+                assert text.startswith("the LoRA must be")
+
+
+def test_adapters_for_a_convolution_may_be_flat_or_not(caplog):
+    layer = "lora_unet_down_blocks_0_resnets_0_conv1"
+    fit = [
+        {"lora_up.weight": (WIDE, 2), "lora_down.weight": (2, WIDE * 9)},
+        {"lora_up.weight": (WIDE, 2, 1, 1), "lora_down.weight": (2, WIDE, 3, 3)},
+        {
+            **{"lora_up.weight": (WIDE, 2, 1, 1), "lora_down.weight": (2, WIDE, 1, 1)},
+            "lora_mid.weight": (2, 2, 3, 3),
+        },
+        {"lokr_w1": (8, 8), "lokr_w2": (40, 40, 3, 3)},
+        {
+            **{"hada_w1_a": (2, WIDE), "hada_w1_b": (2, WIDE), "hada_t1": (2, 2, 3, 3)},
+            **{"hada_w2_a": (2, WIDE), "hada_w2_b": (2, WIDE), "hada_t2": (2, 2, 3, 3)},
+        },
+        {"oft_blocks": (80, 4, 4)},
+    ]
+    for shapes in fit:
+        lora = {f"{layer}.{part}": torch.full(shape, 0.1) for part, shape in shapes.items()}
+        lora = {
+            key: tensor.triu(1) if key.endswith("blocks") else tensor
+            for key, tensor in lora.items()
+        }
+        weight, changed = changed_weight(lora, caplog)
+        assert not torch.equal(weight, changed)
+    small = {f"{layer}.lora_up.weight": (WIDE, 2), f"{layer}.lora_down.weight": (2, WIDE)}
+    lora = {key: torch.ones(shape) for key, shape in small.items()}
+    assert "for a weight of (320, 320, 3, 3)" in refused_by_apply("sd15", lora)
+
+
+def test_a_layer_that_is_named_twice_is_refused():
+    lora = lora_for("sd15")
+    layer = next(iter(lora)).partition(".")[0]
+    native = next(name for name in names_of("sd15") if name.endswith("attn1.to_q"))
+    keys = factor_keys(layer)
+    twice = {f"{native}.lora_A.weight": lora[keys.down], f"{native}.lora_B.weight": lora[keys.up]}
+    text = refused_by_apply("sd15", {**lora, **twice})
+    assert "must name every layer of the model once" in text
+    assert native in text
+
+
+def test_numbers_that_are_not_finite_are_refused_from_other_packs_loaders_too():
+    lora = dict(lora_for("sd15"))
+    next(iter(lora.values()))[0, 0] = torch.nan
+    assert "must be sound, but layer" in refused_by_apply("sd15", lora)
+    model = tiny("sd15")
+    with pytest.raises(ValueError, match=r"must be sound, but layer .* not finite") as error:
+        ApplyStyleGuidance.execute(model, lora, tiny_cond(model), 3.0, 0.2, 1.0, 1.0)
+    one_sentence(error)
 
 
 class Bomb:

@@ -5,12 +5,10 @@ import base64
 import io
 import json
 import logging
-import shutil
 
 import aiohttp
 import comfy.sample
 import comfy.sd
-import folder_paths
 import pytest
 import safetensors.torch
 import torch
@@ -222,41 +220,6 @@ def test_text_encoder_layers_without_clip_are_named_by_number(caplog):
     assert f"4 of the LoRA's {layers} layers belong to the text encoder" in caplog.text
     assert "lora key not loaded" not in caplog.text
     assert set(patched.patches) == set(apply(model, unet_lora(model))[0].patches)
-
-
-def test_nothing_is_overwritten_and_nothing_written_twice(loras, picture):
-    model = tiny("sd15")
-    first, second = unet_lora(model), unet_lora(model, seed=1)
-    assert save(first, image=picture) == "my_style.safetensors"
-    before = {path: path.stat().st_mtime_ns for path in loras.iterdir()}
-    assert save(first, image=picture) == "my_style.safetensors"
-    assert save(second) == "my_style_2.safetensors"
-    assert save(second) == "my_style_2.safetensors"
-    assert save(first, trigger="sbu") == "my_style_3.safetensors"
-    assert save(first, precision="fp16") == "my_style_4.safetensors"
-    assert save(first, "my_style.safetensors", image=picture) == "my_style.safetensors"
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert len(list(loras.iterdir())) == 5
-    (loras / "mine.png").write_bytes(b"a picture of the user's")
-    assert save(first, "mine", image=picture) == "mine_2.safetensors"
-    assert (loras / "mine.png").read_bytes() == b"a picture of the user's"
-
-
-def test_a_name_taken_in_any_folder_is_taken(loras, tmp_path):
-    other = tmp_path / "other"
-    other.mkdir()
-    folder_paths.folder_names_and_paths["loras"][0].append(str(other))
-    lora = unet_lora(tiny("sd15"))
-    (other / "my_style.safetensors").write_bytes(b"another")
-    assert save(lora) == "my_style_2.safetensors"
-    shutil.move(loras / "my_style_2.safetensors", other / "moved.safetensors")
-    assert save(lora, "moved") == "moved_2.safetensors"
-
-
-def test_subfolders_are_made_and_names_are_those_of_cores_list(loras):
-    name = save(unet_lora(tiny("sd15")), "styles/ink/first")
-    assert name in folder_paths.get_filename_list("loras")
-    assert (loras / "styles" / "ink" / "first.safetensors").is_file()
 
 
 def test_the_file_tells_what_it_is(loras, picture):

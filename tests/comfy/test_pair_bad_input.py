@@ -9,7 +9,7 @@ import folder_paths
 import pytest
 import skimage.data
 import torch
-from comfy.sd import VAE
+from comfy.sd import CLIP, VAE
 from pack.nodes.bridge.pair_images import fit_pair
 from pack.training import TrainingSettings, run_store
 from pair_inputs import picture, progress, queue
@@ -59,7 +59,10 @@ REFUSED = {
         "leave at least one step for the style, got 1 of 3 steps; lower style_start",
     ),
     "no style step after rounding": ({"steps": 1, "style_start": 0.6}, "got 0.6 of 1 steps"),
-    "rank too large": ({"rank": 100}, r"got 2 x rank 100 for width 128; set rank to 64 or less"),
+    "rank too large": (
+        {"rank": 100},
+        r"got 2 x rank 100 for width 128 of diffusion_model\.\S+; set rank to 64 or less",
+    ),
     "unsupported class": ({"model": unknown_model}, r"must be one of SD1\.5.*Chroma"),
     "path in the name": ({"run_name": "../other"}, "run_name must be a plain name"),
     "drive in the name": ({"run_name": "C:\\style"}, "run_name must be a plain name"),
@@ -86,6 +89,71 @@ def test_bad_input_is_refused_in_one_sentence(case, output):
     assert "\n" not in text
     assert len(text) < 300
     assert steps == []
+    assert list(output.glob("pastiche/*")) == []
+
+
+def test_a_rank_that_does_not_fit_is_refused_before_anything_is_encoded(monkeypatch):
+    def encode(*args):
+        raise AssertionError("nothing must be encoded")
+
+    monkeypatch.setattr(VAE, "encode", encode)
+    monkeypatch.setattr(CLIP, "encode_from_tokens_scheduled", encode)
+    with pytest.raises(ValueError, match="set rank to 64 or less"):
+        queue(rank=65)
+
+
+def photograph(name: str, kind: str = "RGB") -> Tensor:
+    """Return an IMAGE of a photograph that scikit-image carries, as a loader node may give it."""
+    pixels = torch.from_numpy(getattr(skimage.data, name)().copy()).float() / 255
+    image = (pixels if pixels.ndim == 3 else pixels[..., None])[None]
+    grey = image.mean(-1, keepdim=True)
+    fading = torch.linspace(0, 1, image.shape[2]).expand(*image.shape[:3])[..., None]
+    return {
+        "RGB": image,
+        "grey": grey,
+        "alpha": torch.cat([image.expand(-1, -1, -1, 3), fading], -1),
+        "grey and alpha": torch.cat([grey, fading], -1),
+        "odd": image[:, 1:-2, 3:-4],
+        "one pixel": image[:, :1, :1],
+        "one row": image[:, :1],
+        "NaN": image.index_fill(2, torch.tensor([7]), float("nan")),
+    }[kind]
+
+
+SMALL = TrainingSettings(resolution=32)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "trained"),
+    [
+        (("astronaut", "RGB"), ("astronaut", "grey"), "32 x 32"),
+        (("astronaut", "alpha"), ("coffee", "RGB"), "32 x 32"),
+        (("coffee", "odd"), ("chelsea", "odd"), "48 x 32"),
+        (("rocket", "grey and alpha"), ("camera", "RGB"), "48 x 32"),
+        (("rocket", "RGB"), ("retina", "odd"), "48 x 32"),
+    ],
+)
+def test_photographs_of_other_sizes_and_kinds_are_trained(before, after, trained):
+    node = queue(
+        before=photograph(*before), after=photograph(*after), settings=SMALL, steps=1, style_start=0
+    )
+    assert len(node.result[2]["loss"]) == 1
+    text = node.ui["text"][0]
+    assert "pair 1 trained at" in text
+    assert text.split("pair 1 trained at ")[1].startswith(trained), text
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("one pixel", "at least 16 pixels on each side, got 1 x 1 for after 1"),
+        ("one row", "at least 16 pixels on each side, got 512 x 1 for after 1"),
+        ("NaN", "got NaN or infinity in after 1"),
+    ],
+)
+def test_spoilt_photographs_are_refused(kind, message, output):
+    with pytest.raises(ValueError, match=message):
+        queue(before=photograph("astronaut"), after=photograph("astronaut", kind), settings=SMALL)
     assert not list(output.rglob("*.*"))
 
 
@@ -95,7 +163,7 @@ def test_a_vae_that_gives_nan_names_the_precision_that_helps(output):
     state[first].fill_(float("nan"))
     with pytest.raises(RuntimeError, match=r"got NaN from one in torch.float32; .*--bf16-vae"):
         queue(vae=VAE(sd=state))
-    assert not list(output.rglob("*.*"))
+    assert list(output.glob("pastiche/*")) == []
 
 
 def _is_matrix(value: Tensor) -> bool:
@@ -105,7 +173,7 @@ def _is_matrix(value: Tensor) -> bool:
 def test_a_read_only_output_is_said_before_training(output):
     output.mkdir()
     (output / "pastiche").write_text("")  # a file in the folder's place: no rights can be missing
-    with progress() as steps, pytest.raises(RuntimeError, match="pastiche must be writable, got"):
+    with progress() as steps, pytest.raises(RuntimeError, match=r"run's folder .*writable, got"):
         queue()
     assert steps == []
 
@@ -134,8 +202,18 @@ def test_a_disk_that_fills_up_during_training_costs_no_training(output, monkeypa
     assert any(tensor.any() for key, tensor in style.items() if "lora_B" in key)
     assert "trained, but not stored in" in node.ui["text"][0]
     assert "No space left" in node.ui["text"][0]
-    assert not list(output.rglob("*.*"))
+    (run,) = (output / "pastiche").iterdir()
+    assert [path.name for path in run.rglob("*.safetensors")] == ["step_00000003.safetensors"]
     assert weights_hash(model) == before
+    monkeypatch.undo()
+    monkeypatch.setattr(folder_paths, "output_directory", str(output))
+    with progress() as steps:
+        again = queue(model=model)
+    assert steps == []
+    said = again.ui["text"][0].split("\n")
+    assert "goes on from step 3" in said
+    assert said[-1].startswith("stored in ")
+    assert all(torch.equal(style[key], tensor) for key, tensor in again.result[0].items())
 
 
 def test_pictures_of_any_size_and_kind_are_trained():
