@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import files, guide, train
+from . import data, files, guide, settings, train
+from .bridge.live_routes import register_routes
 
-NODES: list[type[io.ComfyNode]] = [*train.NODES, *guide.NODES, *files.NODES]
+NODES: list[type[io.ComfyNode]] = [
+    *data.NODES,
+    *train.NODES,
+    *settings.NODES,
+    *guide.NODES,
+    *files.NODES,
+]
 
 
 class PasticheExtension(ComfyExtension):
     """What ComfyUI asks for the nodes."""
+
+    async def on_load(self) -> None:
+        """Add the pack's routes to the server."""
+        register_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return every node of the pack."""

@@ -7,13 +7,13 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..training import TrainingSettings
-from ..training.config import FLIPS, OPTIMIZERS, PACKINGS, PRECISIONS, TARGETS
+from ..training.config import PACKINGS
 from .bridge.pair_plan import PairRequest
+from .bridge.plain_plan import PlainRequest
 from .bridge.progress import node_display
 from .bridge.train_pair import train_pair
-from .bridge.types import TrainingSettingsType, only
-
-_LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
+from .bridge.train_plain import train_plain
+from .bridge.types import LARGEST_SEED, TrainingSettingsType, only
 
 
 class TrainPair(io.ComfyNode):
@@ -104,7 +104,7 @@ class TrainPair(io.ComfyNode):
                     "seed",
                     default=0,
                     min=0,
-                    max=_LARGEST_SEED,
+                    max=LARGEST_SEED,
                     control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip="Of all noise and noise levels; equal seeds give equal results.",
                 ),
@@ -190,103 +190,168 @@ class TrainPair(io.ComfyNode):
                 style_start=only("style_start", style_start),
                 packing=only("packing", packing),
                 settings=only("settings", settings or [TrainingSettings()]),
+                node_id=cls.hidden.unique_id,
             )
         )
         display = node_display(cls.hidden.unique_id, result.pictures, result.text)
         return io.NodeOutput(result.style, result.contents, result.losses, ui=display)
 
 
-class TrainingSettingsNode(io.ComfyNode):
-    """What all trainers of the pack share."""
+class TrainPlainLora(io.ComfyNode):
+    """The ordinary LoRA from captioned pictures."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Return the node's inputs and outputs; new inputs go to the end."""
+        """Return the node's inputs and outputs."""
         return io.Schema(
-            node_id="PasticheTrainingSettings",
-            display_name="Training Settings (Pastiche)",
+            node_id="PasticheTrainPlainLora",
+            display_name="Train Plain LoRA",
             category="Pastiche/train",
             description=(
-                "What every trainer of Pastiche understands, such as precision and resolution. "
-                "A trainer without it uses the defaults of Pair Customization, Jones et al. "
-                "2024, arXiv:2405.01536, for its model family."
+                "Learns an ordinary LoRA from any number of captioned pictures of any sizes: a "
+                "subject, a style, a concept. The result is kept below output/pastiche: an equal "
+                "graph is not trained twice, and more steps go on from where it stopped."
             ),
-            search_aliases=["train options", "optimizer", "weight decay", "batch size", "lora"],
+            search_aliases=[
+                "train lora",
+                "dreambooth",
+                "fine tune",
+                "finetune",
+                "character lora",
+                "concept",
+                "dataset",
+            ],
+            is_input_list=True,
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Combo.Input(
-                    "precision",
-                    options=list(PRECISIONS),
-                    default="auto",
-                    tooltip="Of the base's computation. auto keeps the precision the base is "
-                    "loaded in, except that fp16 becomes bf16 or fp32. What is learnt is always "
-                    "kept in fp32.",
+                io.Model.Input("model", tooltip="The base to learn on; it is not changed."),
+                io.Clip.Input("clip", tooltip="The base's text encoder, for the captions."),
+                io.Vae.Input("vae", tooltip="The base's VAE, for the pictures."),
+                io.String.Input(
+                    "captions",
+                    default="",
+                    multiline=True,
+                    placeholder="a photo of a sbu dog",
+                    tooltip="What the pictures show, with the word that will call the LoRA up. "
+                    "One text serves all pictures; a list gives each its own. Not used with "
+                    "latents, which bring their conditioning.",
                 ),
                 io.Int.Input(
-                    "resolution",
+                    "steps",
                     default=0,
                     min=0,
-                    max=8192,
-                    step=8,
-                    tooltip="Shorter side in pixels that pictures are resized to; smaller ones "
-                    "are never enlarged. 0 is the family's default, 512 for most.",
-                ),
-                io.Combo.Input(
-                    "flip",
-                    options=list(FLIPS),
-                    default="never",
-                    tooltip="Mirror the pictures never, always (as the authors' code does) or at "
-                    "random. Leave it at never where text or sides matter.",
-                ),
-                io.Combo.Input(
-                    "optimizer",
-                    options=list(OPTIMIZERS),
-                    default="AdamW",
-                    tooltip="The paper's is AdamW. Adafactor needs less memory, SGD the least.",
-                ),
-                io.Float.Input(
-                    "weight_decay",
-                    default=-1.0,
-                    min=-1.0,
-                    max=1.0,
-                    step=0.0001,
-                    round=0.00001,
-                    tooltip="Pulls what is learnt towards nothing. -1 is the family's default: "
-                    "0.0001 for SDXL (the paper), 0.01 for Flux (the authors' port).",
-                ),
-                io.Combo.Input(
-                    "targets",
-                    options=list(TARGETS),
-                    default="attention",
-                    tooltip="Which layers learn. The paper's are the attention layers.",
+                    max=1_000_000,
+                    tooltip="Training steps; each takes the next pictures of a shuffled round. 0 "
+                    "is the model family's default: 1000 for SD1.5, SD2 and SDXL, 1500 for the "
+                    "others (ours).",
                 ),
                 io.Int.Input(
-                    "batch_size",
-                    default=1,
-                    min=1,
-                    max=64,
-                    tooltip="Samples per step; for pairs, the noise levels that a step takes. "
-                    "More is steadier and slower.",
+                    "rank",
+                    default=0,
+                    min=0,
+                    max=1024,
+                    tooltip="Size of the LoRA; alpha is the same. 0 is the default of 16 (ours).",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=1e-7,
+                    round=1e-8,
+                    tooltip="How far a step goes. 0 is the default of 0.0001, that of diffusers' "
+                    "DreamBooth LoRA.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=LARGEST_SEED,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="Of all noise and noise levels; equal seeds give equal results.",
+                ),
+                io.String.Input(
+                    "run_name",
+                    default="my_lora",
+                    tooltip="Name of the run's folder below output/pastiche.",
+                ),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="The pictures, one or a list or batch of them, such as Load Training "
+                    "Images (Pastiche) gives. Large ones are resized, none is enlarged.",
+                ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="One per picture and of its size: what is white counts. Training "
+                    "Settings (Pastiche) says what the rest counts.",
+                ),
+                TrainingSettingsType.Input(
+                    "settings", optional=True, tooltip="From Training Settings (Pastiche)."
+                ),
+                io.Latent.Input(
+                    "latents",
+                    optional=True,
+                    tooltip="Instead of images: from core's Make, Load Training Dataset or "
+                    "Resolution Bucket.",
+                ),
+                io.Conditioning.Input(
+                    "conditioning",
+                    optional=True,
+                    tooltip="From the same node as the latents; as many.",
                 ),
             ],
-            outputs=[TrainingSettingsType.Output(display_name="settings")],
+            outputs=[
+                io.LoraModel.Output(display_name="lora", tooltip="For applying or saving."),
+                io.LossMap.Output(
+                    display_name="losses",
+                    tooltip="Curves loss and lora, here the same; core's Plot Loss Graph draws it.",
+                ),
+            ],
         )
 
     @classmethod
     def execute(
         cls,
-        precision: str,
-        resolution: int,
-        flip: str,
-        optimizer: str,
-        weight_decay: float,
-        targets: str,
-        batch_size: int,
+        model: list[Any],
+        clip: list[Any],
+        vae: list[Any],
+        captions: list[str],
+        steps: list[int],
+        rank: list[int],
+        learning_rate: list[float],
+        seed: list[int],
+        run_name: list[str],
+        images: list[Any] | None = None,
+        masks: list[Any] | None = None,
+        settings: list[TrainingSettings] | None = None,
+        latents: list[Any] | None = None,
+        conditioning: list[Any] | None = None,
     ) -> io.NodeOutput:
-        """Return the settings, checked."""
-        settings = TrainingSettings(
-            precision, resolution, flip, optimizer, weight_decay, targets, batch_size
+        """Train, or take an equal run's result."""
+        result = train_plain(
+            PlainRequest(
+                model=only("model", model),
+                clip=only("clip", clip),
+                vae=only("vae", vae),
+                captions=captions,
+                steps=only("steps", steps),
+                rank=only("rank", rank),
+                learning_rate=only("learning_rate", learning_rate),
+                seed=only("seed", seed),
+                run_name=only("run_name", run_name),
+                images=images or (),
+                masks=masks or (),
+                settings=only("settings", settings or [TrainingSettings()]),
+                latents=latents or (),
+                conditioning=conditioning or (),
+                node_id=cls.hidden.unique_id,
+            )
         )
-        return io.NodeOutput(settings)
+        display = node_display(cls.hidden.unique_id, result.pictures, result.text)
+        return io.NodeOutput(result.lora, result.losses, ui=display)
 
 
-NODES = [TrainPair, TrainingSettingsNode]
+NODES = [TrainPair, TrainPlainLora]

@@ -19,9 +19,10 @@ from typing import Any
 
 from browser_binary import ensure_browser
 from comfy_server import REPOSITORY, ComfyServer, make_base_directory
-from PIL import Image
+from layout_parts import Layout
 from playwright.sync_api import Page, sync_playwright
-from template_layouts import LAYOUTS, Layout
+from template_layouts import LAYOUTS
+from toy_base import place_examples
 
 TEMPLATES = REPOSITORY / "workflows"
 GRAPHS = REPOSITORY / "tests" / "graphs"
@@ -84,8 +85,7 @@ def main() -> None:
     comfyui = Path(os.environ["COMFYUI_PATH"])
     with tempfile.TemporaryDirectory(prefix="pastiche-templates-") as temporary:
         base = make_base_directory(Path(temporary) / "base")
-        for picture in ("pair_before.png", "pair_after.png"):
-            Image.new("RGB", (8, 8)).save(base / "input" / picture)
+        place_examples(base)
         server = ComfyServer(Path(sys.executable), comfyui, base, log=Path(temporary) / "log")
         with server, sync_playwright() as playwright:
             browser = playwright.chromium.launch(

@@ -2,74 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-Place = tuple[int, int]
-Size = tuple[int, int]
-
-SDXL = "sd_xl_base_1.0.safetensors"
-
-
-@dataclass(frozen=True)
-class Node:
-    """One node: its widgets by name, its inputs as ``(name of a node here, output)``."""
-
-    type: str
-    place: Place
-    size: Size
-    title: str = ""
-    widgets: dict[str, object] = field(default_factory=dict)
-    inputs: dict[str, tuple[str, int]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Group:
-    """A titled frame."""
-
-    title: str
-    place: Place
-    size: Size
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One template; node ids follow the order of ``nodes``."""
-
-    nodes: dict[str, Node]
-    groups: tuple[Group, ...]
-
-
-def _note(text: str, place: Place, size: Size, title: str) -> Node:
-    return Node("MarkdownNote", place, size, title, {"text": text})
-
-
-def _painted(
-    left: int, model: tuple[str, int], positive: tuple[str, int], name: str, title: str
-) -> dict[str, Node]:
-    """Return a column of sampler, decoder and picture; above it is room for what it compares."""
-    widgets = {
-        "control_after_generate": "fixed",
-        "steps": 50,
-        "cfg": 5.0,
-        "sampler_name": "euler",
-        "scheduler": "normal",
-        "denoise": 1.0,
-    }
-    sampled = {
-        "model": model,
-        "positive": positive,
-        "negative": ("negative", 0),
-        "latent_image": ("canvas", 0),
-        "seed": ("seed", 0),
-    }
-    decoded = {"samples": (f"{name}_sampler", 0), "vae": ("checkpoint", 2)}
-    saved = {"images": (f"{name}_decoded", 0)}
-    prefix = {"filename_prefix": f"pastiche_{name}"}
-    return {
-        f"{name}_sampler": Node("KSampler", (left, 370), (360, 262), "", widgets, sampled),
-        f"{name}_decoded": Node("VAEDecode", (left, 690), (360, 46), "", {}, decoded),
-        f"{name}_saved": Node("SaveImage", (left, 800), (360, 420), title, prefix, saved),
-    }
+from layout_parts import SDXL, Group, Layout, Node, note, painted, surroundings
+from plain_layout import TRAIN_PLAIN_LORA
 
 
 def _guided(left: int, style_lora: tuple[str, int]) -> Node:
@@ -79,7 +13,6 @@ def _guided(left: int, style_lora: tuple[str, int]) -> Node:
 
 def _prompted(left: int, style_lora: tuple[str, int]) -> dict[str, Node]:
     """Return the column of what is painted: prompts, canvas and the seed of every picture."""
-    clip = ("checkpoint", 1)
     return {
         "prompts": Node(
             "PasticheStylePrompts",
@@ -87,25 +20,10 @@ def _prompted(left: int, style_lora: tuple[str, int]) -> dict[str, Node]:
             (400, 260),
             "",
             {"prompt": "A photo of a cat"},
-            {"clip": clip, "style_lora": style_lora},
+            {"clip": ("checkpoint", 1), "style_lora": style_lora},
         ),
-        "negative": Node(
-            "CLIPTextEncode",
-            (left, 370),
-            (400, 120),
-            "Negative prompt",
-            {"text": ""},
-            {"clip": clip},
-        ),
-        "canvas": Node(
-            "EmptyLatentImage",
-            (left, 550),
-            (400, 106),
-            "",
-            {"width": 1024, "height": 1024, "batch_size": 1},
-        ),
-        "seed": Node("PrimitiveInt", (left, 720), (400, 82), "Seed of all pictures", {"value": 0}),
-        "prompt_note": _note(_PROMPT, (left, 870), (400, 170), "About prompts"),
+        **surroundings(left, "Seed of all pictures"),
+        "prompt_note": note(_PROMPT, (left, 870), (400, 170), "About prompts"),
     }
 
 
@@ -162,11 +80,11 @@ it for busier pictures.
 
 PAIR_CUSTOMIZATION = Layout(
     nodes={
-        "start": _note(_START, (0, 0), (360, 340), "Start here"),
+        "start": note(_START, (0, 0), (360, 340), "Start here"),
         "checkpoint": Node("CheckpointLoaderSimple", (0, 470), (360, 98), "", {"ckpt_name": SDXL}),
         "before": Node("LoadImage", (440, 50), (300, 400), "Before", {"image": "pair_before.png"}),
         "after": Node("LoadImage", (440, 510), (300, 400), "After", {"image": "pair_after.png"}),
-        "pair_note": _note(_PAIR, (440, 980), (300, 210), "About the pair"),
+        "pair_note": note(_PAIR, (440, 980), (300, 210), "About the pair"),
         "settings": Node("PasticheTrainingSettings", (820, 50), (400, 240)),
         "train": Node(
             "PasticheTrainPair",
@@ -187,7 +105,7 @@ PAIR_CUSTOMIZATION = Layout(
                 "settings": ("settings", 0),
             },
         ),
-        "train_note": _note(_TRAIN, (1260, 50), (360, 250), "About training"),
+        "train_note": note(_TRAIN, (1260, 50), (360, 250), "About training"),
         "save": Node(
             "PasticheSaveLora",
             (1260, 350),
@@ -205,10 +123,10 @@ PAIR_CUSTOMIZATION = Layout(
             {"loss": ("train", 2)},
         ),
         **_prompted(1700, ("train", 0)),
-        "guidance_note": _note(_GUIDANCE, (2180, 50), (360, 250), "About strength"),
-        **_painted(2180, ("checkpoint", 0), ("prompts", 0), "plain", "Plain"),
+        "guidance_note": note(_GUIDANCE, (2180, 50), (360, 250), "About strength"),
+        **painted(2180, ("checkpoint", 0), ("prompts", 0), "plain", "Plain"),
         "guidance": _guided(2620, ("train", 0)),
-        **_painted(2620, ("guidance", 0), ("prompts", 0), "styled", "Styled"),
+        **painted(2620, ("guidance", 0), ("prompts", 0), "styled", "Styled"),
     },
     groups=(
         Group("1 · Model", (-20, 390), (400, 200)),
@@ -243,17 +161,17 @@ picture along.
 
 USE_A_STYLE = Layout(
     nodes={
-        "start": _note(_USE, (0, 0), (360, 260), "Start here"),
+        "start": note(_USE, (0, 0), (360, 260), "Start here"),
         "checkpoint": Node("CheckpointLoaderSimple", (0, 380), (360, 98), "", {"ckpt_name": SDXL}),
         "lora": Node(
             "PasticheLoadLora", (0, 530), (360, 100), "", {"lora_name": "my_style.safetensors"}
         ),
-        "compare_note": _note(_COMPARE, (0, 700), (360, 190), "Which one?"),
+        "compare_note": note(_COMPARE, (0, 700), (360, 190), "Which one?"),
         **_prompted(440, ("lora", 0)),
-        "guidance_note": _note(_GUIDANCE, (920, 50), (360, 250), "About strength"),
-        **_painted(920, ("checkpoint", 0), ("prompts", 0), "plain", "Plain"),
+        "guidance_note": note(_GUIDANCE, (920, 50), (360, 250), "About strength"),
+        **painted(920, ("checkpoint", 0), ("prompts", 0), "plain", "Plain"),
         "guidance": _guided(1360, ("lora", 0)),
-        **_painted(1360, ("guidance", 0), ("prompts", 0), "styled", "Style guidance"),
+        **painted(1360, ("guidance", 0), ("prompts", 0), "styled", "Style guidance"),
         "apply": Node(
             "PasticheApplyLora",
             (1800, 50),
@@ -262,7 +180,7 @@ USE_A_STYLE = Layout(
             {},
             {"model": ("checkpoint", 0), "clip": ("checkpoint", 1), "lora": ("lora", 0)},
         ),
-        **_painted(1800, ("apply", 0), ("prompts", 1), "lora", "Ordinary LoRA"),
+        **painted(1800, ("apply", 0), ("prompts", 1), "lora", "Ordinary LoRA"),
     },
     groups=(
         Group("1 · Model and style", (-20, 300), (400, 350)),
@@ -273,4 +191,104 @@ USE_A_STYLE = Layout(
     ),
 )
 
-LAYOUTS = {"pair_customization": PAIR_CUSTOMIZATION, "use_a_style": USE_A_STYLE}
+_RESUME = """\
+## Stop, lose nothing, train on
+
+1. Choose your checkpoint and your two pictures, as in *pair_customization*.
+2. Press **Run**. Checkpoints are kept under *output/pastiche* while it trains.
+
+**Cancelled, out of memory, crashed, restarted?** Press **Run** again. It goes on from the last \
+step that was kept, and ends with exactly what it would have ended with. The train node says which \
+step that was.
+
+**Enough already?** *Stop and keep* on the train node ends the training and passes on what was \
+learnt. Run then returns it until you raise *steps*.
+
+**Not enough?** Raise **steps** and press **Run**: only the steps that are missing are trained.
+"""
+
+_KEPT = """\
+**save_every_steps** and **save_every_minutes** say how often a checkpoint is kept, \
+**keep_checkpoints** how many stay.
+
+What only spares memory may be changed between two runs: *memory*, *checkpointing*, *offload*, \
+*rows_per_pass*. It goes on.
+"""
+
+_ANEW = """\
+Other pictures, words, a seed or a setting make **another run**: it starts anew, the node says \
+what changed, and the first run stays where it is. Change it back, and that one goes on.
+
+Only with the schedules *linear* and *cosine* do more steps start anew, since every step of theirs \
+depends on how many there are.
+"""
+
+RESUME_AND_EXTEND = Layout(
+    nodes={
+        "start": note(_RESUME, (0, 0), (400, 480), "Start here"),
+        "checkpoint": Node("CheckpointLoaderSimple", (0, 620), (400, 98), "", {"ckpt_name": SDXL}),
+        "before": Node("LoadImage", (480, 50), (300, 400), "Before", {"image": "pair_before.png"}),
+        "after": Node("LoadImage", (480, 510), (300, 400), "After", {"image": "pair_after.png"}),
+        "kept_note": note(_KEPT, (860, 50), (400, 210), "About checkpoints"),
+        "settings": Node(
+            "PasticheTrainingSettings", (860, 320), (400, 780), "", {"save_every_steps": 50}
+        ),
+        "train": Node(
+            "PasticheTrainPair",
+            (1340, 50),
+            (400, 880),
+            "",
+            {
+                "content_prompt": "A photo of a sbu dog",
+                "style_words": "in digital art style",
+                "steps": 300,
+                "run_name": "my_long_run",
+            },
+            {
+                "model": ("checkpoint", 0),
+                "clip": ("checkpoint", 1),
+                "vae": ("checkpoint", 2),
+                "before": ("before", 0),
+                "after": ("after", 0),
+                "settings": ("settings", 0),
+            },
+        ),
+        "anew_note": note(_ANEW, (1780, 50), (360, 250), "What starts anew"),
+        "save": Node(
+            "PasticheSaveLora",
+            (1780, 350),
+            (360, 260),
+            "",
+            {"filename": "my_long_run"},
+            {"lora": ("train", 0), "image": ("after", 0)},
+        ),
+        "losses": Node(
+            "LossGraphNode",
+            (1780, 670),
+            (360, 550),
+            "",
+            {"filename_prefix": "pastiche_loss"},
+            {"loss": ("train", 2)},
+        ),
+        **_prompted(2220, ("train", 0)),
+        **painted(2700, ("checkpoint", 0), ("prompts", 0), "plain", "Plain"),
+        "guidance": _guided(3140, ("train", 0)),
+        **painted(3140, ("guidance", 0), ("prompts", 0), "styled", "Styled"),
+    },
+    groups=(
+        Group("1 · Model", (-20, 540), (440, 200)),
+        Group("2 · Your pair", (460, -30), (340, 1270)),
+        Group("3 · How often to keep a checkpoint", (840, -30), (440, 1270)),
+        Group("4 · Learn; raise steps to go on", (1320, -30), (840, 1270)),
+        Group("5 · What to paint", (2200, -30), (440, 1270)),
+        Group("6 · Without the style", (2680, -30), (400, 1270)),
+        Group("7 · With the style", (3120, -30), (400, 1270)),
+    ),
+)
+
+LAYOUTS = {
+    "pair_customization": PAIR_CUSTOMIZATION,
+    "use_a_style": USE_A_STYLE,
+    "train_plain_lora": TRAIN_PLAIN_LORA,
+    "resume_and_extend": RESUME_AND_EXTEND,
+}

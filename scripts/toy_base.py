@@ -51,8 +51,10 @@ def place(base_directory: Path) -> None:
 
 def place_examples(base_directory: Path) -> None:
     """Copy the example pictures, which the templates name, into the server's input."""
-    for picture in sorted(EXAMPLES.glob("*.png")):
-        shutil.copyfile(picture, base_directory / "input" / picture.name)
+    for file in sorted((*EXAMPLES.glob("*.png"), *EXAMPLES.glob("*/*"))):
+        target = base_directory / "input" / file.relative_to(EXAMPLES)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target)
 
 
 if __name__ == "__main__":

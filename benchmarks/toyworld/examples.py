@@ -1,4 +1,4 @@
-"""Write world.json, the contact sheet's pictures and the example pairs under assets/examples/."""
+"""Write world.json and, under assets/examples/, the example pairs and captioned pictures."""
 
 from __future__ import annotations
 
@@ -32,6 +32,18 @@ PAIR_SCENES = (
     Scene((Thing("cup", "green"),), "brick", seed=14),
 )
 
+# A class that the base has never seen, in half of its colours and backgrounds.
+BOAT_SCENES = tuple(
+    Scene((Thing("boat", colour),), background, seed=21 + number)
+    for number, (colour, background) in enumerate(
+        (
+            *(("red", "sand"), ("yellow", "night"), ("green", "sand"), ("red", "night")),
+            *(("yellow", "sand"), ("green", "night"), ("red", "sand"), ("green", "night")),
+        )
+    )
+)
+CAPTIONED = EXAMPLES / "training_pictures"
+
 
 def main() -> None:
     """Write the record and the pictures."""
@@ -56,6 +68,16 @@ def main() -> None:
             render_pil(scene).save(EXAMPLES / before, optimize=True)
             render_pil(scene.with_style(style)).save(EXAMPLES / after, optimize=True)
             lines.append(f"| `{before}` | `{after}` | {caption(scene)} | {style_words(style)} |")
+    CAPTIONED.mkdir(exist_ok=True)
+    for number, scene in enumerate(BOAT_SCENES, start=1):
+        render_pil(scene).save(CAPTIONED / f"boat_{number}.png", optimize=True)
+        text = f"{caption(scene)}\n"
+        (CAPTIONED / f"boat_{number}.txt").write_text(text, encoding="utf-8")
+    lines += [
+        "",
+        "`training_pictures/` holds eight pictures of a boat with their captions. The denoiser saw",
+        "no boat in training; these are red, yellow and green ones on sand and night.",
+    ]
     (EXAMPLES / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

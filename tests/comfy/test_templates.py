@@ -38,7 +38,7 @@ def run(server: ComfyServer, template: str) -> tuple[Graph, dict]:
     """Run a template's toy graph with a short training and return it with its history entry."""
     graph = toy_graph(template)
     for node in graph.values():
-        if node["class_type"] == "PasticheTrainPair":
+        if node["class_type"] in ("PasticheTrainPair", "PasticheTrainPlainLora"):
             node["inputs"]["steps"] = FEW_STEPS
     entry = server.post_prompt(graph)
     assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
@@ -104,11 +104,46 @@ def test_the_pair_template_saves_a_lora_that_core_lists(runs, toy_server: ComfyS
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_the_styled_picture_is_another_than_the_plain_one(template, runs, toy_server: ComfyServer):
     graph, entry = runs[template]
-    title = "Styled" if template == "pair_customization" else "Style guidance"
+    title = {"use_a_style": "Style guidance", "train_plain_lora": "With the LoRA"}.get(
+        template, "Styled"
+    )
     plain = picture(toy_server, graph, entry, "Plain")
     styled = picture(toy_server, graph, entry, title)
     assert plain.shape == styled.shape == (64, 64, 3)
     assert np.abs(plain - styled).mean() > 1
+
+
+def test_the_plain_template_trains_all_pictures_with_their_captions(runs, toy_server: ComfyServer):
+    graph, entry = runs["train_plain_lora"]
+    (text,) = outputs_of(graph, entry, "Train Plain LoRA")["text"]
+    assert f"SD1.5: steps {FEW_STEPS}, rank 16" in text
+    assert "8 pictures: 8 at 64 x 64" in text
+    (report,) = outputs_of(graph, entry, "Load Training Images (Pastiche)")["text"]
+    assert report.split("\n") == [
+        "8 pictures from training_pictures: 8 at 64 x 64",
+        "8 captions from text files, 0 by default; 0 masks",
+    ]
+    names = toy_server.object_info("LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"]
+    assert "my_lora.safetensors" in json.dumps(names)
+
+
+def test_the_resume_template_trains_what_is_missing_when_steps_are_raised(
+    runs, toy_server: ComfyServer
+):
+    graph, _ = runs["resume_and_extend"]
+    (folder,) = (toy_server.base_directory / "output" / "pastiche").glob("my_long_run-*")
+    longer = json.loads(json.dumps(graph))
+    (trainer,) = [key for key in longer if longer[key]["class_type"] == "PasticheTrainPair"]
+    longer[trainer]["inputs"]["steps"] = FEW_STEPS + 2
+    entry = toy_server.post_prompt(longer)
+    (text,) = outputs_of(longer, entry, "Train Style from Pairs")["text"]
+    assert f"goes on from step {FEW_STEPS}" in text
+    losses = [
+        json.loads((folder / f"{steps} steps" / "run.json").read_text())["losses"]["loss"]
+        for steps in (FEW_STEPS, FEW_STEPS + 2)
+    ]
+    assert losses[1][:FEW_STEPS] == losses[0]
+    assert len(losses[1]) == FEW_STEPS + 2
 
 
 def test_the_saved_style_paints_what_the_trained_one_did(runs, toy_server: ComfyServer):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
-TEMPLATES = ("pair_customization", "use_a_style")
+TEMPLATES = ("pair_customization", "use_a_style", "train_plain_lora", "resume_and_extend")
 """In the order in which they run: the second uses the LoRA that the first has saved."""
 
 Graph = dict[str, dict[str, Any]]
