@@ -130,11 +130,12 @@ def parts_by_layer(keys: Iterable[str]) -> dict[str, dict[str, str]]:
     for key in keys:
         parsed = parse_key(key)
         if parsed is None:
-            raise ValueError(f"every tensor must belong to a LoRA layer, got {key!r}")
+            raise ValueError(f"every tensor must belong to a LoRA layer, got {key[:80]!r}")
         parts = layers.setdefault(kohya_layer(parsed.layer), {})
         if parsed.part in parts:
             raise ValueError(
-                f"a layer must hold each tensor once, got {parts[parsed.part]!r} and {key!r}"
+                "a layer must hold each tensor once, "
+                f"got {parts[parsed.part][:80]!r} and {key[:80]!r}"
             )
         parts[parsed.part] = key
     return layers
