@@ -85,11 +85,11 @@ PAIR_CUSTOMIZATION = Layout(
         "before": Node("LoadImage", (440, 50), (300, 400), "Before", {"image": "pair_before.png"}),
         "after": Node("LoadImage", (440, 510), (300, 400), "After", {"image": "pair_after.png"}),
         "pair_note": note(_PAIR, (440, 980), (300, 210), "About the pair"),
-        "settings": Node("PasticheTrainingSettings", (820, 50), (400, 240)),
+        "settings": Node("PasticheTrainingSettings", (0, 670), (360, 780)),
         "train": Node(
             "PasticheTrainPair",
-            (820, 340),
-            (400, 880),
+            (820, 50),
+            (400, 1170),
             "",
             {
                 "content_prompt": "A photo of a sbu dog",
@@ -130,6 +130,7 @@ PAIR_CUSTOMIZATION = Layout(
     },
     groups=(
         Group("1 · Model", (-20, 390), (400, 200)),
+        Group("Settings, if you need them", (-20, 610), (400, 860)),
         Group("2 · Your pair", (420, -30), (340, 1270)),
         Group("3 · Learn the style", (800, -30), (840, 1270)),
         Group("4 · What to paint", (1680, -30), (440, 1270)),
