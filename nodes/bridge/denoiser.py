@@ -132,6 +132,8 @@ def open_denoiser(
         RuntimeError: It can't be loaded a second time, which dynamic VRAM would need.
     """
     family = identify_for_training(model)
+    # Before inference mode is left: torch loses the versions of inference tensors moved outside it.
+    comfy.model_management.unload_all_models()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -139,7 +141,6 @@ def open_denoiser(
         patcher = _plain_patcher(model, family)
         set_compute_dtype(patcher, precision)
         stack.callback(comfy.model_management.unload_model_and_clones, patcher, all_devices=True)
-        comfy.model_management.unload_all_models()
         if offload:
             stack.enter_context(_no_cast_streams())
             _load_offloaded(patcher)
