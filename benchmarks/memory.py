@@ -3,8 +3,8 @@
 The toy base, and SD1.5 and SDXL in their real widths with random weights, with and without
 checkpointing. Every measurement has a process of its own: two steps of training, and the highest
 resident set above what the process held before the model was made; on a GPU the highest that torch
-has allocated. Writes ``benchmarks/results/memory.md`` and ``memory.json`` after every case, and goes
-on from there: ``--again`` measures what they hold anew.
+has allocated. Every case is kept in ``benchmarks/results/memory.json`` as soon as it is measured,
+``--again`` measures it anew; the table is ``memory.md`` beside it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Case:
     @property
     def label(self) -> str:
         """What the table says of it."""
-        return f"{self.base}, {self.dtype}, {8 * self.size} px, {self.rows} rows"
+        return f"{self.base}, {self.dtype}, {8 * self.size} px, batch {self.rows}"
 
 
 CASES = [
@@ -79,6 +79,7 @@ CASES = [
         ("toy base", "float32", 8, 16),
         ("SD1.5", "float32", 32, 2),
         ("SDXL", "bfloat16", 32, 1),
+        ("SDXL", "bfloat16", 64, 1),
     )
     for checkpointing in (False, True)
 ]
@@ -113,7 +114,7 @@ def main(arguments: Sequence[str]) -> int:
             print(key, json.dumps(numbers), flush=True)
             text = json.dumps({**facts, "cases": found}, indent=1) + "\n"
             stored.write_text(text, encoding="utf-8")
-            options.out.write_text(report({**facts, "cases": found}), encoding="utf-8")
+    options.out.write_text(report({**facts, "cases": found}), encoding="utf-8")
     print(options.out.read_text(encoding="utf-8"))
     return 0
 

@@ -34,16 +34,17 @@ class Preset:
     rows_per_pass: int
 
 
+# Forecasts for SDXL in fp16, computing in bf16, a pair at 1024 pixels, rank 64.
 PRESETS = {
-    # Beside SDXL's weights or a few of Flux's layers there is room for one row.
+    # 6.4 GB would be too near to what such a card has free; 1.6 GB with the weights elsewhere.
     "8 GB": Preset(8 * _GB, checkpointing=True, rows_per_pass=1),
-    # A pair's two rows fit beside SDXL: one pass is faster than two.
+    # 6.9 GB with both rows in one pass.
     "12 GB": Preset(12 * _GB, checkpointing=True, rows_per_pass=2),
-    # SDXL's rows fit without recomputing, at the sizes that it is trained at; larger bases don't.
+    # 20.0 GB without recomputing, which is faster.
     "24 GB": Preset(24 * _GB, checkpointing=False, rows_per_pass=0),
 }
-_LARGE_BASE = 0.3  # of the card: what a step keeps grows with the base, and outgrows what is left
-_TOO_LARGE_BASE = 0.6  # of the card: the weights leave no room for a step at all
+_LARGE_BASE = 0.3  # of the card: what a step keeps grows with the base and outgrows what is left
+_TOO_LARGE_BASE = 0.5  # of the card: what a step needs no longer fits beside the weights
 
 
 def with_preset(
