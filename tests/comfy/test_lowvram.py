@@ -10,6 +10,7 @@ from pathlib import Path
 import comfy.model_management
 import pytest
 import torch
+from pack.lora_ops import Plain
 from pack.nodes.bridge.conditioning import training_cond, training_latent
 from pack.nodes.bridge.denoiser import ComfyDenoiser, make_differentiable, open_denoiser
 from pack.nodes.bridge.sites import file_sites, training_sites
@@ -17,7 +18,7 @@ from pack.training.adapters import new_adapter
 from pack.training.denoiser import Example
 from pack.training.gates import Gate, GatedAdapters
 from pack.training.loop import row_errors
-from pack.training.recipes import Row, Single
+from pack.training.recipes import Row
 from test_gates import hook_count, patched, random_lora, relative
 from test_training import CONFIG, warm_adapter
 from tiny import tiny, tiny_cond, tiny_latent, weights_hash
@@ -103,5 +104,5 @@ def test_adapters_follow_the_device_of_the_denoiser():
     model = tiny("sd15")
     with open_denoiser(model) as denoiser:
         sites = training_sites(denoiser.patcher, "attention")
-        adapter = new_adapter("lora", Single([]).adapters()["lora"], sites, 4, 0, denoiser.device)
+        adapter = new_adapter("lora", Plain(), sites, 4, 0, denoiser.device)
         assert {parameter.device for parameter in adapter.parameters()} == {denoiser.device}
