@@ -14,7 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "scripts")]
 
-STEPS, SEQUENTIAL = 6, {"packing": "sequential", "style_start": 0.3333, "rank": 4}
+STEPS, SEQUENTIAL = 12, {"packing": "sequential", "style_start": 0.25, "rank": 4}
 
 
 def train(output: Path, steps: int = STEPS) -> str:
@@ -46,7 +46,8 @@ def main(base_directory: Path) -> None:
     from tiny import tiny, tiny_clip, tiny_vae
 
     torch.set_num_threads(1)  # threads don't survive a fork
-    tiny("sd3"), tiny_clip(), tiny_vae(16)
+    tiny("sd3"), tiny_vae(16)
+    tiny_clip().tokenize("a ball")
     _say("ready 0")
     for line in sys.stdin:
         output = Path(line.strip())
