@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,12 @@ class TrainedAdapter:
     Args:
         parametrization: How the parts make the factors.
         parts: Tensors by site and part name; learnt ones are parameters, the others plain tensors.
+        rates: What multiplies the learning rate, by part; 1 where none is named.
     """
 
     parametrization: Parametrization
     parts: Mapping[str, Mapping[str, Tensor]]
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     def factors(self, site: str, frozen: frozenset[str], like: Tensor) -> LowRank | None:
         """Return the factors at ``site`` with the frozen parts detached, ``None`` off its sites."""
@@ -52,6 +55,17 @@ class TrainedAdapter:
             }
 
 
+def rate_groups(adapters: Iterable[TrainedAdapter]) -> list[dict[str, Any]]:
+    """Return all learnt parts as an optimiser's groups, one for every ``rate``."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for adapter in adapters:
+        for parts in adapter.parts.values():
+            for name, part in parts.items():
+                if isinstance(part, nn.Parameter):
+                    groups.setdefault(adapter.rates.get(name, 1.0), []).append(part)
+    return [{"params": parts, "rate": rate} for rate, parts in groups.items()]
+
+
 def new_adapter(
     name: str,
     parametrization: Parametrization,
@@ -59,6 +73,7 @@ def new_adapter(
     rank: int,
     seed: int,
     device: torch.device,
+    rates: Mapping[str, float] | None = None,
 ) -> TrainedAdapter:
     """Return an adapter at its initial values, fp32 on ``device``.
 
@@ -86,7 +101,7 @@ def new_adapter(
                 if id(tensor) not in moved:
                     moved[id(tensor)] = tensor.to(device, torch.float32)
                 parts[key][part] = moved[id(tensor)]
-    return TrainedAdapter(parametrization, parts)
+    return TrainedAdapter(parametrization, parts, rates or {})
 
 
 def _detached(factors: LowRank) -> LowRank:

@@ -36,6 +36,7 @@ class TrainingConfig:
         caption_dropout: Share of rows that are trained without their caption.
         ema_decay: Of the average that is kept as the result; 0 keeps the last step's.
         outside_mask: What a picture still counts outside its mask, 0 to 1.
+        damping: Of the preconditioned optimisers, in each Gram's mean eigenvalue.
     """
 
     steps: int
@@ -57,6 +58,7 @@ class TrainingConfig:
     caption_dropout: float = 0.0
     ema_decay: float = 0.0
     outside_mask: float = 0.0
+    damping: float = 0.01
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, f"steps must be at least 1, got {self.steps}; raise steps")
@@ -115,6 +117,7 @@ class TrainingConfig:
             caption_dropout=settings.caption_dropout,
             ema_decay=settings.ema_decay,
             outside_mask=settings.outside_mask,
+            damping=settings.damping,
         )
 
     @property

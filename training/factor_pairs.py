@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -19,6 +19,7 @@ class LearntPair:
     Args:
         parts: ``down``, columns of the factor, and ``up``, rows of it; one may be missing.
         factors: Returns the whole factors, frozen halves included.
+        rates: What multiplies the learning rate, by part; 1 where none is named.
 
     Raises:
         ValueError: A learnt part is neither of the two.
@@ -26,6 +27,7 @@ class LearntPair:
 
     parts: Mapping[str, nn.Parameter]
     factors: Callable[[], LowRank]
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         odd = sorted(self.parts.keys() - {"down", "up"})
@@ -64,6 +66,7 @@ def learnt_pairs(adapters: Iterable[TrainedAdapter]) -> list[LearntPair]:
         LearntPair(
             {name: part for name, part in parts.items() if isinstance(part, nn.Parameter)},
             lambda kind=adapter.parametrization, parts=parts: kind.factors(parts),
+            adapter.rates,
         )
         for adapter in adapters
         for parts in adapter.parts.values()

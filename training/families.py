@@ -50,6 +50,29 @@ class PlainDefaults:
 
 
 @dataclass(frozen=True)
+class HalfDefaults:
+    """Break-for-Make's settings for one family; alpha is the rank.
+
+    Args:
+        steps: Training steps of a half.
+        make_steps: Of the joint fine-tune.
+        rank: Of the adapter.
+        learning_rate: Of the owned part, and of both in the fine-tune.
+        weight_decay: Of the learnt parts.
+        partner_rate: What multiplies the partner's learning rate.
+        source: Whose values these are, for the node's text.
+    """
+
+    steps: int
+    make_steps: int
+    rank: int
+    learning_rate: float
+    weight_decay: float
+    partner_rate: float
+    source: str
+
+
+@dataclass(frozen=True)
 class Family:
     """A model family as the pack knows it.
 
@@ -62,6 +85,7 @@ class Family:
         kohya_keys: Whether its files use kohya names; otherwise ``diffusion_model.`` names.
         pair: Defaults of Pair Customization.
         plain: Defaults of the ordinary LoRA.
+        half: Defaults of Break-for-Make.
         distilled: Whether the model may be guidance-distilled, which deserves a warning.
     """
 
@@ -73,6 +97,7 @@ class Family:
     kohya_keys: bool
     pair: PairDefaults
     plain: PlainDefaults
+    half: HalfDefaults
     distilled: bool = False
 
 
@@ -80,6 +105,12 @@ _SDXL_PAPER = PairDefaults(750, 64, 1e-5, 1e-4, 123846, "the paper's, for SDXL")
 _FLUX_PORT = PairDefaults(1500, 32, 1e-5, 1e-2, 42, "the authors' Flux port's")
 _UNET_OURS = PairDefaults(750, 64, 1e-5, 1e-4, 123846, "ours, after the paper's for SDXL")
 _DIT_OURS = PairDefaults(1500, 32, 1e-5, 1e-2, 42, "ours, after the authors' Flux port")
+
+# The released content script ignores its steps and takes 9,000; the style script's 1,000 is taken.
+_SDXL_HALF = HalfDefaults(1000, 1000, 64, 1e-4, 1e-2, 0.1, "the released scripts', for SDXL")
+_HALF_OURS = HalfDefaults(
+    1000, 1000, 64, 1e-4, 1e-2, 0.1, "ours, after the released scripts for SDXL"
+)
 
 _UNET_SOURCE = "ours; the rate is that of diffusers' DreamBooth LoRA for SDXL"
 _DIT_SOURCE = "ours; the rate is that of diffusers' DreamBooth LoRA for SD3 and Flux"
@@ -101,41 +132,41 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Family(
             *("SD1.5", "stable-diffusion-v1/lora", "sd_v1", 512, 8, True),
-            *(_UNET_OURS, _unet(512)),
+            *(_UNET_OURS, _unet(512), _HALF_OURS),
         ),
         Family(
             *("SD2", "stable-diffusion-v2-768-v/lora", "sd_v2_v", 512, 8, True),
-            *(_UNET_OURS, _unet(768)),
+            *(_UNET_OURS, _unet(768), _HALF_OURS),
         ),
         Family(
             *("SDXL", "stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0", 512, 8, True),
-            *(_SDXL_PAPER, _unet(1024)),
+            *(_SDXL_PAPER, _unet(1024), _SDXL_HALF),
         ),
         Family(
             *("SD3", "stable-diffusion-3/lora", "sd3", 512, 16, False),
-            *(_DIT_OURS, _dit("logit-normal")),
+            *(_DIT_OURS, _dit("logit-normal"), _HALF_OURS),
         ),
         Family(
             *("Flux", "flux-1-dev/lora", "flux1", 512, 16, False),
-            *(_FLUX_PORT, _dit("logit-normal")),
+            *(_FLUX_PORT, _dit("logit-normal"), _HALF_OURS),
             distilled=True,
         ),
         Family(
             *("Flux.2", "flux-2-dev/lora", "flux2", 512, 16, False),
-            *(_DIT_OURS, _dit("uniform")),
+            *(_DIT_OURS, _dit("uniform"), _HALF_OURS),
             distilled=True,
         ),
         Family(
             *("Wan 2.1", "wan-2.1-t2v/lora", "wan2.1", 480, 16, False),
-            *(_DIT_OURS, _dit("uniform", 640)),
+            *(_DIT_OURS, _dit("uniform", 640), _HALF_OURS),
         ),
         Family(
             *("Qwen-Image", "qwen-image/lora", "qwen_image", 512, 16, False),
-            *(_DIT_OURS, _dit("logit-normal")),
+            *(_DIT_OURS, _dit("logit-normal"), _HALF_OURS),
         ),
         Family(
             *("Z-Image", "z-image/lora", "z_image", 512, 16, False),
-            *(_DIT_OURS, _dit("uniform")),
+            *(_DIT_OURS, _dit("uniform"), _HALF_OURS),
         ),
     )
 }

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .checkpoint import Checkpoint
 from .config import TrainingConfig
@@ -17,6 +17,7 @@ from .denoiser import Denoiser
 from .gates import GatedAdapters, Site
 from .noise_levels import min_snr_weights, share_at
 from .objective import output_errors
+from .preconditioned import FactorOptimizer
 from .progress import Callback, Event
 from .randomness import noise_for, uniform
 from .recipes.rows import Recipe, Row
@@ -33,6 +34,7 @@ def train(
     *,
     start: Checkpoint | None = None,
     facts: Mapping[str, Any] | None = None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Trained:
     """Run the recipe's steps and return what its adapters have learnt.
 
@@ -48,12 +50,13 @@ def train(
         callbacks: Called with an ``Event`` after every step.
         start: A checkpoint of an equal run to go on from.
         facts: Plain values that checkpoints carry; those of ``start`` win.
+        warn: Told, once and in a sentence, what the optimiser must leave out.
 
     Raises:
         ValueError: There is no site, or the rank doesn't fit one.
         RuntimeError: The loss or the gradient is not a finite number.
     """
-    session = Session(denoiser, sites, recipe, config, facts)
+    session = Session(denoiser, sites, recipe, config, facts, warn)
     if start is not None:
         session.restore(start)
     with session.gates.attached():
@@ -64,7 +67,6 @@ def train(
             event = Event(session.step, config.steps, loss, rows, session)
             if any([callback(event) for callback in callbacks]):
                 break
-    session.optimizer.zero_grad(set_to_none=True)
     return session.trained()
 
 
@@ -76,23 +78,24 @@ def take_step(session: Session, recipe: Recipe) -> dict[str, float]:
     """
     config, step = session.config, session.step
     rows = [_captioned(row, config, step) for row in recipe.rows(step, config.seed)]
-    updates = [rows] if config.packing == "batched" else [[row] for row in rows]
     for group in session.optimizer.param_groups:
-        group["lr"] = rate_at(step, config)
+        group["lr"] = rate_at(step, config) * group["rate"]
     errors: dict[str, list[float]] = defaultdict(list)
     loss = 0.0
+    updates = updates_of(rows, config)
     try:
+        session.take_carried()
         for left, update in enumerate(updates, start=1 - len(updates)):
-            session.optimizer.zero_grad(set_to_none=True)
             for pack in packs(session.denoiser, update, config):
                 loss += _backward(session, pack, errors)
+            moved = session.moved(update[0].moves)
             _require_finite(loss, session, "loss")
-            _require_finite(_clip(session), session, "gradient")
+            _require_finite(_clip(session, moved.values()), session, "gradient")
             if left:
-                session.remember()
+                session.remember(moved)
             else:
                 session.whole = False
-            session.optimizer.step()
+            session.update(moved)
     except BaseException:  # a cancel too must not leave half a step
         session.take_back()
         raise
@@ -104,6 +107,16 @@ def take_step(session: Session, recipe: Recipe) -> dict[str, float]:
     session.update_average()
     session.step, session.whole = step + 1, True
     return losses
+
+
+def updates_of(rows: Sequence[Row], config: TrainingConfig) -> list[list[Row]]:
+    """Return the rows of every update of a step, in order."""
+    if config.packing == "sequential":
+        return [[row] for row in rows]
+    groups: dict[frozenset[str] | None, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.moves].append(row)
+    return list(groups.values())
 
 
 def _backward(session: Session, pack: Sequence[Row], errors: dict[str, list[float]]) -> float:
@@ -188,10 +201,12 @@ def packs(
         yield from (pack[first : first + most] for first in range(0, len(pack), most))
 
 
-def _clip(session: Session) -> float:
+def _clip(session: Session, moved: Iterable[nn.Parameter]) -> float:
     """Shorten the gradient where it is longer than the run allows and return its length."""
     most = session.config.max_grad_norm or float("inf")
-    return torch.nn.utils.clip_grad_norm_(session.parameters.values(), most).item()
+    if isinstance(session.optimizer, FactorOptimizer):
+        most = float("inf")  # it clips in its own metric: a plain clip would break its invariance
+    return torch.nn.utils.clip_grad_norm_(moved, most).item()
 
 
 def _require_finite(value: float, session: Session, what: str) -> None:

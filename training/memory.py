@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_MOMENTS = {"AdamW": 2, "SGD": 0}
+# LoRA-RITE's basis has the size of the other factor.
+_MOMENTS = {"AdamW": 2, "SGD": 0, "Scaled SGD": 0, "Scaled AdamW": 2, "LoRA-RITE": 2}
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
 

@@ -1,19 +1,23 @@
-"""Optimisers by name: torch's own, with the pack's defaults."""
+"""Optimisers by name: torch's own, with the pack's defaults, and those of ``preconditioned``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
+from .adapters import TrainedAdapter, rate_groups
 from .config import TrainingConfig
+from .preconditioned import PRECONDITIONED, make_preconditioned
+
+Groups = list[dict[str, Any]]
 
 
-def _adamw(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> Optimizer:
+def _adamw(groups: Groups, config: TrainingConfig) -> Optimizer:
     return torch.optim.AdamW(
-        parameters,
+        groups,
         lr=config.learning_rate,
         betas=(0.9, 0.999),
         eps=1e-8,
@@ -21,27 +25,40 @@ def _adamw(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> Optimi
     )
 
 
-def _adafactor(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> Optimizer:
-    return torch.optim.Adafactor(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+def _adafactor(groups: Groups, config: TrainingConfig) -> Optimizer:
+    return torch.optim.Adafactor(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
-def _sgd(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> Optimizer:
-    return torch.optim.SGD(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+def _sgd(groups: Groups, config: TrainingConfig) -> Optimizer:
+    return torch.optim.SGD(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
-OPTIMIZER_MAKERS: dict[str, Callable[[Iterable[nn.Parameter], TrainingConfig], Optimizer]] = {
+OPTIMIZER_MAKERS: dict[str, Callable[[Groups, TrainingConfig], Optimizer]] = {
     "AdamW": _adamw,
     "Adafactor": _adafactor,
     "SGD": _sgd,
 }
+"""Those that look at every parameter alone."""
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> Optimizer:
-    """Return the configured optimiser over ``parameters``.
+def make_optimizer(
+    adapters: Iterable[TrainedAdapter],
+    config: TrainingConfig,
+    warn: Callable[[str], None] = lambda text: None,
+) -> Optimizer:
+    """Return the configured optimiser over all that the adapters learn, grouped by rate.
 
     Every parameter keeps its own moments and step count, so one that gets no gradient in a step
     gets neither momentum nor weight decay, and its bias correction starts at its first update.
+
+    Args:
+        adapters: Whose parts are learnt.
+        config: Of the run.
+        warn: Told, once and in a sentence, what a preconditioned optimiser must leave out.
+
+    Raises:
+        ValueError: A preconditioned optimiser is chosen for what is no pair of factors.
     """
-    return OPTIMIZER_MAKERS[config.optimizer](parameters, config)
+    if config.optimizer in PRECONDITIONED:
+        return make_preconditioned(adapters, config, warn)
+    return OPTIMIZER_MAKERS[config.optimizer](rate_groups(adapters), config)

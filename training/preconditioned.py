@@ -55,7 +55,11 @@ class FactorOptimizer(Optimizer):
                 raise ValueError(f"{name} must be at least 0, got {defaults[name]}; raise it")
         self.pairs = tuple(pairs)
         self._warn: Callable[[str], None] | None = warn
-        super().__init__([part for pair in pairs for part in pair.parts.values()], defaults)
+        groups: dict[float, list[nn.Parameter]] = {}
+        for pair in self.pairs:
+            for name, part in pair.parts.items():
+                groups.setdefault(pair.rates.get(name, 1.0), []).append(part)
+        super().__init__([{"params": g, "rate": rate} for rate, g in groups.items()], defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
@@ -315,24 +319,25 @@ PRECONDITIONED: dict[str, Callable[..., FactorOptimizer]] = {
 def make_preconditioned(
     adapters: Iterable[TrainedAdapter],
     config: TrainingConfig,
-    name: str,
     warn: Callable[[str], None] = lambda text: None,
 ) -> FactorOptimizer:
-    """Return the named optimiser over all layers, with the run's rate, decay and clip.
+    """Return the run's optimiser over all layers, with its rate, decay and clip.
 
     Args:
         adapters: Whose layers are learnt; their parameters come in their order.
-        config: Of the run.
-        name: One of ``PRECONDITIONED``.
+        config: Of the run; its optimiser is one of ``PRECONDITIONED``.
         warn: As in ``FactorOptimizer``.
 
     Raises:
         ValueError: A parametrisation learns something else than columns and rows of its factors.
     """
-    return PRECONDITIONED[name](
+    make = PRECONDITIONED[config.optimizer]
+    damping = {} if make is LoraRite else {"damping": Damping(config.damping)}
+    return make(
         learnt_pairs(adapters),
         config.learning_rate,
         weight_decay=config.weight_decay,
         max_norm=config.max_grad_norm,
         warn=warn,
+        **damping,
     )

@@ -51,7 +51,14 @@ def coin(seed: int, step: int, sample: int) -> bool:
     return uniform(seed, "coin", step, sample) < 0.5
 
 
-def shuffled_round(seed: int, count: int, step: int) -> int:
-    """Return which of ``count`` items step ``step`` takes: seeded, each once per round."""
-    order = torch.randperm(count, generator=generator_for(seed, "round", step // count))
+def shuffled_round(seed: int, count: int, step: int, what: str = "round") -> int:
+    """Return which of ``count`` items step ``step`` takes: seeded, each once per round.
+
+    Args:
+        seed: Of the run.
+        count: Of the items.
+        step: From 0.
+        what: Is drawn; items of two kinds are then taken independently.
+    """
+    order = torch.randperm(count, generator=generator_for(seed, what, step // count))
     return int(order[step % count])

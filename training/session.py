@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +46,7 @@ class Session:
         recipe: Names the adapters.
         config: Of the run.
         facts: Plain values that its checkpoints carry.
+        warn: Told, once and in a sentence, what the optimiser must leave out.
 
     Raises:
         ValueError: There is no site, or the rank doesn't fit one.
@@ -58,21 +59,29 @@ class Session:
         recipe: Recipe,
         config: TrainingConfig,
         facts: Mapping[str, Any] | None = None,
+        warn: Callable[[str], None] = lambda text: None,
     ):
         if not sites:
             raise ValueError(
                 "training needs at least one layer, got none; choose other target layers"
             )
         self.denoiser, self.config, self.facts = denoiser, config, dict(facts or {})
+        rates = recipe.rates()
         self.adapters: dict[str, TrainedAdapter] = {
-            name: new_adapter(name, kind, sites, config.rank, config.seed, denoiser.device)
+            name: new_adapter(
+                *(name, kind, sites, config.rank, config.seed, denoiser.device),
+                rates.get(name),
+            )
             for name, kind in recipe.adapters().items()
         }
         self.gates = GatedAdapters(sites, self.adapters)
         self.parameters = dict(self._named_parameters())
-        self.optimizer = make_optimizer(self.parameters.values(), config)
+        self.optimizer = make_optimizer(self.adapters.values(), config, warn)
         self.average = self._copies() if config.ema_decay else {}
         self.curves: dict[str, list[float]] = defaultdict(list)
+        self.carried: dict[str, Tensor] = {}
+        """Gradients that wait for the next update of their parts; outside a step there are none
+        on the parameters."""
         self.step = 0
         self.whole = True
         """False where a step broke off that can't be taken back: such a state is not kept."""
@@ -88,19 +97,59 @@ class Session:
     def _copies(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.parameters.items()}
 
-    def remember(self) -> None:
+    def moved(self, parts: frozenset[str] | None) -> dict[str, nn.Parameter]:
+        """Return the parameters of the parts that an update moves; ``None`` is all."""
+        if parts is None:
+            return self.parameters
+        return {
+            name: value
+            for name, value in self.parameters.items()
+            if name.rpartition("/")[2] in parts
+        }
+
+    def take_carried(self) -> None:
+        """Put the gradients that wait on the parameters: a step begins."""
+        for name, gradient in self.carried.items():
+            self.parameters[name].grad = gradient.clone()
+
+    def update(self, moved: Mapping[str, nn.Parameter]) -> None:
+        """Move these parameters by their gradients, which are gone then; the others keep theirs."""
+        waiting = {
+            name: parameter.grad
+            for name, parameter in self.parameters.items()
+            if name not in moved and parameter.grad is not None
+        }
+        for name in waiting:
+            self.parameters[name].grad = None
+        self.optimizer.step()
+        self._drop_gradients()
+        for name, gradient in waiting.items():
+            self.parameters[name].grad = gradient
+
+    def _drop_gradients(self) -> None:
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def remember(self, moved: Mapping[str, nn.Parameter]) -> None:
         """Copy what the coming update changes; ``take_back`` puts it in place again."""
-        for name, parameter in self.parameters.items():
+        for name, parameter in moved.items():
             if parameter.grad is not None and name not in self._before:
                 state = _copied(self.optimizer.state.get(parameter, {}))
                 self._before[name] = (parameter.detach().clone(), state)
 
     def forget(self) -> None:
-        """Drop the copies: the step is done."""
+        """Drop the copies and keep the gradients that wait: the step is done."""
         self._before.clear()
+        self.carried = {
+            name: parameter.grad
+            for name, parameter in self.parameters.items()
+            if parameter.grad is not None
+        }
+        self._drop_gradients()
 
     def take_back(self) -> None:
         """Undo the updates of a step that broke off between two of them."""
+        self._drop_gradients()
         with torch.no_grad():
             for name, (value, state) in self._before.items():
                 parameter = self.parameters[name]
@@ -154,10 +203,10 @@ class Session:
         self._require_finite()
         tensors = {f"learnt/{name}": value for name, value in self.parameters.items()}
         tensors |= {f"average/{name}": value for name, value in self.average.items()}
+        tensors |= {f"carried/{name}": value for name, value in self.carried.items()}
         scalars: dict[str, Any] = {}
-        states = self.optimizer.state_dict()["state"]
-        for number, name in enumerate(self.parameters):
-            for entry, value in states.get(number, {}).items():
+        for name, parameter in self.parameters.items():
+            for entry, value in self.optimizer.state.get(parameter, {}).items():
                 kept = tensors if isinstance(value, Tensor) else scalars
                 kept[f"optimizer/{name}/{entry}"] = value
         copies = {
@@ -179,9 +228,13 @@ class Session:
                 f"a checkpoint must hold the {len(self.parameters)} tensors of this run, "
                 f"got {len(learnt)} others; delete the run's checkpoints to train anew"
             )
+        groups = self.optimizer.state_dict()["param_groups"]
+        parameters = [part for group in self.optimizer.param_groups for part in group["params"]]
+        numbers = {id(part): number for number, part in enumerate(parameters)}
         states: dict[int, dict[str, Any]] = {}
+        self.carried = {}
         with torch.no_grad():
-            for number, (name, parameter) in enumerate(self.parameters.items()):
+            for name, parameter in self.parameters.items():
                 parameter.copy_(checkpoint.tensors[f"learnt/{name}"])
                 if self.average:
                     self.average[name].copy_(checkpoint.tensors[f"average/{name}"])
@@ -194,8 +247,9 @@ class Session:
                 }
                 if state:
                     # The optimiser changes them, and tensors made in inference mode can't be.
-                    states[number] = _copied(state)
-        groups = self.optimizer.state_dict()["param_groups"]
+                    states[numbers[id(parameter)]] = _copied(state)
+                if (waiting := checkpoint.tensors.get(f"carried/{name}")) is not None:
+                    self.carried[name] = waiting.to(parameter, copy=True)
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
         self.curves = defaultdict(
             list, {name: list(values) for name, values in checkpoint.curves.items()}

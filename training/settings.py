@@ -7,7 +7,7 @@ from typing import Any
 
 PRECISIONS = ("auto", "fp32", "bf16")
 FLIPS = ("never", "always", "random")
-OPTIMIZERS = ("AdamW", "Adafactor", "SGD")
+OPTIMIZERS = ("AdamW", "Adafactor", "SGD", "Scaled SGD", "Scaled AdamW", "LoRA-RITE")
 TARGETS = ("attention", "attention and feed-forward", "all linear")
 SCHEDULES = ("constant", "linear", "cosine")
 TIMESTEPS = ("auto", "uniform", "logit-normal", "shifted")
@@ -68,6 +68,7 @@ class TrainingSettings:
         preview_every: Steps between preview pictures; 0 draws none.
         preview_prompt: What a preview shows; empty is the trainer's own prompt.
         preview_seed: Of the previews' noise.
+        damping: Of the preconditioned optimisers, in each Gram's mean eigenvalue; 0 is none.
 
     Raises:
         ValueError: A value is outside its range; the message names field and value.
@@ -102,6 +103,7 @@ class TrainingSettings:
     preview_every: int = 0
     preview_prompt: str = ""
     preview_seed: int = 0
+    damping: float = 0.01
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -126,7 +128,7 @@ class TrainingSettings:
             *(("batch_size", 1), ("accumulation", 1), ("keep_checkpoints", 1)),
             *(("warmup", 0), ("rows_per_pass", 0), ("max_grad_norm", 0.0), ("min_snr_gamma", 0.0)),
             *(("noise_offset", 0.0), ("save_every_steps", 0), ("save_every_minutes", 0.0)),
-            ("preview_every", 0),
+            *(("preview_every", 0), ("damping", 0.0)),
         ):
             value = getattr(self, name)
             require(value >= least, f"{name} must be at least {least}, got {value}; raise it")

@@ -14,7 +14,7 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
 from ...training import Recipe, TrainingConfig, TrainingSettings
-from ...training.loop import packs, row_errors
+from ...training.loop import packs, row_errors, updates_of
 from ...training.memory import LiveBytes, MemoryNeed, optimizer_bytes
 from ...training.recipes.rows import Row
 from ...training.session import Session
@@ -87,7 +87,7 @@ def _largest_pack(denoiser: ComfyDenoiser, recipe: Recipe, config: TrainingConfi
     found: list[Sequence[Row]] = []
     for step in sorted(steps):
         rows = recipe.rows(step, config.seed)
-        updates = [rows] if config.packing == "batched" else [[row] for row in rows]
+        updates = updates_of(rows, config)
         found += [pack for update in updates for pack in packs(denoiser, update, config)]
     return max(found, key=lambda rows: sum(row.example.latent.numel() for row in rows))
 

@@ -151,6 +151,7 @@ def _train(
                     callbacks,
                     start=start.checkpoint,
                     facts=start.facts,
+                    warn=panel.note,
                 )
             keeper.finish()
     except BaseException as error:  # the interrupt is no Exception
@@ -182,7 +183,7 @@ def _bytes_needed(job: TrainingJob) -> int:
     settings = job.settings
     sites = training_sites(job.model, settings.targets, settings.target_pattern).values()
     numbers = sum(job.config.rank * (site.shape[0] + site.shape[1]) for site in sites)
-    moments = 2 if settings.optimizer == "AdamW" else 1
+    moments = 1 if settings.optimizer in ("Adafactor", "SGD", "Scaled SGD") else 2
     states = 1 + moments + bool(settings.ema_decay)
     return 4 * numbers * (1 + states * (settings.keep_checkpoints + 1))
 

@@ -10,6 +10,9 @@ from comfy_api.latest import io
 TrainingSettingsType = io.Custom("PASTICHE_TRAINING")
 """A frozen ``training.TrainingSettings``."""
 
+HalfType = io.Custom("PASTICHE_HALF")
+"""A ``LoraState`` whose metadata say which half of which basis it is."""
+
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
 """Of ComfyUI's seed widgets."""
 

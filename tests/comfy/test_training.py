@@ -159,7 +159,7 @@ def test_gradient_is_parted_between_content_and_style():
             for name, kind in recipe.adapters().items()
         }
         content, style = adapters["content 0"], adapters["style"]
-        optimizer = make_optimizer([*content.parameters(), *style.parameters()], CONFIG)
+        optimizer = make_optimizer([content, style], CONFIG)
         gates = GatedAdapters(sites, adapters)
         with gates.attached():
             for row in recipe.rows(0, 0):

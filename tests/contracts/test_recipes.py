@@ -4,13 +4,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from pack.lora_ops import PartlyLearnable
 from pack.training import Recipe, TrainingConfig, train
-from pack.training.recipes import RECIPES, Pair, Single
+from pack.training.recipes import RECIPES, Half, Make, Pair, Single
 from small_denoiser import SmallDenoiser, example
 
 MAKERS: dict[str, Callable[[], Recipe]] = {
     "single": lambda: Single([example(1), example(2), example(3)], batch_size=2),
     "pair": lambda: Pair([(example(1), example(2)), (example(3), example(4))], style_start=2),
+    "half": lambda: Half("style", [example(1), example(2)], [example(n) for n in (3, 4, 5, 6)]),
+    "make": lambda: Make([example(1), example(2)], [example(3)], PartlyLearnable(5)),
 }
 STEPS = 12
 matrix = pytest.mark.parametrize("name", MAKERS)

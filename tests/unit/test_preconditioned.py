@@ -1,7 +1,6 @@
 """The optimisers over factor pairs: oracle, invariance, frozen halves, resume, refusals."""
 
 import math
-from dataclasses import replace
 
 import partly_learnable as schedules
 import preconditioner as oracle
@@ -21,7 +20,6 @@ from pack.training.preconditioned import (
     LoraRite,
     ScaledAdamW,
     ScaledSGD,
-    make_preconditioned,
 )
 from pack.training.recipes import Row
 from small_denoiser import SmallDenoiser, example
@@ -284,16 +282,20 @@ class Halves:
     def adapters(self):
         return {"half": PartlyLearnable(5)}
 
+    def rates(self):
+        return {}
+
     def rows(self, step: int, seed: int):
         return [Row("half", example(n), {"half": Gate()}, 0.5, n) for n in range(2)]
 
 
 def session(name: str, rate: float = 0.02) -> Session:
     denoiser = SmallDenoiser(layers=2)
-    config = TrainingConfig(9, 2, rate, seed=3, weight_decay=0.1, passes=2, ema_decay=0.9)
+    config = TrainingConfig(
+        9, 2, rate, seed=3, weight_decay=0.1, passes=2, ema_decay=0.9, optimizer=name,
+        max_grad_norm=1.0,
+    )  # fmt: skip
     found = Session(denoiser, denoiser.sites, Halves(), config)
-    clipped = replace(config, max_grad_norm=1.0)
-    found.optimizer = make_preconditioned(found.adapters.values(), clipped, name)
     assert found.optimizer.param_groups[0]["max_norm"] == 1.0
     order = [part for group in found.optimizer.param_groups for part in group["params"]]
     assert all(a is b for a, b in zip(order, found.parameters.values(), strict=True))

@@ -69,6 +69,10 @@ class Pair:
         contents = {content_name(pair): content for pair in range(len(self.pairs))}
         return {STYLE: replace(content, role="style"), **contents}
 
+    def rates(self) -> Mapping[str, Mapping[str, float]]:
+        """Return nothing: all is learnt at one rate."""
+        return {}
+
     def rows(self, step: int, seed: int) -> Sequence[Row]:
         """Return the content rows of one pair and, from ``style_start`` on, its style rows."""
         pair = shuffled_round(seed, len(self.pairs), step)

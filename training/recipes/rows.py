@@ -21,6 +21,9 @@ class Row:
         gates: The adapters it uses.
         weight: Of its mean squared error in the step's loss.
         sample: Rows of a step with equal ``sample`` share noise and noise level.
+        moves: Parts that the row's update moves, all where ``None``. Rows that move different
+            parts take one update after the other; the parts that an update leaves where they are
+            keep its gradient for the next that moves them.
     """
 
     name: str
@@ -28,6 +31,7 @@ class Row:
     gates: RowGates
     weight: float = 1.0
     sample: int = 0
+    moves: frozenset[str] | None = None
 
 
 class Recipe(Protocol):
@@ -39,4 +43,8 @@ class Recipe(Protocol):
 
     def rows(self, step: int, seed: int) -> Sequence[Row]:
         """Return the rows of step ``step``, counted from 0; a function of its arguments alone."""
+        ...
+
+    def rates(self) -> Mapping[str, Mapping[str, float]]:
+        """Return what multiplies the learning rate, by adapter and part; 1 where none is named."""
         ...

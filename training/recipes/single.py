@@ -46,6 +46,10 @@ class Single:
         """Return the one adapter, ``lora``."""
         return {LORA: Plain()}
 
+    def rates(self) -> Mapping[str, Mapping[str, float]]:
+        """Return nothing: all is learnt at one rate."""
+        return {}
+
     def rows(self, step: int, seed: int) -> Sequence[Row]:
         """Return the next ``batch_size`` examples, each with its own noise."""
         rows = []
