@@ -40,12 +40,15 @@ def toy_checkpoint() -> Path:
 def place(base_directory: Path) -> None:
     """Link the toy base into the server's checkpoints and copy the examples into its input."""
     target = base_directory / "models" / "checkpoints" / CHECKPOINT
-    target.unlink(missing_ok=True)
+    # Under a name of its own first: two processes may share the folder.
+    link = target.with_name(f"{CHECKPOINT}.{os.getpid()}")
+    link.unlink(missing_ok=True)
     try:
-        target.symlink_to(toy_checkpoint())
+        link.symlink_to(toy_checkpoint())
     except OSError:
         # Windows gives links to administrators only.
-        shutil.copyfile(toy_checkpoint(), target)
+        shutil.copyfile(toy_checkpoint(), link)
+    link.replace(target)
     place_examples(base_directory)
 
 
