@@ -109,12 +109,28 @@ def check_halves(content: Mapping[str, LowRank], style: Mapping[str, LowRank]) -
     Raises:
         ValueError: Layers, shapes, ranks, scales or frozen halves differ; the message says which.
     """
+    check_layers(content, style)
+    for layer, ours in content.items():
+        first, second = split(ours), split(style[layer])
+        if not all(_same(first[part], second[part]) for part in ("down_frozen", "up_frozen")):
+            raise ValueError(
+                "content and style half must be trained on one basis, got frozen halves that "
+                f"differ at layer {_named(layer)}; train one of them again with the other's basis seed"
+            )
+
+
+def check_layers(content: Mapping[str, LowRank], style: Mapping[str, LowRank]) -> None:
+    """Refuse halves of different layers, whatever their numbers.
+
+    Raises:
+        ValueError: Layers, shapes, ranks or scales differ; the message says which.
+    """
     if content.keys() != style.keys():
         odd = sorted(content.keys() ^ style.keys())
         raise ValueError(
             "content and style half must change the same layers, got "
             f"{len(content)} and {len(style)} of which {len(odd)} are in one alone, such as "
-            f"{odd[0]}; train both with the same target layers on the same base"
+            f"{_named(odd[0])}; train both with the same target layers on the same base"
         )
     for layer, ours in content.items():
         other = style[layer]
@@ -126,14 +142,13 @@ def check_halves(content: Mapping[str, LowRank], style: Mapping[str, LowRank]) -
             if values[0] != values[1]:
                 raise ValueError(
                     f"content and style half must have one {what}, got {values[0]} and {values[1]} "
-                    f"at layer {layer}; train both with the same rank on the same base"
+                    f"at layer {_named(layer)}; train both with the same rank on the same base"
                 )
-        first, second = split(ours), split(other)
-        if not all(_same(first[part], second[part]) for part in ("down_frozen", "up_frozen")):
-            raise ValueError(
-                "content and style half must be trained on one basis, got frozen halves that "
-                f"differ at layer {layer}; train one of them again with the other's basis seed"
-            )
+
+
+def _named(layer: str) -> str:
+    """Return a layer's name for a message: a file may hold any text for it."""
+    return repr(layer[:80])
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

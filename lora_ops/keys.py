@@ -36,7 +36,9 @@ _OTHER_PARTS = (
 )
 """Parts of the other adapters that ComfyUI applies; this pack only passes them on."""
 
-_UNET_ROOTS = ("unet.", "base_model.model.")
+_UNET_ROOTS = ("unet.unet.", "unet.", "base_model.model.")
+"""The first is what diffusers' trainers of 0.22 write; the released Break-for-Make code is one."""
+
 _UNET_BLOCKS = (
     *("down_blocks.", "mid_block.", "up_blocks.", "conv_in", "conv_out"),
     *("time_embedding.", "add_embedding."),

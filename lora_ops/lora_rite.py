@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .preconditioner import Damping, exact, gram, inverse_roots, singular_below
+from .preconditioner import Damping, exact, gram, inverse_roots, require_finite, singular_below
 
 
 @dataclass(frozen=True)
@@ -128,19 +128,23 @@ def _stack_steps(
     before = torch.stack([nothing if state is None else state.second for state in states])
     escaped = torch.stack([like.new_zeros(()) if s is None else s.escaped for s in states])
     decay = like.new_tensor([corrected_decay(betas[1], taken) for taken in steps])
-    squares = torch.stack([part.gradient.mT @ part.gradient / len(part.gradient) for part in parts])
+    rows = like.new_tensor([len(part.gradient) for part in parts]).view(-1, 1, 1)
+    squares = torch.stack([part.gradient.mT @ part.gradient for part in parts]) / rows
     carried = _symmetric(turns @ before @ turns.mT)
     escaped = decay * (escaped + _lost(before, carried))
     kept = decay.view(-1, 1, 1)
     second = _symmetric(kept * carried + (1 - kept) * squares)
+    require_finite(second)
     scales = _inverse_square_roots(second, escaped, tiny)
+
+    keep = like.new_tensor([corrected_decay(betas[0], taken) for taken in steps]).view(-1, 1, 1)
+    scales, turns = (1 - keep) * scales, keep * turns
 
     results = []
     for number, (part, state) in enumerate(zip(parts, states, strict=True)):
         first = part.gradient @ scales[number]  # (rows, rank)
         if state is not None:
-            keep = corrected_decay(betas[0], steps[number])
-            first = keep * (state.first @ turns[number].mT) + (1 - keep) * first
+            first.addmm_(state.first, turns[number].mT)
         kept_state = RiteState(
             first, second[number], escaped[number], part.basis, steps[number] + 1
         )

@@ -174,6 +174,20 @@ def singular_below(stack: Tensor) -> Tensor:
     return rank * torch.finfo(stack.dtype).eps * stack.diagonal(dim1=-2, dim2=-1).amax(-1)
 
 
+def require_finite(stack: Tensor) -> None:
+    """Refuse matrices that no factors of a sound run have.
+
+    Raises:
+        RuntimeError: A number is infinite or none at all.
+    """
+    broken = len(stack) - int(stack.isfinite().all(-1).all(-1).sum())
+    if broken:
+        raise RuntimeError(
+            f"factors and gradients must stay finite numbers, got others in {broken} of "
+            f"{len(stack)} Gram matrices; lower the learning rate"
+        )
+
+
 def _damped(stack: Tensor, damping: Damping) -> Tensor:
     rank = stack.shape[-1]
     amount = torch.full_like(stack[:, 0, 0], damping.amount)  # (batch,)
@@ -194,6 +208,7 @@ def _inverse_root(stack: Tensor) -> tuple[Tensor, int]:
         root = torch.where(unsafe.view(-1, 1, 1), unit, root)
     inverse = torch.linalg.solve_triangular(root, unit, upper=False)
     if count:
+        require_finite(stack)
         values, vectors = torch.linalg.eigh(stack[unsafe])
         kept = values > singular_below(stack[unsafe]).view(-1, 1)
         scales = torch.where(kept, values, 1.0).rsqrt() * kept  # (batch, rank)
@@ -203,8 +218,12 @@ def _inverse_root(stack: Tensor) -> tuple[Tensor, int]:
 
 def _rescaled(gradient: Tensor, axis: int, inverse: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradient times the inverse over its rank axis, and the product of both."""
-    moved = exact(gradient).movedim(axis, 0)
-    flat = moved.flatten(1)  # (rank, rest)
-    result = inverse.to(flat.dtype) @ flat
-    square = (flat * result).sum()
-    return result.view(moved.shape).movedim(0, axis).to(gradient.dtype), square
+    wide = exact(gradient)
+    inverse = inverse.to(wide.dtype)
+    if axis and wide.ndim == 2:
+        result = wide @ inverse  # the inverse is symmetric, and nothing is copied
+    else:
+        moved = wide.movedim(axis, 0)
+        result = (inverse @ moved.flatten(1)).view(moved.shape).movedim(0, axis)
+    square = torch.dot(wide.reshape(-1), result.reshape(-1))
+    return result.to(gradient.dtype), square

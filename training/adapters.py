@@ -22,11 +22,17 @@ class TrainedAdapter:
         parametrization: How the parts make the factors.
         parts: Tensors by site and part name; learnt ones are parameters, the others plain tensors.
         rates: What multiplies the learning rate, by part; 1 where none is named.
+        site_rates: What multiplies it besides, by site; 1 where none is named.
     """
 
     parametrization: Parametrization
     parts: Mapping[str, Mapping[str, Tensor]]
     rates: Mapping[str, float] = field(default_factory=dict)
+    site_rates: Mapping[str, float] = field(default_factory=dict)
+
+    def rate(self, site: str, part: str) -> float:
+        """Return what multiplies the learning rate of a site's part."""
+        return self.rates.get(part, 1.0) * self.site_rates.get(site, 1.0)
 
     def factors(self, site: str, frozen: frozenset[str], like: Tensor) -> LowRank | None:
         """Return the factors at ``site`` with the frozen parts detached, ``None`` off its sites."""
@@ -59,10 +65,10 @@ def rate_groups(adapters: Iterable[TrainedAdapter]) -> list[dict[str, Any]]:
     """Return all learnt parts as an optimiser's groups, one for every ``rate``."""
     groups: dict[float, list[nn.Parameter]] = {}
     for adapter in adapters:
-        for parts in adapter.parts.values():
+        for site, parts in adapter.parts.items():
             for name, part in parts.items():
                 if isinstance(part, nn.Parameter):
-                    groups.setdefault(adapter.rates.get(name, 1.0), []).append(part)
+                    groups.setdefault(adapter.rate(site, name), []).append(part)
     return [{"params": parts, "rate": rate} for rate, parts in groups.items()]
 
 
@@ -101,7 +107,8 @@ def new_adapter(
                 if id(tensor) not in moved:
                     moved[id(tensor)] = tensor.to(device, torch.float32)
                 parts[key][part] = moved[id(tensor)]
-    return TrainedAdapter(parametrization, parts, rates or {})
+    site_rates = {key: site.rate for key, site in sites.items() if site.rate != 1.0}
+    return TrainedAdapter(parametrization, parts, rates or {}, site_rates)
 
 
 def _detached(factors: LowRank) -> LowRank:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ class Example:
 
     Args:
         latent: ``(channel, ...)`` without a batch axis, as the model takes it, fp32 on the CPU.
-        cond: The caption's conditioning in the bridge's own form; the loop only passes it on.
+        cond: The caption's conditioning in the bridge's own form; the loop only passes it on. A
+            callable is called anew each step with the learnt embeddings by name and returns it.
         mask: What each cell of the latent counts, ``(1, ...)`` of the latent's size in 0..1; all
             alike without one.
         uncond: The empty caption's conditioning, for caption dropout.
@@ -51,4 +52,17 @@ class Denoiser(Protocol):
 
     def denoise(self, x: Tensor, sigma: Tensor, conds: Sequence[Any]) -> Tensor:
         """Return the prediction of the clean latent, differentiable, one cond per row."""
+        ...
+
+
+@runtime_checkable
+class ShowsAttention(Protocol):
+    """A denoiser that can tell where its layers look at the learnt words."""
+
+    def attention(self) -> Sequence[Tensor]:
+        """Return the maps of the last ``denoise``, differentiable, ``(row, word, h, w)`` per size.
+
+        Each is the mean over the heads and the layers of one size; none where the conds watch no
+        word.
+        """
         ...

@@ -66,8 +66,8 @@ def learnt_pairs(adapters: Iterable[TrainedAdapter]) -> list[LearntPair]:
         LearntPair(
             {name: part for name, part in parts.items() if isinstance(part, nn.Parameter)},
             lambda kind=adapter.parametrization, parts=parts: kind.factors(parts),
-            adapter.rates,
+            {name: adapter.rate(site, name) for name in parts},
         )
         for adapter in adapters
-        for parts in adapter.parts.values()
+        for site, parts in adapter.parts.items()
     ]

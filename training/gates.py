@@ -27,11 +27,13 @@ class Site:
         module: A linear layer or a convolution of the base model.
         shape: Of the weight that is changed, ``(out, in, ...)``.
         start: First output channel of the slice; ``None`` for the whole output.
+        rate: What multiplies the learning rate of what is learnt here, such as a text encoder's.
     """
 
     module: nn.Module
     shape: tuple[int, ...]
     start: int | None = None
+    rate: float = 1.0
 
     @property
     def convolution(self) -> dict[str, tuple[int, ...]]:

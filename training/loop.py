@@ -23,6 +23,7 @@ from .randomness import noise_for, uniform
 from .recipes.rows import Recipe, Row
 from .schedule import rate_at
 from .session import Session, Trained
+from .words import LearntWords
 
 
 def train(
@@ -88,6 +89,7 @@ def take_step(session: Session, recipe: Recipe) -> dict[str, float]:
         for left, update in enumerate(updates, start=1 - len(updates)):
             for pack in packs(session.denoiser, update, config):
                 loss += _backward(session, pack, errors)
+            session.words.settle()
             moved = session.moved(update[0].moves)
             _require_finite(loss, session, "loss")
             _require_finite(_clip(session, moved.values()), session, "gradient")
@@ -123,7 +125,9 @@ def _backward(session: Session, pack: Sequence[Row], errors: dict[str, list[floa
     """Add the pack's gradient to the parameters' and its rows' errors to ``errors``."""
     # Backward stays inside the gates: a block that is recomputed there needs its rows again.
     with session.gates.gated([row.gates for row in pack]):
-        found = row_errors(session.denoiser, session.gates, pack, session.config, session.step)
+        found = row_errors(
+            *(session.denoiser, session.gates, pack, session.config, session.step), session.words
+        )
         weights = found.new_tensor([row.weight for row in pack])
         weighted = (found * weights).sum()
         weighted.backward()
@@ -138,9 +142,14 @@ def row_errors(
     rows: Sequence[Row],
     config: TrainingConfig,
     step: int,
+    words: LearntWords | None = None,
 ) -> Tensor:
-    """Return each row's mean squared error in one forward, ``(row,)``, differentiable."""
+    """Return each row's mean squared error in one forward, ``(row,)``, differentiable.
+
+    Where words are learnt and kept to their masks, what that asks is added.
+    """
     device = denoiser.device
+    words = words or LearntWords()
     latent = torch.stack([row.example.latent for row in rows]).to(device)
     noise = torch.stack(
         [
@@ -152,12 +161,13 @@ def row_errors(
     sigma = denoiser.sigma_at(share.to(device))
     x = denoiser.noised(latent, noise.to(device), sigma)
     with gates.gated([row.gates for row in rows]):
-        denoised = denoiser.denoise(x, sigma, [row.example.cond for row in rows])
+        denoised = denoiser.denoise(x, sigma, [words.said(row.example.cond) for row in rows])
     counts = _counts(rows, latent, config.outside_mask)
     errors = output_errors(denoised, latent, denoiser.output_scale(sigma, latent), counts)
     if config.min_snr_gamma:
         errors = errors * min_snr_weights(denoiser, sigma, latent, config.min_snr_gamma)
-    return errors
+    penalties = words.penalties(denoiser, [row.example.mask for row in rows])
+    return errors if penalties is None else errors + penalties.to(errors)
 
 
 def _counts(rows: Sequence[Row], latent: Tensor, outside: float) -> Tensor | None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# LoRA-RITE's basis has the size of the other factor.
-_MOMENTS = {"AdamW": 2, "SGD": 0, "Scaled SGD": 0, "Scaled AdamW": 2, "LoRA-RITE": 2}
+from .preconditioned import FactorOptimizer
+
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
 
@@ -87,11 +88,15 @@ def _bytes(values: Any) -> int:
     return sum(value.nbytes for value in tree_leaves(values) if isinstance(value, Tensor))
 
 
-def optimizer_bytes(parameters: Iterable[Tensor], optimizer: str) -> int:
-    """Return what an optimiser keeps of the parameters between steps, in fp32.
+def optimizer_bytes(optimizer: Optimizer) -> int:
+    """Return what an optimiser keeps of its parameters between steps, in fp32.
 
     Adafactor keeps a row and a column of each matrix.
     """
-    if optimizer == "Adafactor":
+    if isinstance(optimizer, FactorOptimizer):
+        return optimizer.kept_bytes()
+    parameters = [part for group in optimizer.param_groups for part in group["params"]]
+    if isinstance(optimizer, torch.optim.Adafactor):
         return sum(4 * sum(parameter.shape) for parameter in parameters)
-    return _MOMENTS[optimizer] * sum(4 * parameter.numel() for parameter in parameters)
+    moments = 2 if isinstance(optimizer, torch.optim.AdamW) else 0
+    return moments * sum(4 * parameter.numel() for parameter in parameters)

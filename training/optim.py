@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from .adapters import TrainedAdapter, rate_groups
 from .config import TrainingConfig
 from .preconditioned import PRECONDITIONED, make_preconditioned
+from .words import LearntWords
 
 Groups = list[dict[str, Any]]
 
@@ -45,6 +46,7 @@ def make_optimizer(
     adapters: Iterable[TrainedAdapter],
     config: TrainingConfig,
     warn: Callable[[str], None] = lambda text: None,
+    words: LearntWords | None = None,
 ) -> Optimizer:
     """Return the configured optimiser over all that the adapters learn, grouped by rate.
 
@@ -55,10 +57,18 @@ def make_optimizer(
         adapters: Whose parts are learnt.
         config: Of the run.
         warn: Told, once and in a sentence, what a preconditioned optimiser must leave out.
+        words: What is learnt of them beside the adapters.
 
     Raises:
         ValueError: A preconditioned optimiser is chosen for what is no pair of factors.
     """
+    embeddings = words.groups() if words is not None else []
     if config.optimizer in PRECONDITIONED:
+        if embeddings:
+            raise ValueError(
+                "optimizer must be one that needs no pair of factors where words are learnt, got "
+                f"{config.optimizer}; choose {', '.join(OPTIMIZER_MAKERS)}"
+            )
         return make_preconditioned(adapters, config, warn)
-    return OPTIMIZER_MAKERS[config.optimizer](rate_groups(adapters), config)
+    groups = [*rate_groups(adapters), *embeddings]
+    return OPTIMIZER_MAKERS[config.optimizer](groups, config)

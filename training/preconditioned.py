@@ -44,6 +44,9 @@ class FactorOptimizer(Optimizer):
     clips_in_metric = True
     """Whoever drives it must not clip the gradient by its plain norm."""
 
+    moments = 0
+    """Tensors of a part's own size that it keeps of each."""
+
     def __init__(
         self,
         pairs: Sequence[LearntPair],
@@ -79,6 +82,10 @@ class FactorOptimizer(Optimizer):
 
     def _step(self, pairs: Sequence[LearntPair], group_of: Mapping[int, dict[str, Any]]) -> None:
         raise NotImplementedError
+
+    def kept_bytes(self) -> int:
+        """Return what it keeps of its parts between steps once all have moved, from shapes alone."""
+        return 4 * self.moments * sum(part.numel() for p in self.pairs for part in p.parts.values())
 
     def _say_once(self, singular: int) -> None:
         if singular and self._warn is not None:
@@ -130,10 +137,13 @@ class ScaledSGD(FactorOptimizer):
     def _step(self, pairs: Sequence[LearntPair], group_of: Mapping[int, dict[str, Any]]) -> None:
         found = riemannian_gradients([pair.gradients() for pair in pairs], self.damping)
         self._say_once(found.singular)
+        clips = _clips(found.metric_norm, self.param_groups)
         for pair, gradients in zip(pairs, found.gradients, strict=True):
             for part, gradient in _with_parts(pair, gradients):
                 group = group_of[id(part)]
-                direction = exact(gradient) * shortened(found.metric_norm, group["max_norm"])
+                direction, clip = exact(gradient), clips.get(group["max_norm"])
+                if clip is not None:
+                    direction = direction * clip
                 self._move(pair, part, direction, group)
 
     def _move(
@@ -168,6 +178,8 @@ class ScaledAdamW(ScaledSGD):
     Reference: Zhang & Pilanci 2024, arXiv:2402.02347, scaled AdamW.
     """
 
+    moments = 2
+
     def __init__(
         self,
         pairs: Sequence[LearntPair],
@@ -195,9 +207,8 @@ class ScaledAdamW(ScaledSGD):
         first, second = self.betas if len(pair.parts) == 2 else self.still_betas
         mean = state["exp_avg"].lerp_(direction, 1 - first)
         square = state["exp_avg_sq"].mul_(second).addcmul_(direction, direction, value=1 - second)
-        mean = mean / (1 - first ** state["step"])
         spread = (square / (1 - second ** state["step"])).sqrt_().add_(self.tiny)
-        _take(part, mean / spread, group)
+        _take(part, torch.div(mean, spread, out=spread), group, 1 / (1 - first ** state["step"]))
 
 
 class LoraRite(FactorOptimizer):
@@ -214,6 +225,8 @@ class LoraRite(FactorOptimizer):
 
     Reference: Yen et al. 2024, arXiv:2410.20625.
     """
+
+    moments = 1
 
     def __init__(
         self,
@@ -233,12 +246,12 @@ class LoraRite(FactorOptimizer):
     def _step(self, pairs: Sequence[LearntPair], group_of: Mapping[int, dict[str, Any]]) -> None:
         sides = [side for pair in pairs for side in _sides(pair)]
         found, _ = unmagnified([side.gradient for side in sides], [side.other for side in sides])
-        norm = torch.stack([one.gradient.square().sum() for one in found]).sum().sqrt()
+        norm = torch.stack([torch.linalg.vector_norm(one.gradient) for one in found]).norm()
         groups = [group_of[id(side.part)] for side in sides]
-        found = [
-            type(one)(one.gradient * shortened(norm, group["max_norm"]), one.basis, one.root)
-            for one, group in zip(found, groups, strict=True)
-        ]
+        clips = _clips(norm, self.param_groups)
+        for one, group in zip(found, groups, strict=True):
+            if group["max_norm"] in clips:
+                one.gradient.mul_(clips[group["max_norm"]])
         states = [_rite_state(self.state[side.part]) for side in sides]
         steps = rite_steps(found, states, betas=self.betas, tiny=self.tiny)
         for side, group, (step, state) in zip(sides, groups, steps, strict=True):
@@ -250,6 +263,15 @@ class LoraRite(FactorOptimizer):
                 basis=state.basis,
             )
             _take(side.part, side.restored(step), group)
+
+    def kept_bytes(self) -> int:
+        """Return what it keeps: bases are as large as the whole other factors."""
+        numbers = 0
+        for pair in self.pairs:
+            factors = pair.factors()
+            others = {"down": factors.up, "up": factors.down}
+            numbers += sum(others[name].numel() + factors.rank**2 for name in pair.parts)
+        return super().kept_bytes() + 4 * numbers
 
 
 @dataclass(frozen=True)
@@ -302,10 +324,22 @@ def shortened(norm: Tensor, most: float) -> Tensor:
     return (most / (norm + 1e-6)).clamp_max(1.0)
 
 
-def _take(part: nn.Parameter, direction: Tensor, group: dict[str, Any]) -> None:
+def _clips(norm: Tensor, groups: Sequence[Mapping[str, Any]]) -> dict[float, Tensor]:
+    """Return what shortens a gradient of that length, by the ``max_norm`` of groups that have one."""
+    return {most: shortened(norm, most) for most in {group["max_norm"] for group in groups} if most}
+
+
+def _take(
+    part: nn.Parameter, direction: Tensor, group: Mapping[str, Any], times: float = 1.0
+) -> None:
     """Decay the part, then step against the direction; rounded to the part's dtype once."""
-    kept = exact(part) * (1 - group["lr"] * group["weight_decay"])
-    part.copy_(kept - group["lr"] * direction)
+    kept = 1 - group["lr"] * group["weight_decay"]
+    if part.dtype == direction.dtype:
+        if kept != 1:
+            part.mul_(kept)
+        part.sub_(direction, alpha=group["lr"] * times)
+    else:
+        part.copy_(exact(part) * kept - group["lr"] * times * direction)
 
 
 PRECONDITIONED: dict[str, Callable[..., FactorOptimizer]] = {

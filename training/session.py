@@ -18,7 +18,8 @@ from .config import TrainingConfig
 from .denoiser import Denoiser
 from .gates import GatedAdapters, Site
 from .optim import make_optimizer
-from .recipes.rows import Recipe
+from .recipes.rows import LearnsWords, Recipe
+from .words import LearntWords, Words
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,13 @@ class Trained:
         losses: The curve ``loss`` of the weighted sum, and one curve by row name with a number for
             every step that had such a row.
         steps: Steps it took.
+        embeddings: Of the learnt words by name, ``(..., dim)``, fp32 on the CPU.
     """
 
     adapters: Mapping[str, Mapping[str, LowRank]]
     losses: Mapping[str, list[float]] = field(default_factory=dict)
     steps: int = 0
+    embeddings: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Session:
@@ -75,8 +78,10 @@ class Session:
             for name, kind in recipe.adapters().items()
         }
         self.gates = GatedAdapters(sites, self.adapters)
+        said = recipe.words() if isinstance(recipe, LearnsWords) else Words()
+        self.words = LearntWords(said, denoiser.device)
         self.parameters = dict(self._named_parameters())
-        self.optimizer = make_optimizer(self.adapters.values(), config, warn)
+        self.optimizer = make_optimizer(self.adapters.values(), config, warn, self.words)
         self.average = self._copies() if config.ema_decay else {}
         self.curves: dict[str, list[float]] = defaultdict(list)
         self.carried: dict[str, Tensor] = {}
@@ -93,6 +98,8 @@ class Session:
                 for part, tensor in parts.items():
                     if isinstance(tensor, nn.Parameter):
                         yield f"{name}/{site}/{part}", tensor
+        for name, rows in self.words.parameters.items():
+            yield f"embeddings/{name}", rows
 
     def _copies(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.parameters.items()}
@@ -190,9 +197,9 @@ class Session:
         self._require_finite()
         with self.averaged():
             layers = {name: adapter.result() for name, adapter in self.adapters.items()}
-        return Trained(
-            layers, {name: list(values) for name, values in self.curves.items()}, self.step
-        )
+            embeddings = self.words.result()
+        curves = {name: list(values) for name, values in self.curves.items()}
+        return Trained(layers, curves, self.step, embeddings)
 
     def checkpoint(self) -> Checkpoint:
         """Return all that the next step needs, copied to the CPU.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..factors import LowRank
 
-Start = Literal["orthogonal", "released", "exact"]
+Start = Literal["orthogonal", "released", "exact", "gaussian"]
 STARTS: tuple[Start, ...] = get_args(Start)
 
 RELEASED_ROWS = 1280
@@ -41,12 +41,13 @@ class PartlyLearnable:
             rows out to both frozen halves. ``released`` does what the authors' code does: that
             only in square query, key and value layers, elsewhere a Gaussian beside a frozen half
             of zeros. ``exact`` splits the rank, so that the frozen halves' product is zero and
-            training starts at the base.
+            training starts at the base. ``gaussian`` draws halves of the orthogonal ones' size
+            without their prior, to compare with.
         given: Layers by name that training starts from in place of a draw; nothing of them is
             drawn again.
 
     Raises:
-        ValueError: The start is none of the three.
+        ValueError: The start is none of the four.
 
     Reference: Xu et al. 2024, arXiv:2403.19456, and its released code.
     """
@@ -102,12 +103,17 @@ class PartlyLearnable:
         return LowRank(down, torch.cat([parts["up_frozen"], parts["up"]], dim=0))
 
 
-def check_rank(shape: tuple[int, ...], rank: int) -> None:
+def check_rank(shape: tuple[int, ...], rank: int, start: Start = "orthogonal") -> None:
     """Refuse a rank that the frozen halves of a layer can't hold.
 
     Raises:
-        ValueError: The rank exceeds half the layer's smaller side.
+        ValueError: The rank exceeds half the layer's smaller side, or ``exact`` can't split it.
     """
+    if start == "exact" and rank < 2:
+        raise ValueError(
+            "the exact start shares the rank between both halves and needs at least 2, "
+            f"got {rank}; raise rank"
+        )
     smaller = min(shape[0], math.prod(shape[1:]))
     if 2 * rank > smaller:
         raise ValueError(
@@ -132,19 +138,19 @@ def frozen_halves(
         ``(rank, in // 2, ...)`` and ``(out // 2, rank, ...)``, fp32 on the CPU.
 
     Raises:
-        ValueError: ``exact`` can't split a rank of 1.
+        ValueError: As ``check_rank``.
     """
+    check_rank(shape, rank, start)
     generator = _generator(site, shape, rank, basis_seed)
     rows, columns = shape[0] // 2, (shape[1] // 2) * math.prod(shape[2:])
     if start == "orthogonal":
         basis = _orthonormal_columns(columns + rows, rank, generator)
         down, up = basis[:columns].mT, basis[columns:]
+    elif start == "gaussian":
+        spread = (columns + rows) ** -0.5
+        down = torch.randn(rank, columns, generator=generator) * spread
+        up = torch.randn(rows, rank, generator=generator) * spread
     elif start == "exact":
-        if rank < 2:
-            raise ValueError(
-                "the exact start shares the rank between both halves and needs at least 2, "
-                f"got {rank}; raise rank"
-            )
         first = rank // 2
         down, up = torch.zeros(rank, columns), torch.zeros(rows, rank)
         down[:first] = _orthonormal_columns(columns, first, generator).mT

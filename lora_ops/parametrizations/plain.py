@@ -11,22 +11,42 @@ from torch import Tensor
 
 from ..factors import LowRank, kaiming_down
 
+DOWN_STARTS = ("uniform", "normal")
+
 
 @dataclass(frozen=True)
 class Plain:
     """Learn ``down`` and ``up`` freely, with a scale of 1.
 
+    Args:
+        start: How ``down`` is drawn: ``uniform`` within ``1 / sqrt(in)``, or ``normal`` with a
+            spread of ``1 / rank``, as Hu et al.'s first released code has it.
+
+    Raises:
+        ValueError: The start is none of the two.
+
     Reference: Hu et al. 2021, arXiv:2106.09685, section 4.1.
     """
 
+    start: str = "uniform"
     starts_at_base: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.start not in DOWN_STARTS:
+            raise ValueError(
+                f"start must be one of {' and '.join(DOWN_STARTS)}, got {self.start!r}; choose one"
+            )
 
     def init(
         self, shape: tuple[int, ...], rank: int, generator: torch.Generator, site: str = ""
     ) -> dict[str, Tensor]:
-        """Return a uniform random ``down`` and a zero ``up``."""
+        """Return a random ``down`` and a zero ``up``."""
         up = torch.zeros(shape[0], rank, *([1] * (len(shape) - 2)))
-        return {"down": kaiming_down(shape, rank, generator), "up": up}
+        if self.start == "normal":
+            down = torch.randn(rank, *shape[1:], generator=generator) / rank
+        else:
+            down = kaiming_down(shape, rank, generator)
+        return {"down": down, "up": up}
 
     def trainable(self) -> frozenset[str]:
         """Return both parts."""

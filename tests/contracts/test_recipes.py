@@ -6,14 +6,15 @@ import pytest
 import torch
 from pack.lora_ops import PartlyLearnable
 from pack.training import Recipe, TrainingConfig, train
-from pack.training.recipes import RECIPES, Half, Make, Pair, Single
-from small_denoiser import SmallDenoiser, example
+from pack.training.recipes import RECIPES, EdLora, Half, Make, Pair, Single
+from small_denoiser import SmallDenoiser, example, said, words
 
 MAKERS: dict[str, Callable[[], Recipe]] = {
     "single": lambda: Single([example(1), example(2), example(3)], batch_size=2),
     "pair": lambda: Pair([(example(1), example(2)), (example(3), example(4))], style_start=2),
     "half": lambda: Half("style", [example(1), example(2)], [example(n) for n in (3, 4, 5, 6)]),
     "make": lambda: Make([example(1), example(2)], [example(3)], PartlyLearnable(5)),
+    "concept": lambda: EdLora([[said(1), said(1, 1)], [said(2)], [said(3)]], words(), 2),
 }
 STEPS = 12
 matrix = pytest.mark.parametrize("name", MAKERS)
@@ -61,6 +62,8 @@ def test_gates_name_adapters_and_parts_that_exist_and_all_are_trained(name):
 def test_training_repeats_bit_for_bit(name, packing):
     first, again = run(name, packing), run(name, packing)
     assert first.losses == again.losses
+    assert first.embeddings.keys() == again.embeddings.keys()
+    assert all(torch.equal(rows, again.embeddings[key]) for key, rows in first.embeddings.items())
     for adapter, layers in first.adapters.items():
         for site, factors in layers.items():
             other = again.adapters[adapter][site]

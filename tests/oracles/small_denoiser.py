@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from pack.training import Example, Site
+from pack.training.words import Words
 from torch import Tensor, nn
 
 WIDTH = 8
@@ -56,3 +57,26 @@ class SmallDenoiser:
 def example(seed: int, width: int = WIDTH, cond: float = 0.0) -> Example:
     generator = torch.Generator().manual_seed(seed)
     return Example(torch.randn(width, generator=generator), torch.full((width,), cond))
+
+
+class Caption:
+    """A cond that is made anew each step of the learnt word: one of its layers."""
+
+    shape = torch.Size([WIDTH])
+
+    def __init__(self, layer: int = 0):
+        self.layer = layer
+
+    def __call__(self, learnt: Mapping[str, Tensor]) -> Tensor:
+        return learnt["text"][self.layer]
+
+
+def said(seed: int, layer: int = 0) -> Example:
+    """An example whose caption holds the learnt word."""
+    return Example(example(seed).latent, Caption(layer))
+
+
+def words(**settings: Any) -> Words:
+    """Two rows of one learnt word."""
+    start = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(9))
+    return Words({"text": 0.1 * start}, norms={"text": 0.5}, **settings)

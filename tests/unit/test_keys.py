@@ -50,6 +50,7 @@ def test_a_key_of_no_trainer_is_not_guessed(key):
     [
         (f"unet.{BLOCK}.to_k", f"{KOHYA}_to_k"),
         (f"unet.{BLOCK}.to_out.0", f"{KOHYA}_to_out_0"),
+        (f"unet.unet.{BLOCK}.to_out.0", f"{KOHYA}_to_out_0"),
         (f"unet.{BLOCK}.processor.to_out", f"{KOHYA}_to_out_0"),
         (f"{BLOCK}.to_v", f"{KOHYA}_to_v"),
         (f"unet.base_model.model.{BLOCK}.to_q", f"{KOHYA}_to_q"),

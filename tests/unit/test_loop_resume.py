@@ -7,8 +7,8 @@ import pytest
 import torch
 from pack.training import Example, TrainingConfig, train
 from pack.training.checkpoint import load_checkpoint, save_checkpoint
-from pack.training.recipes import Pair, Single
-from small_denoiser import WIDTH, SmallDenoiser, example
+from pack.training.recipes import EdLora, Pair, Single
+from small_denoiser import WIDTH, SmallDenoiser, example, said, words
 
 STEPS = 6
 CONFIG = TrainingConfig(steps=STEPS, rank=2, learning_rate=0.02, seed=11, weight_decay=0.1)
@@ -28,6 +28,11 @@ def pair(style_start: int = 2, samples: int = 2) -> Pair:
 
 def single() -> Single:
     return Single([shown(n) for n in range(3)], batch_size=2)
+
+
+def concept() -> EdLora:
+    spoken = [[replace(shown(n), cond=said(n, layer).cond) for layer in (0, 1)] for n in range(3)]
+    return EdLora(spoken, words(stop=0.75), batch_size=2)
 
 
 CASES = {
@@ -60,7 +65,7 @@ CASES = {
         "noise_offset": 0.1,
     },
 }
-RECIPES = {"pair": pair, "single": single}
+RECIPES = {"pair": pair, "single": single, "concept": concept}
 
 
 class Recorder:
@@ -81,11 +86,16 @@ def run(config, recipe, folder, start=None):
 
 
 def same(one, two) -> bool:
-    return one.losses == two.losses and all(
-        torch.equal(factors.up, two.adapters[name][site].up)
-        and torch.equal(factors.down, two.adapters[name][site].down)
-        for name, layers in one.adapters.items()
-        for site, factors in layers.items()
+    rows = all(torch.equal(one.embeddings[name], two.embeddings[name]) for name in one.embeddings)
+    return (
+        one.losses == two.losses
+        and rows
+        and all(
+            torch.equal(factors.up, two.adapters[name][site].up)
+            and torch.equal(factors.down, two.adapters[name][site].down)
+            for name, layers in one.adapters.items()
+            for site, factors in layers.items()
+        )
     )
 
 

@@ -59,6 +59,10 @@ GRAMMARS = {
         f"unet.{BLOCK}.{layer}.lora.down.weight",
         f"unet.{BLOCK}.{layer}.lora.up.weight",
     ),
+    "diffusers 0.22's trainers": lambda layer: (
+        f"unet.unet.{BLOCK}.{layer}.lora.down.weight",
+        f"unet.unet.{BLOCK}.{layer}.lora.up.weight",
+    ),
     "peft": lambda layer: (
         f"unet.{BLOCK}.{layer}.lora_A.weight",
         f"unet.{BLOCK}.{layer}.lora_B.weight",

@@ -158,7 +158,9 @@ def test_a_rank_above_half_the_smaller_side_is_refused():
     with pytest.raises(ValueError, match=r"got rank 5 for a smaller side of 8; set rank to 4"):
         parts_of("orthogonal", (8, 30), 5)
     assert parts_of("orthogonal", (8, 30), 4)
-    with pytest.raises(ValueError, match="one of orthogonal, released, exact, got 'zero'"):
+    with pytest.raises(
+        ValueError, match="one of orthogonal, released, exact, gaussian, got 'zero'"
+    ):
         PartlyLearnable(start="zero")
     with pytest.raises(ValueError, match="at least 2, got 1; raise rank"):
         parts_of("exact", (8, 30), 1)

@@ -237,6 +237,13 @@ def test_relative_damping_inverts_a_zero_gram_to_something_finite():
     assert inverses[0].isfinite().all()
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_run_that_diverged_is_told_so(value):
+    grams = [torch.eye(2), torch.full((2, 2), value)]
+    with pytest.raises(RuntimeError, match="finite numbers, got others in 1 of 2 Gram matrices"):
+        inverse_grams(grams, NONE)
+
+
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match=r"damping must be at least 0, got -0.1"):
         Damping(-0.1)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ...lora_ops import Parametrization
 from ..denoiser import Example
 from ..gates import RowGates
+from ..words import Words
 
 
 @dataclass(frozen=True)
@@ -47,4 +48,13 @@ class Recipe(Protocol):
 
     def rates(self) -> Mapping[str, Mapping[str, float]]:
         """Return what multiplies the learning rate, by adapter and part; 1 where none is named."""
+        ...
+
+
+@runtime_checkable
+class LearnsWords(Protocol):
+    """A recipe that learns words of the prompts too; their captions' conds are callables."""
+
+    def words(self) -> Words:
+        """Return where their embeddings start and how they are learnt."""
         ...

@@ -1,0 +1,80 @@
+"""ED-LoRA: a concept as two learnt words and a small LoRA, the words carrying most of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ...lora_ops import Parametrization, Plain
+from ..denoiser import Example
+from ..gates import Gate
+from ..randomness import coin, shuffled_round, uniform
+from ..words import Words
+from .rows import Row
+
+CONCEPT = "concept"
+"""The one adapter, and the curve of its rows."""
+
+
+@dataclass(frozen=True)
+class EdLora:
+    """Learn a concept's words and one adapter over the sites of denoiser and text encoder.
+
+    Each sample takes the next picture of a shuffled round in one of its wordings. The sites say at
+    which share of the learning rate they are learnt.
+
+    Args:
+        examples: Every picture in all its wordings; the conds are callables.
+        learnt: The words.
+        batch_size: Rows per step, each weighing ``1 / batch_size``.
+        mirrored: The same pictures mirrored; each sample then draws one of its two.
+        adapter: How it is parametrised.
+
+    Raises:
+        ValueError: There is no picture, or one has no wording or no mirrored one.
+
+    Reference: Gu et al. 2023, arXiv:2305.18292, section 3.2.
+    """
+
+    examples: Sequence[Sequence[Example]]
+    learnt: Words
+    batch_size: int = 1
+    mirrored: Sequence[Sequence[Example]] = ()
+    adapter: Parametrization = field(default_factory=Plain)
+
+    def __post_init__(self) -> None:
+        if not self.examples or not all(self.examples):
+            raise ValueError(
+                "a concept needs at least one picture, each with a caption, got "
+                f"{sum(bool(wordings) for wordings in self.examples)} of {len(self.examples)}; "
+                "connect some"
+            )
+        if self.mirrored and len(self.mirrored) != len(self.examples):
+            raise ValueError(
+                "every picture needs its mirrored one, got "
+                f"{len(self.mirrored)} for {len(self.examples)} pictures"
+            )
+
+    def adapters(self) -> Mapping[str, Parametrization]:
+        """Return the one adapter, ``concept``."""
+        return {CONCEPT: self.adapter}
+
+    def rates(self) -> Mapping[str, Mapping[str, float]]:
+        """Return nothing: rates go by site here, and the words have their own."""
+        return {}
+
+    def words(self) -> Words:
+        """Return the concept's words."""
+        return self.learnt
+
+    def rows(self, step: int, seed: int) -> Sequence[Row]:
+        """Return the next ``batch_size`` pictures, each in one wording and with its own noise."""
+        rows = []
+        for sample in range(self.batch_size):
+            pick = shuffled_round(seed, len(self.examples), step * self.batch_size + sample)
+            turned = self.mirrored and coin(seed, step, sample)
+            wordings = (self.mirrored if turned else self.examples)[pick]
+            wording = int(uniform(seed, "wording", step, sample) * len(wordings))
+            gates = {CONCEPT: Gate()}
+            rows.append(Row(CONCEPT, wordings[wording], gates, 1 / self.batch_size, sample))
+        return rows
