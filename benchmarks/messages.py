@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from messages_study.halves import HALF_SECTIONS, called
+
 BENCHMARKS = Path(__file__).resolve().parent
 TESTS = BENCHMARKS.parent / "tests" / "comfy"
 MUTANTS = 500
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
         _prepare(Path(place) / "comfy")
         page = Page(Path(place))
         logging.getLogger().handlers = [Warnings(page.warnings)]
-        for section in (_pictures, _lora_files, _applied, _saved, _styles, _runs, _folders):
+        for section in _SECTIONS:
             section(page)
     options.out.write_text(page.text(), encoding="utf-8")
     print(f"{len(page.cases)} cases, {len(page.faults)} not answered plainly: {options.out}")
@@ -127,10 +129,6 @@ def _prepare(base_directory: Path) -> None:
     sys.path.append(str(TESTS.parent / "oracles"))
 
 
-def _called(value: Any) -> Any:
-    return value() if callable(value) else value
-
-
 def _pictures(page: Page) -> None:
     import folder_paths
     from pair_inputs import queue
@@ -139,7 +137,7 @@ def _pictures(page: Page) -> None:
     folder_paths.output_directory = str(page.folder("pictures"))
     page.section("Train a Style Pair: pictures, prompts, settings")
     for case, (changes, _) in REFUSED.items():
-        inputs = {name: _called(value) for name, value in changes.items()}
+        inputs = {name: called(value) for name, value in changes.items()}
         if case == "drive in the name":
             inputs["run_name"] = "D:style"  # no path of a machine on the page
         page.refused(case, lambda inputs=inputs: queue(**inputs))
@@ -343,3 +341,9 @@ def _answer(action: Callable[[], Any]) -> str:
     except ValueError as error:
         return str(error)
     return "taken without a word"
+
+
+_SECTIONS = (
+    *(_pictures, _lora_files, _applied, _saved, _styles, _runs, _folders),
+    *HALF_SECTIONS,
+)

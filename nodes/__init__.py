@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import data, files, guide, settings, train
+from . import b4m, break_for_make, data, files, guide, halves, settings, train
 from .bridge.live_routes import register_routes
 
 NODES: list[type[io.ComfyNode]] = [
     *data.NODES,
     *train.NODES,
+    *break_for_make.NODES,
+    *b4m.NODES,
     *settings.NODES,
     *guide.NODES,
     *files.NODES,
+    *halves.NODES,
 ]
 
 

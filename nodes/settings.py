@@ -74,7 +74,9 @@ class TrainingSettingsNode(io.ComfyNode):
                     "optimizer",
                     options=list(OPTIMIZERS),
                     default="AdamW",
-                    tooltip="The paper's is AdamW. Adafactor needs less memory, SGD the least.",
+                    tooltip="The paper's is AdamW. Adafactor needs less memory, SGD the least. The last "
+                    "three look at both factors of a layer together: Scaled SGD (rates 100 to "
+                    "1000 times AdamW's), Scaled AdamW (rates as AdamW's) and LoRA-RITE.",
                 ),
                 io.Float.Input(
                     "weight_decay",
@@ -315,6 +317,19 @@ class TrainingSettingsNode(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Of the noise that every preview starts from.",
+                ),
+                io.Float.Input(
+                    "damping",
+                    default=0.01,
+                    min=0.0,
+                    max=1e6,
+                    step=0.0001,
+                    round=1e-8,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Of Scaled SGD and Scaled AdamW: keeps a factor that is still small "
+                    "from taking huge steps, as a share of its mean. 0 takes none; very large "
+                    "makes Scaled AdamW AdamW.",
                 ),
             ],
             outputs=[TrainingSettingsType.Output(display_name="settings")],

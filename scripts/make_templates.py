@@ -91,11 +91,14 @@ def main() -> None:
             browser = playwright.chromium.launch(
                 executable_path=ensure_browser(), args=["--no-sandbox", "--disable-gpu"]
             )
-            page = browser.new_page()
-            page.goto(server.url, wait_until="domcontentloaded", timeout=120_000)
-            page.wait_for_function(READY, timeout=120_000)
             for name, layout in LAYOUTS.items():
+                # A page of its own: the frontend keeps widgets' values by node id, and a cleared
+                # graph's would come back in the next one's nodes.
+                page = browser.new_page()
+                page.goto(server.url, wait_until="domcontentloaded", timeout=120_000)
+                page.wait_for_function(READY, timeout=120_000)
                 workflow, graph = _built(page, name, layout)
+                page.close()
                 _write(TEMPLATES / f"{name}.json", workflow)
                 _write(GRAPHS / f"{name}.json", graph)
             browser.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -61,13 +61,35 @@ def out_of_place_blocks(network: nn.Module, family: str) -> Iterator[None]:
 
 
 @contextmanager
+def in_place_layers(layers: Sequence[nn.Module], recompute: bool) -> Iterator[None]:
+    """Let a text encoder's layers, which add residuals in place, be differentiated; undone after.
+
+    Args:
+        layers: Of the encoders.
+        recompute: Keep of each layer only its inputs, as ``checkpointed_blocks``.
+    """
+
+    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
+        return _recomputed(forward, True) if recompute else _out_of_place(forward)
+
+    with _wrapped(layers, wrap):
+        yield
+
+
 def _forwards(
     network: nn.Module, family: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> AbstractContextManager[None]:
+    return _wrapped(network_blocks(network, family), wrap)
+
+
+@contextmanager
+def _wrapped(
+    blocks: Sequence[nn.Module], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> Iterator[None]:
     """Put a wrapper around the forward of each block, on the module itself."""
     wrapped: list[tuple[nn.Module, Any]] = []
     try:
-        for block in network_blocks(network, family):
+        for block in blocks:
             wrapped.append((block, block.__dict__.get("forward")))
             block.forward = wrap(block.forward)
         yield

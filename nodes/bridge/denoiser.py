@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 import comfy.model_management
 import comfy.samplers
+import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
@@ -16,9 +17,13 @@ from torch import Tensor
 
 from ...training.denoiser import Example
 from ...training.families import Family
+from .attention_watch import AttentionWatch
 from .block_checkpoints import IN_PLACE_RESIDUALS, checkpointed_blocks
+from .concept_layers import LAYERS, layer_wrappers
 from .conditioning import TrainingCond
 from .families import identify_for_training
+from .learnt_cond import LearntCond, learnt_conds
+from .learnt_text import LearntText, open_text
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _SAMPLING_OPTIONS = (
@@ -39,10 +44,18 @@ class ComfyDenoiser:
         patcher: A patcher whose model is loaded; ``open_denoiser`` makes one.
         saved: What ``allow_mutation_on_saved_tensors`` yields, where it is in force.
         offloaded: Whether the weights stay in ordinary memory.
+        text: The text encoder, where captions are encoded anew in every step.
     """
 
-    def __init__(self, patcher: ModelPatcher, saved: object | None = None, offloaded: bool = False):
-        self.patcher, self._offloaded = patcher, offloaded
+    def __init__(
+        self,
+        patcher: ModelPatcher,
+        saved: object | None = None,
+        offloaded: bool = False,
+        text: LearntText | None = None,
+    ):
+        self.patcher, self._offloaded, self.text = patcher, offloaded, text
+        self._maps: list[Tensor] = []
         self.model = patcher.model
         self.device = torch.device(patcher.load_device)
         self._saved = saved
@@ -65,14 +78,39 @@ class ComfyDenoiser:
         """Return a key that is equal for examples that fit into one forward."""
         return example.cond.shape_key()
 
-    def denoise(self, x: Tensor, sigma: Tensor, conds: Sequence[TrainingCond]) -> Tensor:
+    def encoded(self, conds: Sequence[TrainingCond | LearntCond]) -> list[TrainingCond]:
+        """Return conditions of one forward as the model takes them, differentiable.
+
+        Raises:
+            RuntimeError: Captions are to be encoded, but no text encoder was opened.
+        """
+        learnt = [cond for cond in conds if isinstance(cond, LearntCond)]
+        if learnt and self.text is None:
+            raise RuntimeError(
+                "captions that are encoded in every step need a text encoder, got none; open the "
+                "denoiser with one"
+            )
+        if not learnt:
+            return list(conds)
+        return learnt_conds(self.text, self.model, learnt, self.device)
+
+    def attention(self) -> Sequence[Tensor]:
+        """Return the maps of the last ``denoise``, ``(row, word, h, w)`` for each size."""
+        return self._maps
+
+    def denoise(
+        self, x: Tensor, sigma: Tensor, conds: Sequence[TrainingCond | LearntCond]
+    ) -> Tensor:
         """Return the prediction of the clean latent, differentiable, one cond per row.
 
         Raises:
             ValueError: The conds of the rows can't share a forward.
+            RuntimeError: As ``encoded``.
         """
         comfy.model_management.throw_exception_if_processing_interrupted()
         self._forget_finished_graphs()
+        watched = [getattr(cond, "watched", ()) for cond in conds]
+        conds = self.encoded(conds)
         rows = [
             {
                 name: cond.process_cond(batch_size=1, area=None)
@@ -91,17 +129,24 @@ class ComfyDenoiser:
             "sigmas": sigma,
         }
         arguments = comfy.samplers.cond_cat(rows, device=self.device)
-        return self.model.apply_model(x, sigma, transformer_options=options, **arguments)
+        if LAYERS in arguments:
+            options["wrappers"] = layer_wrappers()
+        watch = AttentionWatch(watched) if torch.is_grad_enabled() and all(watched) else None
+        options = watch.options(options) if watch else options
+        denoised = self.model.apply_model(x, sigma, transformer_options=options, **arguments)
+        self._maps = watch.maps() if watch else []
+        return denoised
 
     def reload(self) -> None:
         """Bring the base back to where it was loaded, should another model have taken its place."""
         make_differentiable(self.patcher)  # what was moved under inference mode
+        text = [self.text.clip.patcher] if self.text else []
         if not self._offloaded:
-            comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
-            make_differentiable(self.patcher)
-        elif not any(
-            loaded.model is self.patcher for loaded in comfy.model_management.current_loaded_models
-        ):
+            _load_whole([self.patcher, *text])
+            return
+        _load_whole(text)
+        held = comfy.model_management.current_loaded_models
+        if not any(loaded.model is self.patcher for loaded in held):
             _load_offloaded(self.patcher)
 
     def _forget_finished_graphs(self) -> None:
@@ -110,9 +155,21 @@ class ComfyDenoiser:
             self._saved.sid_to_tid.clear()
 
 
+def _load_whole(patchers: Sequence[ModelPatcher]) -> None:
+    """Load patchers side by side, whole, over ordinary tensors."""
+    if patchers:
+        comfy.model_management.load_models_gpu(list(patchers), force_full_load=True)
+    for patcher in patchers:
+        make_differentiable(patcher)
+
+
 @contextmanager
 def open_denoiser(
-    model: ModelPatcher, precision: str = "auto", checkpointing: bool = False, offload: bool = False
+    model: ModelPatcher,
+    precision: str = "auto",
+    checkpointing: bool = False,
+    offload: bool = False,
+    clip: comfy.sd.CLIP | None = None,
 ) -> Iterator[ComfyDenoiser]:
     """Load a MODEL for training and yield it as a Denoiser; everything is restored at the end.
 
@@ -126,6 +183,7 @@ def open_denoiser(
         checkpointing: Recompute each block in backward instead of keeping its activations.
         offload: Keep the base's weights in ordinary memory, on the device only while in use.
             Implies checkpointing: backward would otherwise hold every weight on the device.
+        clip: A text encoder that takes part in the training, beside the denoiser; never changed.
 
     Raises:
         ValueError: The base can't be trained on; see ``identify_for_training``.
@@ -140,13 +198,16 @@ def open_denoiser(
         stack.enter_context(in_training())
         patcher = _plain_patcher(model, family)
         set_compute_dtype(patcher, precision)
-        stack.callback(comfy.model_management.unload_model_and_clones, patcher, all_devices=True)
+        text = None if clip is None else stack.enter_context(open_text(clip, checkpointing))
+        loaded = [patcher, *([text.clip.patcher] if text else [])]
+        for one in loaded:
+            stack.callback(comfy.model_management.unload_model_and_clones, one, all_devices=True)
         if offload:
             stack.enter_context(_no_cast_streams())
+            _load_whole(loaded[1:])
             _load_offloaded(patcher)
         else:
-            comfy.model_management.load_models_gpu([patcher], force_full_load=True)
-            make_differentiable(patcher)
+            _load_whole(loaded)
         stack.callback(patcher.cleanup)
         patcher.pre_run()
         saved = None
@@ -155,7 +216,7 @@ def open_denoiser(
             stack.enter_context(checkpointed_blocks(network, family.name))
         elif family.name in IN_PLACE_RESIDUALS:
             saved = stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
-        yield ComfyDenoiser(patcher, saved, offload)
+        yield ComfyDenoiser(patcher, saved, offload, text)
 
 
 @contextmanager
@@ -220,13 +281,13 @@ def _plain_patcher(model: ModelPatcher, family: Family) -> ModelPatcher:
             "while dynamic VRAM is on, got one of another loader; use Load Checkpoint or Load "
             "Diffusion Model, or start ComfyUI with --disable-dynamic-vram"
         )
-    ignored = _strip_sampling(patcher)
+    ignored = strip_sampling(patcher)
     if ignored:
         logging.warning("Pastiche: training ignores sampling-time patches: %s", ", ".join(ignored))
     return patcher
 
 
-def _strip_sampling(patcher: ModelPatcher) -> list[str]:
+def strip_sampling(patcher: ModelPatcher) -> list[str]:
     """Remove sampling-time patches from a clone and return what they were."""
     options = patcher.model_options
     transformer = options.get("transformer_options", {})

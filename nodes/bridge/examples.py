@@ -14,6 +14,7 @@ from ...training import Example, TrainingSettings
 from ...training.gates import RowGates
 from .conditioning import Conditioning, Framing, encode_prompt, training_cond, training_latent
 from .fitted_image import FittedImage, encode
+from .plain_data import Picture
 from .preview import PreviewScene
 
 VIEWS = {"never": (False,), "always": (True,), "random": (False, True)}
@@ -51,6 +52,39 @@ def picture_example(
     if mask is not None:
         counts = latent_mask(mask.flip(1) if mirrored else mask, latent)
     return example(model, latent, text, uncond, framing, counts)
+
+
+def captioned_examples(
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP,
+    vae: comfy.sd.VAE,
+    pictures: Sequence[Picture],
+    settings: TrainingSettings,
+) -> list[list[Example]]:
+    """Return pictures with their captions as rows, encoded one by one, once for every view.
+
+    Args:
+        model: The base; need not be loaded.
+        clip: Encodes the captions.
+        vae: Encodes the pictures.
+        pictures: In order.
+        settings: Whether pictures are mirrored and captions dropped.
+
+    Raises:
+        ValueError: All that a mask lets count is cut away.
+        RuntimeError: The VAE gives NaN.
+    """
+    empty = encode_prompt(clip, "") if settings.caption_dropout else None
+    texts = {text: encode_prompt(clip, text) for text in dict.fromkeys(p.caption for p in pictures)}
+    views = VIEWS[settings.flip]
+    examples: list[list[Example]] = [[] for _ in views]
+    for picture in pictures:
+        image, mask = picture.fitted()
+        for view, mirrored in zip(examples, views, strict=True):
+            view.append(
+                picture_example(*(model, vae, image, texts[picture.caption], mirrored, empty, mask))
+            )
+    return examples
 
 
 def example(

@@ -10,10 +10,14 @@ import folder_paths
 from server import PromptServer
 
 KIND = "loras"
+EMBEDDINGS = "embeddings"
+"""ComfyUI's names of the folders that the pack writes to."""
+
 CHANGED = "pastiche.loras_changed"
 """Message that makes every open page read its lists of LoRAs anew."""
 
 ENDING = ".safetensors"
+_FOLDERS = {KIND: "LoRA", EMBEDDINGS: "embedding"}
 
 
 def lora_names() -> list[str]:
@@ -36,23 +40,27 @@ def lora_path(name: str) -> Path:
     return Path(path)
 
 
-def fingerprint(name: str) -> tuple[int, int] | None:
+def fingerprint(name: str, kind: str = KIND) -> tuple[int, int] | None:
     """Return what changes when the file behind a name does: its time and its size."""
-    path = folder_paths.get_full_path(KIND, name)
+    path = folder_paths.get_full_path(kind, name)
     if path is None:
         return None
     status = Path(path).stat()
     return status.st_mtime_ns, status.st_size
 
 
-def writable_folder(below: PurePosixPath) -> Path:
-    """Return the folder ``below`` the first LoRA folder that can be written to; it exists then.
+def writable_folder(below: PurePosixPath, kind: str = KIND) -> Path:
+    """Return the folder ``below`` the first folder that can be written to; it exists then.
+
+    Args:
+        below: Of a kind's folder.
+        kind: ``KIND`` or ``EMBEDDINGS``.
 
     Raises:
-        RuntimeError: None of the LoRA folders can be written to.
+        RuntimeError: None of the kind's folders can be written to.
     """
     reasons = []
-    for root in map(Path, folder_paths.get_folder_paths(KIND)):
+    for root in map(Path, folder_paths.get_folder_paths(kind)):
         folder = root / below
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +69,7 @@ def writable_folder(below: PurePosixPath) -> Path:
         except OSError as error:
             reasons.append(f"{str(folder)!r} ({error.strerror})")
     raise RuntimeError(
-        f"one LoRA folder must be writable, got {', '.join(reasons) or 'no folder at all'}; "
+        f"one {_FOLDERS[kind]} folder must be writable, got {', '.join(reasons) or 'no folder at all'}; "
         "change its permissions or free some space"
     )
 
@@ -76,9 +84,9 @@ def candidates(name: PurePosixPath) -> Iterator[PurePosixPath]:
         number += 1
 
 
-def taken_by(name: PurePosixPath) -> Path | None:
-    """Return the file that ComfyUI would load under a name, from whichever folder."""
-    path = folder_paths.get_full_path(KIND, str(name))
+def taken_by(name: PurePosixPath, kind: str = KIND) -> Path | None:
+    """Return the file that ComfyUI would load under a name, from whichever folder of a kind."""
+    path = folder_paths.get_full_path(kind, str(name))
     return None if path is None else Path(path)
 
 

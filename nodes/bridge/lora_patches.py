@@ -68,7 +68,7 @@ def apply_lora(
     known = [layer for layer in layers if layer in names]
     text = [] if clip else [layer for layer in layers if changes_text_encoder(layer)]
     unknown = [layer for layer in layers if layer not in names and layer not in text]
-    family = _family_of(model)
+    family = known_family(model)
     base = type(model.model).__name__ if family is None else family.name
     made_for = _other_base(family, lora)
     if not known:
@@ -98,7 +98,8 @@ def apply_lora(
     )
 
 
-def _family_of(model: ModelPatcher) -> Family | None:
+def known_family(model: ModelPatcher) -> Family | None:
+    """Return the family of a MODEL, None if it is of none that the pack trains."""
     try:
         return identify(model)
     except ValueError:  # LoRAs work on more models than the pack trains

@@ -12,6 +12,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...training import Recipe, TrainingConfig, TrainingSettings
 from ...training.memory import MemoryNeed
+from .learnt_text import TextTraining
 from .rehearsal import rehearse
 
 _GB = 1024**3
@@ -78,6 +79,7 @@ def check_memory(
     config: TrainingConfig,
     settings: TrainingSettings,
     tell: Callable[[str], None],
+    text: TextTraining | None = None,
 ) -> None:
     """Say what the run will need, what is free, and which setting would make it fit.
 
@@ -87,13 +89,14 @@ def check_memory(
         config: Of the loop.
         settings: With the preset in place.
         tell: Shows a sentence on the node.
+        text: The text encoder that takes part.
 
     Raises:
         RuntimeError: The run can't fit onto a GPU by a clear margin.
     """
     device = torch.device(model.load_device)
     try:
-        need = rehearse(model, recipe, config, settings)
+        need = rehearse(model, recipe, config, settings, text)
     except Exception as error:  # a forecast that fails is no reason not to train
         logging.warning("Pastiche: the memory forecast failed", exc_info=True)
         tell(f"memory: not foretold for this model ({type(error).__name__}: {error})")
@@ -102,7 +105,7 @@ def check_memory(
     tell(_forecast(need, free, device))
     if wanted <= free:
         return
-    remedy = _remedy(model, recipe, config, settings, free)
+    remedy = _remedy(model, recipe, config, settings, free, text)
     if device.type != "cpu" and wanted > _HOPELESS * free:
         raise RuntimeError(
             f"training must fit into the {free / _GB:.1f} GB that are free on {device}, but needs "
@@ -149,10 +152,11 @@ def _remedy(
     config: TrainingConfig,
     settings: TrainingSettings,
     free: int,
+    text: TextTraining | None,
 ) -> str:
     """Return what to set so that the run fits, without a full stop."""
     for names, changed, run in _savings(settings, config, model):
-        need = rehearse(model, recipe, run, changed)
+        need = rehearse(model, recipe, run, changed, text)
         if _wanted(need, model) <= free:
             return f"set {names} in Training Settings, then it needs {need.total / _GB:.1f} GB"
     return "lower resolution, rank or batch_size, close other programs, or take a smaller base"

@@ -23,6 +23,7 @@ from ...training.progress import Event
 from ...training.tensor_file import replace_file
 from .conditioning import TrainingCond
 from .denoiser import ComfyDenoiser
+from .learnt_cond import LearntCond
 from .live import LivePanel
 
 FOLDER = "previews"
@@ -47,8 +48,8 @@ class PreviewScene:
     """
 
     vae: comfy.sd.VAE
-    cond: TrainingCond
-    uncond: TrainingCond
+    cond: TrainingCond | LearntCond
+    uncond: TrainingCond | LearntCond
     gates: RowGates
     uncond_gates: RowGates
     shape: torch.Size
@@ -137,10 +138,13 @@ def _sample(scene: PreviewScene, event: Event, settings: TrainingSettings) -> Te
     session = event.session
     denoiser = cast(ComfyDenoiser, session.denoiser)
     model = denoiser.model
-    rows = [(scene.cond, scene.gates), (scene.uncond, scene.uncond_gates)]
-    if "guidance" in scene.cond.model_conds:
+    rows = [
+        (_encoded(event, cond, gates), gates)
+        for cond, gates in ((scene.cond, scene.gates), (scene.uncond, scene.uncond_gates))
+    ]
+    if "guidance" in rows[0][0].model_conds:
         told = CONDRegular(torch.tensor([DISTILLED_GUIDANCE]))
-        rows = [(TrainingCond({**scene.cond.model_conds, "guidance": told}), scene.gates)]
+        rows = [(TrainingCond({**rows[0][0].model_conds, "guidance": told}), scene.gates)]
     apart = settings.rows_per_pass == 1 or len({cond.shape_key() for cond, _ in rows}) > 1
     passes = [[row] for row in rows] if apart else [rows]
 
@@ -163,6 +167,13 @@ def _sample(scene: PreviewScene, event: Event, settings: TrainingSettings) -> Te
     x = sampling.noise_scaling(sigmas[0], noise, empty.to(noise), _is_first(sampling, sigmas))
     x = sample_euler(guided, x, sigmas, disable=True)
     return model.process_latent_out(sampling.inverse_noise_scaling(sigmas[-1], x))
+
+
+def _encoded(event: Event, cond: TrainingCond | LearntCond, gates: RowGates) -> TrainingCond:
+    """Return a prompt as the model takes it, of what is learnt by now."""
+    session = event.session
+    with session.gates.gated([gates]):
+        return cast(ComfyDenoiser, session.denoiser).encoded([session.words.said(cond)])[0]
 
 
 def _is_first(sampling: Any, sigmas: Tensor) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
@@ -16,17 +17,25 @@ from torch import Tensor
 from ...training.progress import Callback, Event
 
 
-def progress_bar(steps: int, picture: Callable[[], Any] = lambda: None) -> Callback:
+@dataclass(frozen=True)
+class Share:
+    """A run's part of a node's progress bar: steps before it, and steps in all."""
+
+    before: int
+    total: int
+
+
+def progress_bar(share: Share, picture: Callable[[], Any] = lambda: None) -> Callback:
     """Return a callback that moves the node's progress bar and ends the run on an interrupt.
 
     Args:
-        steps: In all.
+        share: Of the run.
         picture: Gives what ComfyUI shows as the node's preview, or ``None``.
     """
-    bar = comfy.utils.ProgressBar(steps)
+    bar = comfy.utils.ProgressBar(share.total)
 
     def on_step(event: Event) -> None:
-        bar.update_absolute(event.step, event.steps, picture())
+        bar.update_absolute(share.before + event.step, share.total, picture())
         comfy.model_management.throw_exception_if_processing_interrupted()
 
     return on_step

@@ -11,6 +11,7 @@ import comfy.ops
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
+from comfy.sd import CLIP
 from torch import Tensor, nn
 
 from ...training import Recipe, TrainingConfig, TrainingSettings
@@ -18,9 +19,15 @@ from ...training.loop import packs, row_errors, updates_of
 from ...training.memory import LiveBytes, MemoryNeed, optimizer_bytes
 from ...training.recipes.rows import Row
 from ...training.session import Session
-from .block_checkpoints import IN_PLACE_RESIDUALS, checkpointed_blocks, out_of_place_blocks
+from .block_checkpoints import (
+    IN_PLACE_RESIDUALS,
+    checkpointed_blocks,
+    in_place_layers,
+    out_of_place_blocks,
+)
 from .denoiser import ComfyDenoiser, in_training, keeps_casts, set_compute_dtype
 from .families import identify
+from .learnt_text import LearntText, TextTraining, casts_weights, encoders_of, layers_of, text_sites
 from .sites import training_sites
 
 _STEPS_LOOKED_AT = 32
@@ -30,7 +37,11 @@ _META = torch.device("meta")
 
 
 def rehearse(
-    model: ModelPatcher, recipe: Recipe, config: TrainingConfig, settings: TrainingSettings
+    model: ModelPatcher,
+    recipe: Recipe,
+    config: TrainingConfig,
+    settings: TrainingSettings,
+    text: TextTraining | None = None,
 ) -> MemoryNeed:
     """Return what a run will need on its device, without loading the model or computing anything.
 
@@ -42,6 +53,7 @@ def rehearse(
         recipe: The rows of every step.
         config: Of the loop.
         settings: Precision, layers, checkpointing and offload.
+        text: The text encoder that takes part; never changed.
     """
     family = identify(model).name
     device = torch.device(model.load_device)
@@ -58,23 +70,29 @@ def rehearse(
         elif family in IN_PLACE_RESIDUALS:
             # Training copies what is overwritten, which costs the same; that needs addresses.
             stack.enter_context(out_of_place_blocks(network, family))
-        denoiser = ComfyDenoiser(patcher)
+        encoder = None if text is None else stack.enter_context(_hollow_text(text.clip, settings))
+        denoiser = ComfyDenoiser(patcher, text=encoder)
         rows = _largest_pack(denoiser, recipe, config)
         known = [*patcher.model.parameters(), *patcher.model.buffers()]
-        live = stack.enter_context(LiveBytes(known))
         sites = training_sites(patcher, settings.targets, settings.target_pattern)
+        if text is not None and encoder is not None:
+            held = encoder.clip.cond_stage_model
+            known += [*held.parameters(), *held.buffers()]
+            sites |= text_sites(encoder.clip, text.rate) if text.rate else {}
+        live = stack.enter_context(LiveBytes(known))
         session = Session(denoiser, sites, recipe, config)
         adapters, live.peak = live.live, live.live
         with session.gates.attached(), session.gates.gated([row.gates for row in rows]):
-            errors = row_errors(denoiser, session.gates, rows, config, 0)
+            errors = row_errors(denoiser, session.gates, rows, config, 0, session.words)
             errors.sum().backward()
         peak = live.peak
     learnt = list(session.parameters.values())
     gradients = sum(parameter.nbytes for parameter in learnt)
-    moments = optimizer_bytes(learnt, config.optimizer)
+    moments = optimizer_bytes(session.optimizer)
     stays = device.type == "cpu" or not settings.offload
+    weights = model.model_size() if stays else 0
     return MemoryNeed(
-        weights=model.model_size() if stays else 0,
+        weights=weights + (text.clip.patcher.model_size() if text is not None else 0),
         learnt=adapters + gradients + moments,
         activations=max(0, peak - adapters - gradients) + _BESIDE_TENSORS,
     )
@@ -110,6 +128,27 @@ def _hollow_patcher(model: ModelPatcher, settings: TrainingSettings) -> ModelPat
                 module.comfy_cast_weights = True
                 module.weight_function, module.bias_function = [_same], [_same]
     return patcher
+
+
+@contextmanager
+def _hollow_text(clip: CLIP, settings: TrainingSettings) -> Iterator[LearntText]:
+    """Yield a text encoder over a copy on the meta device, its answers staying there."""
+    hollow = clip.clone()
+    hollow.cond_stage_model = _hollow(clip.cond_stage_model, {})
+    layers = [
+        one for kind in encoders_of(hollow.cond_stage_model).values() for one in layers_of(kind)
+    ]
+    recompute = settings.checkpointing or (
+        casts_weights(hollow.cond_stage_model)
+        and torch.device(clip.patcher.load_device).type != "cpu"
+    )
+    intermediate = comfy.model_management.intermediate_device
+    comfy.model_management.intermediate_device = lambda: _META
+    try:
+        with in_place_layers(layers, recompute):
+            yield LearntText(hollow, _META)
+    finally:
+        comfy.model_management.intermediate_device = intermediate
 
 
 def _same(weight: Tensor) -> Tensor:

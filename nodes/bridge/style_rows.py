@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.sampler_helpers
 
+from .concept_prompt import PROMPT
 from .conditioning import Conditioning
 
 Entry = dict[str, Any]
@@ -31,9 +32,10 @@ TEXT_KEYS = frozenset(
         # the same prompt, encoded for a ControlNet that reads another text encoder
         "cross_attn_controlnet",
         "pooled_output_controlnet",
+        PROMPT,
     }
 )
-"""What ComfyUI's text encoders (0.30) write into an entry: it belongs to the style's prompt."""
+"""What ComfyUI's text encoders (0.30) and ours write into an entry: it belongs to the prompt."""
 
 _OWN = frozenset({"model_conds", "uuid"})
 

@@ -13,7 +13,7 @@ from ...training.recipes.single import LORA
 from ...training.run_store import StoredRun
 from .buckets import counted
 from .conditioning import encode_prompt, training_latent
-from .examples import VIEWS, example, picture_example, preview_scene
+from .examples import captioned_examples, example, preview_scene
 from .plain_plan import PlainPlan, PlainRequest, plan_plain, run_pieces
 from .run_report import shared_metadata, values_line, warnings
 from .runs import as_metadata
@@ -90,33 +90,23 @@ def _prepare(request: PlainRequest, plan: PlainPlan) -> Prepared:
 
 
 def _examples(request: PlainRequest, plan: PlainPlan) -> list[list[Example]]:
-    """Return all pictures encoded one by one, once for every way they are mirrored."""
+    """Return all pictures encoded, once for every way they are mirrored."""
+    if not plan.encoded:
+        return captioned_examples(
+            *(request.model, request.clip, request.vae, plan.pictures, request.settings)
+        )
     empty = encode_prompt(request.clip, "") if request.settings.caption_dropout else None
-    if plan.encoded:
-        return [
-            [
-                example(
-                    request.model,
-                    training_latent(request.model, one.latent)[0],
-                    one.conditioning,
-                    empty,
-                )
-                for one in plan.encoded
-            ]
-        ]
-    texts = {caption: encode_prompt(request.clip, caption) for caption in plan.captions}
-    views = VIEWS[request.settings.flip]
-    examples: list[list[Example]] = [[] for _ in views]
-    for picture in plan.pictures:
-        image, mask = picture.fitted()
-        for view, mirrored in zip(examples, views, strict=True):
-            view.append(
-                picture_example(
-                    *(request.model, request.vae, image, texts[picture.caption]),
-                    *(mirrored, empty, mask),
-                )
+    return [
+        [
+            example(
+                request.model,
+                training_latent(request.model, one.latent)[0],
+                one.conditioning,
+                empty,
             )
-    return examples
+            for one in plan.encoded
+        ]
+    ]
 
 
 def _loras(

@@ -5,22 +5,25 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management
 from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
 
 from ...training import LoraState, Recipe, Trained, TrainingConfig, TrainingSettings, train
+from ...training.gates import Site
 from ...training.keeper import Keeper
 from ...training.progress import Callback, Event
 from ...training.run_folder import RunFolder, StartingPoint
 from ...training.run_store import StoredRun, checked_run_name, require_space, run_id, save_run
 from .denoiser import open_denoiser
+from .learnt_text import TextTraining, text_sites
 from .live import LivePanel
 from .memory import check_memory, with_preset
 from .preview import Previews, PreviewScene
-from .progress import progress_bar
+from .progress import Share, progress_bar
 from .runs import keep, runs_root
 from .sites import training_sites
 
@@ -54,6 +57,9 @@ class TrainingJob:
             to do, before the denoiser is loaded.
         loras: Makes the results by file name from what was learnt, the facts and the run's id.
         described: Plain values about the run for its folder.
+        share: Of the node's progress bar; all of it where none is given.
+        text: The text encoder, where captions are encoded in every step or it is trained too.
+        denoiser_rate: What multiplies the learning rate of the denoiser's layers.
     """
 
     name: str
@@ -66,6 +72,26 @@ class TrainingJob:
     prepare: Callable[[Mapping[str, Any]], Prepared]
     loras: Callable[[Trained, Mapping[str, Any], str], dict[str, LoraState]]
     described: Mapping[str, Any]
+    share: Share | None = None
+    text: TextTraining | None = None
+    denoiser_rate: float = 1.0
+
+    def sites(self, model: ModelPatcher, clip: CLIP | None) -> dict[str, Site]:
+        """Return the layers that are trained: the denoiser's and the text encoder's.
+
+        Args:
+            model: The base, as it is loaded.
+            clip: The text encoder, as it is loaded.
+        """
+        sites = {
+            name: replace(site, rate=self.denoiser_rate)
+            for name, site in training_sites(
+                model, self.settings.targets, self.settings.target_pattern
+            ).items()
+        }
+        if self.text is not None and clip is not None and self.text.rate:
+            sites |= text_sites(clip, self.text.rate)
+        return sites
 
 
 @dataclass(frozen=True)
@@ -126,6 +152,7 @@ def _train(
         panel.warn,
         kept=start.checkpoint.step if start.checkpoint else None,
     )
+    share = job.share or Share(0, config.steps)
     for note in start.notes:
         logging.info("Pastiche: %s", note)
     try:
@@ -133,15 +160,17 @@ def _train(
             for note in start.notes:
                 panel.note(note)
             prepared = job.prepare(start.facts)
-            check_memory(job.model, prepared.recipe, config, settings, panel.note)
+            clip = job.text.clip if job.text else None
+            check_memory(job.model, prepared.recipe, config, settings, panel.note, job.text)
             with open_denoiser(
-                job.model, settings.precision, settings.checkpointing, settings.offload
+                *(job.model, settings.precision, settings.checkpointing, settings.offload), clip
             ) as denoiser:
-                sites = training_sites(denoiser.patcher, settings.targets, settings.target_pattern)
+                text = denoiser.text.clip if denoiser.text else None
+                sites = job.sites(denoiser.patcher, text)
                 previews = Previews(prepared.preview, settings, folder.path, panel)
                 saves = _save_now(job, folder, panel, keeper)
                 # The bar comes after the pictures that it carries.
-                bar = progress_bar(job.config.steps, previews.latest)
+                bar = progress_bar(share, previews.latest)
                 callbacks: list[Callback] = [keeper, previews, bar, saves, panel]
                 trained = train(
                     denoiser,
@@ -181,7 +210,7 @@ def _out_of_memory(settings: TrainingSettings) -> str:
 def _bytes_needed(job: TrainingJob) -> int:
     """Return what the results and the kept checkpoints take on disk, generously counted."""
     settings = job.settings
-    sites = training_sites(job.model, settings.targets, settings.target_pattern).values()
+    sites = job.sites(job.model, job.text.clip if job.text else None).values()
     numbers = sum(job.config.rank * (site.shape[0] + site.shape[1]) for site in sites)
     moments = 1 if settings.optimizer in ("Adafactor", "SGD", "Scaled SGD") else 2
     states = 1 + moments + bool(settings.ema_decay)

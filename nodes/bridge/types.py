@@ -13,6 +13,9 @@ TrainingSettingsType = io.Custom("PASTICHE_TRAINING")
 HalfType = io.Custom("PASTICHE_HALF")
 """A ``LoraState`` whose metadata say which half of which basis it is."""
 
+ConceptType = io.Custom("PASTICHE_CONCEPT")
+"""A tuple of frozen ``training.concept.Concept``."""
+
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
 """Of ComfyUI's seed widgets."""
 
@@ -30,3 +33,8 @@ def only(name: str, values: Sequence[Value]) -> Value:
             f"{name} must be a single value, got a list of {len(values)}; connect one value"
         )
     return values[0]
+
+
+def lines_of(texts: Sequence[str]) -> list[str]:
+    """Return the lines of a text input that hold something, whether it came whole or as a list."""
+    return [line.strip() for text in texts for line in text.splitlines() if line.strip()]

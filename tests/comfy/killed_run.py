@@ -1,6 +1,6 @@
 """A headless process that trains the tiny SD3, made to be killed: no server, no page.
 
-Started with the folder of ComfyUI's files; every line on its input names an output folder. Each is
+Started with the folder of ComfyUI's files and what it trains, a pair if nothing is named; every line on its input names an output folder. Each is
 trained by a process of its own, forked off with all modules loaded; ``begun`` and its id go to the
 output, then ``ended`` and its status.
 """
@@ -29,12 +29,28 @@ def train(output: Path, steps: int = STEPS) -> str:
     return text
 
 
+def train_all_stages(output: Path) -> str:
+    """Train both halves and make them one, or go on there, and return the node's text."""
+    import folder_paths
+    from half_inputs import b4m
+    from pack.training import TrainingSettings
+
+    folder_paths.output_directory = str(output)
+    settings = TrainingSettings(save_every_steps=1)
+    changes = {"steps": STEPS, "make_steps": STEPS, "run_name": "killed", "settings": settings}
+    (text,) = b4m(**changes).ui["text"]
+    return text
+
+
+TRAINERS = {"pair": train, "b4m": train_all_stages}
+
+
 def _say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
-def main(base_directory: Path) -> None:
+def main(base_directory: Path, trainer: str = "pair") -> None:
     """Load everything, then train in a process of its own for every line."""
     from comfy_in_process import prepare_comfy
 
@@ -55,7 +71,7 @@ def main(base_directory: Path) -> None:
         if child == 0:
             status = 1
             try:
-                (output / "text").write_text(train(output))
+                (output / "text").write_text(TRAINERS[trainer](output))
                 status = 0
             finally:
                 os._exit(status)
@@ -64,4 +80,4 @@ def main(base_directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -15,10 +15,27 @@ GRAPHS = Path(__file__).resolve().parents[1] / "graphs"
 sys.path.append(str(GRAPHS))
 
 # ruff: noqa: E402 - found by the line above
-from substitution import TEMPLATES, Graph, api_graph, substitutions, toy_graph
+from substitution import (
+    TEMPLATES,
+    Graph,
+    api_graph,
+    kinds,
+    substitutions,
+    toy_graph,
+    values_for,
+)
 
 FEW_STEPS = 12
 """Of training: enough for both passes and a change of the picture, not for a style."""
+ROLES = ("content", "style")
+TRAINED = {
+    "PasticheTrainPair": ("steps",),
+    "PasticheTrainPlainLora": ("steps",),
+    "PasticheTrainHalf": ("steps",),
+    "PasticheMake": ("steps",),
+    "PasticheTrainB4M": ("steps", "make_steps"),
+}
+"""The inputs that say how long a node trains."""
 
 
 def outputs_of(graph: Graph, entry: dict, title: str) -> dict:
@@ -38,8 +55,8 @@ def run(server: ComfyServer, template: str) -> tuple[Graph, dict]:
     """Run a template's toy graph with a short training and return it with its history entry."""
     graph = toy_graph(template)
     for node in graph.values():
-        if node["class_type"] in ("PasticheTrainPair", "PasticheTrainPlainLora"):
-            node["inputs"]["steps"] = FEW_STEPS
+        for name in TRAINED.get(node["class_type"], ()):
+            node["inputs"][name] = FEW_STEPS
     entry = server.post_prompt(graph)
     assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
     return graph, entry
@@ -67,9 +84,10 @@ def test_a_graph_has_the_templates_nodes(template: str, repository: Path):
 
 def test_every_substitution_is_used():
     used = {
-        (node["class_type"], name)
+        (kind, name)
         for template in TEMPLATES
         for node in api_graph(template).values()
+        for kind in kinds(node)
         for name in node["inputs"]
     }
     table = {(kind, name) for kind, values in substitutions().items() for name in values}
@@ -86,7 +104,7 @@ def test_a_toy_graph_differs_by_the_substitutions_alone():
                 for name in node["inputs"]
                 if node["inputs"][name] != theirs[number]["inputs"][name]
             }
-            assert changed <= set(table.get(node["class_type"], {}))
+            assert changed <= set(values_for(node, table))
 
 
 def test_the_pair_template_trains_and_shows_the_pair(runs, toy_server: ComfyServer):
@@ -104,9 +122,11 @@ def test_the_pair_template_saves_a_lora_that_core_lists(runs, toy_server: ComfyS
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_the_styled_picture_is_another_than_the_plain_one(template, runs, toy_server: ComfyServer):
     graph, entry = runs[template]
-    title = {"use_a_style": "Style guidance", "train_plain_lora": "With the LoRA"}.get(
-        template, "Styled"
-    )
+    titles = {
+        "use_a_style": "Style guidance",
+        **dict.fromkeys(("train_plain_lora", "break_for_make", "shelf_of_halves"), "With the LoRA"),
+    }
+    title = titles.get(template, "Styled")
     plain = picture(toy_server, graph, entry, "Plain")
     styled = picture(toy_server, graph, entry, title)
     assert plain.shape == styled.shape == (64, 64, 3)
@@ -125,6 +145,69 @@ def test_the_plain_template_trains_all_pictures_with_their_captions(runs, toy_se
     ]
     names = toy_server.object_info("LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"]
     assert "my_lora.safetensors" in json.dumps(names)
+
+
+def test_break_for_make_learns_both_and_keeps_the_lora_and_its_halves(
+    runs, toy_server: ComfyServer
+):
+    graph, entry = runs["break_for_make"]
+    (text,) = outputs_of(graph, entry, "Train Content and Style (B4M)")["text"]
+    content, style, make = text.split("\n\n")
+    assert content.startswith(f"content half: SD1.5: steps {FEW_STEPS}, rank 16")
+    assert "8 pictures beside 3 auxiliary ones, drawn by the base" in content
+    assert style.startswith(f"style half: SD1.5: steps {FEW_STEPS}, rank 16")
+    assert "1 pictures beside 3 auxiliary ones, drawn by the base" in style
+    assert f"{FEW_STEPS} steps with Scaled AdamW" in make
+    assert outputs_of(graph, entry, "Plot Loss Graph")["images"]
+    folders = list((toy_server.base_directory / "output" / "pastiche").glob("my_content_and*"))
+    assert len(folders) == 3
+    listed = toy_server.object_info("LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"]
+    for name in ("my_content_and_style", *(str(Path("halves", f"my_{n}")) for n in ROLES)):
+        assert json.dumps(f"{name}.safetensors") in json.dumps(listed)
+
+
+def test_the_shelf_shows_halves_that_were_learnt_apart_in_all_combinations(
+    runs, toy_server: ComfyServer
+):
+    graph, entry = runs["shelf_of_halves"]
+    (text,) = outputs_of(graph, entry, "Half Sheet")["text"]
+    assert text == "rows: boat, fish; columns: mosaic, blueprint"
+    sheet = picture(toy_server, graph, entry, "Sheet")
+    assert min(sheet.shape[:2]) > 2 * 64
+    cells = json.loads(json.dumps(graph))
+    (key,) = [key for key, node in graph.items() if node["class_type"] == "PasticheHalfSheet"]
+    cells["cells"] = {
+        "class_type": "SaveImage",
+        "_meta": {"title": "Cells"},
+        "inputs": {"images": [key, 1], "filename_prefix": "pastiche_cells"},
+    }
+    found = outputs_of(cells, toy_server.post_prompt(cells), "Cells")["images"]
+    assert len({toy_server.get("/view", **image) for image in found}) == 4
+    (said,) = outputs_of(graph, entry, "Make LoRA of Halves")["text"]
+    assert f"{FEW_STEPS} steps with Scaled AdamW" in said
+
+
+def test_what_the_shelf_has_made_is_a_lora_for_cores_own_loader(runs, toy_server: ComfyServer):
+    """Two halves broken apart, made one, saved: and the stock loader paints with the file."""
+    graph, entry = runs["shelf_of_halves"]
+    plain = picture(toy_server, graph, entry, "Plain")
+    ours = picture(toy_server, graph, entry, "With the LoRA")
+    stock = json.loads(json.dumps(graph))
+    (applied,) = [key for key, node in stock.items() if node["class_type"] == "PasticheApplyLora"]
+    old = stock[applied]["inputs"]
+    stock[applied] = {
+        "class_type": "LoraLoader",
+        "_meta": {"title": "Core's loader"},
+        "inputs": {
+            **{name: old[name] for name in ("model", "clip", "strength_model", "strength_clip")},
+            "lora_name": "my_new_lora.safetensors",
+        },
+    }
+    painted = picture(toy_server, stock, toy_server.post_prompt(stock), "With the LoRA")
+    assert np.abs(painted - plain).mean() > 1
+    # The file is fp16, the wire fp32.
+    assert np.abs(painted - ours).mean() < 1
+    assert np.abs(painted - ours).mean() < 0.2 * np.abs(painted - plain).mean()
 
 
 def test_the_resume_template_trains_what_is_missing_when_steps_are_raised(

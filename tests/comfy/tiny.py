@@ -134,6 +134,11 @@ TINY_NAMES = tuple(_NETWORKS)
 _NETWORKS |= {
     "sd15_inpaint": (_unet, {**_SD15, "in_channels": 9}),
     "sd15_middle": (_unet, {**_SD15, "transformer_depth_middle": 1}),
+    # four transformer modules: one down, one in the middle, two up
+    "sd15_layers": (
+        _unet,
+        {**_SD15, "transformer_depth_middle": 1, "transformer_depth_output": [1, 1]},
+    ),
 }
 
 

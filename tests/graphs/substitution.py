@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
-TEMPLATES = ("pair_customization", "use_a_style", "train_plain_lora", "resume_and_extend")
-"""In the order in which they run: the second uses the LoRA that the first has saved."""
+TEMPLATES = (
+    "pair_customization",
+    "use_a_style",
+    "train_plain_lora",
+    "resume_and_extend",
+    "break_for_make",
+    "shelf_of_halves",
+)
+"""In the order in which they run: the second uses the LoRA that the first has saved, the last the
+halves that the one before it has."""
 
 Graph = dict[str, dict[str, Any]]
 
@@ -23,8 +31,21 @@ def api_graph(template: str) -> Graph:
 
 
 def substitutions() -> dict[str, dict[str, Any]]:
-    """Return the toy base's value by node type and input."""
+    """Return the toy base's value by kind of node and input.
+
+    A kind is a node's type, or its type and title, "PasticheTrainHalf: New content".
+    """
     return json.loads((FOLDER / "substitution.json").read_text("utf-8"))
+
+
+def kinds(node: dict[str, Any]) -> tuple[str, str]:
+    """Return the kinds under which the table knows a node, the one that goes first last."""
+    return node["class_type"], f"{node['class_type']}: {node['_meta']['title']}"
+
+
+def values_for(node: dict[str, Any], table: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the toy base's values of a node by input."""
+    return {name: value for kind in kinds(node) for name, value in table.get(kind, {}).items()}
 
 
 def toy_graph(template: str) -> Graph:
@@ -36,7 +57,7 @@ def toy_graph(template: str) -> Graph:
     graph = api_graph(template)
     table = substitutions()
     for number, node in graph.items():
-        for name, value in table.get(node["class_type"], {}).items():
+        for name, value in values_for(node, table).items():
             if isinstance(node["inputs"].get(name, []), list):
                 raise ValueError(
                     f"the toy base's {name} must replace a value of {node['class_type']}, got "

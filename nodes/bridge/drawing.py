@@ -1,0 +1,173 @@
+"""A picture drawn as a KSampler with an empty latent draws it, and decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from PIL import Image
+from torch import Tensor
+
+from ...training import Family
+from .conditioning import Conditioning
+
+SAMPLERS: list[str] = comfy.samplers.KSampler.SAMPLERS
+SCHEDULERS: list[str] = comfy.samplers.KSampler.SCHEDULERS
+_LARGEST_SIDE = 512
+"""Of the picture that ComfyUI's own progress bar carries."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a picture is sampled, in the words of core's KSampler."""
+
+    steps: int = 20
+    cfg: float = 5.0
+    sampler_name: str = "euler"
+    scheduler: str = "normal"
+
+
+class DrawingBar:
+    """ComfyUI's progress bar over all steps of several pictures; an interrupt ends the drawing.
+
+    Args:
+        pictures: How many are drawn.
+        steps: Of each.
+    """
+
+    def __init__(self, pictures: int, steps: int):
+        self._bar, self._steps, self._done = comfy.utils.ProgressBar(pictures * steps), steps, 0
+
+    def on_step(self, step: int) -> None:
+        """Show that a step, from 0, of the present picture is done."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self._bar.update_absolute(self._done * self._steps + min(step + 1, self._steps))
+
+    def on_picture(self, picture: Tensor) -> None:
+        """Show the present picture, ``(1, height, width, 3)``, and go on to the next."""
+        self._done += 1
+        preview = ("JPEG", as_pil(picture), _LARGEST_SIDE)
+        self._bar.update_absolute(self._done * self._steps, preview=preview)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def require_size(family: Family, width: int, height: int) -> None:
+    """Refuse a size that the family's latents can't hold.
+
+    Raises:
+        ValueError: A side is no multiple of the family's.
+    """
+    step = family.multiple
+    if min(width, height) < step or width % step or height % step:
+        fitting = " x ".join(str(max(step, side // step * step)) for side in (width, height))
+        raise ValueError(
+            f"pictures of {family.name} must have sides that are multiples of {step} pixels, "
+            f"got {width} x {height}; set for example {fitting}"
+        )
+
+
+def draw(
+    model: ModelPatcher,
+    vae: comfy.sd.VAE,
+    positive: Conditioning,
+    negative: Conditioning,
+    noise_seed: int,
+    size: tuple[int, int],
+    sampling: Sampling,
+    on_step: Callable[[int], None],
+) -> Tensor:
+    """Return one picture, ``(1, height, width, 3)`` in 0..1, fp32 on the CPU.
+
+    Bit for bit what core's KSampler and VAE Decode make of an empty latent; of a video model one
+    frame. Belongs before or after a training, never inside ``open_denoiser``.
+
+    Args:
+        model: Any MODEL, with whatever it carries.
+        vae: Its VAE.
+        positive: Of the prompt.
+        negative: Of what the picture is guided away from.
+        noise_seed: As a KSampler's.
+        size: Width and height in pixels; see ``require_size``.
+        sampling: Steps, guidance and sampler.
+        on_step: Called with every finished step, from 0.
+
+    Raises:
+        ValueError: The VAE is another model's.
+        RuntimeError: The model or the VAE gives NaN.
+    """
+    _require_own_vae(model, vae)
+
+    def callback(step: int, denoised: Tensor, x: Tensor, steps: int) -> None:
+        on_step(step)
+
+    with torch.inference_mode():  # as in every node, also where a test or a thread has none
+        latent = _empty_latent(model, size)
+        noise = comfy.sample.prepare_noise(latent, noise_seed)
+        samples = comfy.sample.sample(
+            model,
+            noise,
+            sampling.steps,
+            sampling.cfg,
+            sampling.sampler_name,
+            sampling.scheduler,
+            positive,
+            negative,
+            latent,
+            callback=callback,
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=noise_seed,
+        )
+        _require_finite_latent(samples, sampling)
+        pixels = vae.decode(samples).float().cpu()
+    if not torch.isfinite(pixels).all():
+        raise RuntimeError(
+            f"the VAE must give finite numbers, got NaN from one in {vae.vae_dtype}; "
+            "start ComfyUI with --bf16-vae or --fp32-vae, or load a VAE that is made for fp16"
+        )
+    return pixels.reshape(-1, *pixels.shape[-3:])[:1].clamp(0.0, 1.0)
+
+
+def as_pil(picture: Tensor) -> Image.Image:
+    """Return an IMAGE of one picture, ``(1, height, width, 3)`` in 0..1, in eight bits."""
+    return Image.fromarray((picture[0] * 255).round().to(torch.uint8).numpy())
+
+
+def _empty_latent(model: ModelPatcher, size: tuple[int, int]) -> Tensor:
+    """Return zeros, ``(1, channel, height, width)``, of a video model ``(1, channel, 1, ...)``."""
+    layout: Any = model.get_model_object("latent_format")
+    width, height = (side // layout.spacial_downscale_ratio for side in size)
+    frames = (1,) * (layout.latent_dimensions - 2)
+    return torch.zeros(
+        (1, layout.latent_channels, *frames, height, width),
+        device=comfy.model_management.intermediate_device(),
+        dtype=comfy.model_management.intermediate_dtype(),
+    )
+
+
+def _require_own_vae(model: ModelPatcher, vae: comfy.sd.VAE) -> None:
+    if vae is None:
+        raise ValueError("a VAE is needed to draw pictures, got none; connect the checkpoint's VAE")
+    expected = model.get_model_object("latent_format").latent_channels
+    if vae.latent_channels != expected:
+        raise ValueError(
+            f"the VAE must be this model's, for latents of {expected} channels, got one for "
+            f"{vae.latent_channels}; connect the VAE of the same checkpoint"
+        )
+
+
+def _require_finite_latent(samples: Tensor, sampling: Sampling) -> None:
+    if not torch.isfinite(samples).all():
+        raise RuntimeError(
+            "the model must give finite numbers, got NaN after "
+            f"{sampling.steps} steps of {sampling.sampler_name} with {sampling.scheduler} at "
+            f"cfg {sampling.cfg:g}; lower cfg or the LoRA's strength, or start ComfyUI with "
+            "--force-fp32"
+        )
