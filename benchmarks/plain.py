@@ -55,10 +55,11 @@ class Study:
 
     def __init__(self, opened: Any, options: argparse.Namespace) -> None:
         from environment import cache_folder
-        from plain_study.arms import RATES
+        from plain_study.arms import RATES, SCHEDULE
 
         self.base, self.judge, self.options = opened.base, opened.judge, options
         self.base_digest, self.rates = opened.base_digest, RATES
+        self.courses = {"pack": [SCHEDULE]}
         self.cache = cache_folder() / "plain_study"
         self.cache.mkdir(exist_ok=True)
 
@@ -132,7 +133,8 @@ class Study:
             print(f"{arm or 'base'} at {rate:g}, seed {seed}: {np.mean(flags, axis=0)}", flush=True)
             return flags
 
-        return self._kept(["flags", arm, rate, seed, count, first], drawn)
+        course = self.courses.get(arm, ())
+        return self._kept(["flags", arm, rate, seed, count, first, *course], drawn)
 
     def _prompts(self, arm: str | None, count: int, first: int) -> list:
         """Scenes in colours and on backgrounds that no training picture has."""

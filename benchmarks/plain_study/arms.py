@@ -11,6 +11,7 @@ from comfy_extras.nodes_train import LoraModelLoader, TrainLoraNode
 from pack.nodes.bridge.lora_patches import apply_lora
 from pack.nodes.bridge.plain_plan import PlainRequest
 from pack.nodes.bridge.train_plain import train_plain
+from pack.training import TrainingSettings
 from pair_study.base import Drawing, ToyBase
 from toyworld.examples import BOAT_SCENES
 from toyworld.render import render
@@ -19,6 +20,8 @@ from toyworld.world import Scene, caption
 RANK = 16
 RATES = {"pack": (3e-4, 1e-3, 3e-3), "core": (5e-4, 2e-3, 8e-3)}
 """Three each; core's LoRAs are scaled by 1 / rank, and 0.0005 is its node's default."""
+SCHEDULE = "linear"
+"""Of the pack's rate; core's node has a constant one alone."""
 
 Lora = Mapping[str, torch.Tensor]
 
@@ -52,6 +55,7 @@ def learn_with_pack(base: ToyBase, how: PlainTraining, name: str = "boat") -> Lo
         learning_rate=how.learning_rate,
         seed=how.seed,
         run_name=name,
+        settings=TrainingSettings(schedule=SCHEDULE),
     )
     return train_plain(request).lora
 

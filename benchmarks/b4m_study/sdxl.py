@@ -1,0 +1,111 @@
+"""One break and one make step at SDXL's real widths, in a process of its own.
+
+``python3 benchmarks/run.py b4m --sdxl`` prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+RUN = Path(__file__).resolve().parents[1] / "run.py"
+RANK, SIDE = 64, 16  # of the latent: 128 pixels
+
+
+def measured(threads: int) -> dict[str, Any]:
+    """Run the measurement in a new process and return it."""
+    command = [sys.executable, str(RUN), "b4m", "--sdxl", "--threads", str(threads)]
+    finished = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def measure(threads: int) -> dict[str, Any]:
+    """Seconds and memory in MiB of a step of a half and of the fine-tune."""
+    sys.path.append(str(RUN.parent.parent / "scripts"))
+    from comfy_in_process import prepare_comfy
+
+    with tempfile.TemporaryDirectory(prefix="pastiche-b4m-") as folder:
+        prepare_comfy(Path(folder))
+        import torch
+
+        torch.set_num_threads(threads)
+        return _measure(threads)
+
+
+def _measure(threads: int) -> dict[str, Any]:
+    import memory
+    from pack.lora_ops import PartlyLearnable
+    from pack.nodes.bridge.denoiser import open_denoiser
+    from pack.nodes.bridge.sites import training_sites
+    from pack.training import TrainingConfig
+    from pack.training.recipes import Half, Make
+
+    case = memory.Case("SDXL", "bfloat16", SIDE, 4, False)
+    model = memory._base(case)
+    main, *others = memory._examples(model, case)
+    config = TrainingConfig(2, RANK, 1e-4, seed=0)
+    with open_denoiser(model, "bf16", False) as denoiser:
+        sites = training_sites(denoiser.patcher, "attention")
+        found: dict[str, Any] = {
+            "layers": len(sites),
+            "rank": RANK,
+            "pixels": 8 * SIDE,
+            "threads": threads,
+        }
+        halves = {}
+        for role in ("content", "style"):
+            recipe = Half(role, [main], others)
+            halves[role], found["break"] = _stepped(denoiser, sites, recipe, config)
+        from pack.lora_ops.halves import join_halves
+
+        given = join_halves(halves["content"], halves["style"])
+        recipe = Make([main], others[:1], PartlyLearnable(given=given))
+        scaled = TrainingConfig(2, RANK, 1e-4, seed=0, optimizer="Scaled AdamW")
+        made, found["make"] = _stepped(denoiser, sites, recipe, scaled)
+    for layer, factors in made.items():
+        rows, columns = factors.up.shape[0] // 2, factors.down.shape[1] // 2
+        kept = (factors.up[:rows] == given[layer].up[:rows]).all() and (
+            factors.down[:, :columns] == given[layer].down[:, :columns]
+        ).all()
+        if not kept or not math.isfinite(float(factors.up.sum() + factors.down.sum())):
+            raise RuntimeError(f"frozen halves must stay and all be finite, got others at {layer}")
+    return found
+
+
+def _stepped(denoiser: Any, sites: Any, recipe: Any, config: Any) -> tuple[dict, dict[str, float]]:
+    """What two steps have learnt, and the time and memory of the second."""
+    import memory
+    from pack.training import Session
+    from pack.training.loop import take_step
+
+    gc.collect()
+    before = memory._resident()
+    memory._forget_peak("cpu")
+    session = Session(denoiser, sites, recipe, config)
+    inside = session.optimizer.step
+    spent = [0.0]
+
+    def timed() -> None:
+        started = time.perf_counter()
+        inside()
+        spent[0] = time.perf_counter() - started
+
+    session.optimizer.step = timed
+    with session.gates.attached():
+        take_step(session, recipe)
+        started = time.perf_counter()
+        take_step(session, recipe)
+        seconds = time.perf_counter() - started
+    (layers,) = session.trained().adapters.values()
+    return layers, {
+        "seconds": seconds,
+        "optimizer_seconds": spent[0],
+        "growth_mib": (memory._peak() - before) / 2**20,
+    }

@@ -1,0 +1,1 @@
+"""The optimisers study: loss against steps and seconds, and what preconditioning costs."""
