@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import b4m, break_for_make, data, files, guide, halves, settings, train
+from . import (
+    b4m,
+    break_for_make,
+    concepts,
+    data,
+    files,
+    guide,
+    halves,
+    settings,
+    train,
+    train_concept,
+)
 from .bridge.live_routes import register_routes
 
 NODES: list[type[io.ComfyNode]] = [
@@ -12,10 +23,12 @@ NODES: list[type[io.ComfyNode]] = [
     *train.NODES,
     *break_for_make.NODES,
     *b4m.NODES,
+    *train_concept.NODES,
     *settings.NODES,
     *guide.NODES,
     *files.NODES,
     *halves.NODES,
+    *concepts.NODES,
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concept_layouts import TRAIN_CONCEPT, USE_CONCEPTS
 from halves_layout import BREAK_FOR_MAKE, SHELF_OF_HALVES
 from layout_parts import SDXL, Group, Layout, Node, note, painted, surroundings
 from plain_layout import TRAIN_PLAIN_LORA
@@ -293,6 +294,8 @@ LAYOUTS = {
     "use_a_style": USE_A_STYLE,
     "train_plain_lora": TRAIN_PLAIN_LORA,
     "resume_and_extend": RESUME_AND_EXTEND,
+    "train_concept": TRAIN_CONCEPT,
+    "use_concepts": USE_CONCEPTS,
     "break_for_make": BREAK_FOR_MAKE,
     "shelf_of_halves": SHELF_OF_HALVES,
 }

@@ -187,7 +187,11 @@ UNFIT: dict[str, tuple[Callable, Callable, str]] = {
         "must be trained on one basis, got .*; train one of them again .* basis_seed",
     ),
     "other starts": (content, lambda: style(start="exact"), "must be trained on one basis"),
-    "other layers": (content, lambda: style(settings=WIDER), "must change the same layers, got 7 and 17"),
+    "other layers": (
+        content,
+        lambda: style(settings=WIDER),
+        "must change the same layers, got 7 and 17",
+    ),
     "other owners": (
         content,
         lambda: style(content_owns="up"),

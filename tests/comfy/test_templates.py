@@ -25,8 +25,8 @@ from substitution import (
     values_for,
 )
 
-FEW_STEPS = 12
-"""Of training: enough for both passes and a change of the picture, not for a style."""
+FEW_STEPS, FEW_CONCEPT_STEPS = 12, 2
+"""Of training: enough for both passes and a change of the picture, not for a style. A concept's step encodes every caption anew, which takes longer."""
 ROLES = ("content", "style")
 TRAINED = {
     "PasticheTrainPair": ("steps",),
@@ -34,6 +34,7 @@ TRAINED = {
     "PasticheTrainHalf": ("steps",),
     "PasticheMake": ("steps",),
     "PasticheTrainB4M": ("steps", "make_steps"),
+    "PasticheTrainConcept": ("steps",),
 }
 """The inputs that say how long a node trains."""
 
@@ -56,7 +57,8 @@ def run(server: ComfyServer, template: str) -> tuple[Graph, dict]:
     graph = toy_graph(template)
     for node in graph.values():
         for name in TRAINED.get(node["class_type"], ()):
-            node["inputs"][name] = FEW_STEPS
+            concept = node["class_type"] == "PasticheTrainConcept"
+            node["inputs"][name] = FEW_CONCEPT_STEPS if concept else FEW_STEPS
     entry = server.post_prompt(graph)
     assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
     return graph, entry
@@ -65,7 +67,19 @@ def run(server: ComfyServer, template: str) -> tuple[Graph, dict]:
 @pytest.fixture(scope="module")
 def runs(toy_server: ComfyServer) -> Iterator[dict[str, tuple[Graph, dict]]]:
     """Every template's graph and history entry, in the order in which an artist uses them."""
-    return {template: run(toy_server, template) for template in TEMPLATES}
+    found = {}
+    for template in TEMPLATES:
+        if template == "use_concepts":
+            _train_second_concept(toy_server, found["train_concept"][0])
+        found[template] = run(toy_server, template)
+    return found
+
+
+def _train_second_concept(server: ComfyServer, graph: Graph) -> None:
+    """Queue the concept template once more, for another name and file."""
+    text = json.dumps(graph).replace("my_concept1", "my_concept2")
+    entry = server.post_prompt(json.loads(text))
+    assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
 
 
 def test_every_template_has_its_graph_and_nothing_else_has(repository: Path):
@@ -125,9 +139,12 @@ def test_the_styled_picture_is_another_than_the_plain_one(template, runs, toy_se
     titles = {
         "use_a_style": "Style guidance",
         **dict.fromkeys(("train_plain_lora", "break_for_make", "shelf_of_halves"), "With the LoRA"),
+        "train_concept": "With the concept",
+        "use_concepts": "Two concepts",
     }
     title = titles.get(template, "Styled")
-    plain = picture(toy_server, graph, entry, "Plain")
+    other = "One concept" if template == "use_concepts" else "Plain"
+    plain = picture(toy_server, graph, entry, other)
     styled = picture(toy_server, graph, entry, title)
     assert plain.shape == styled.shape == (64, 64, 3)
     assert np.abs(plain - styled).mean() > 1
@@ -153,9 +170,9 @@ def test_break_for_make_learns_both_and_keeps_the_lora_and_its_halves(
     graph, entry = runs["break_for_make"]
     (text,) = outputs_of(graph, entry, "Train Content and Style (B4M)")["text"]
     content, style, make = text.split("\n\n")
-    assert content.startswith(f"content half: SD1.5: steps {FEW_STEPS}, rank 16")
+    assert content.startswith(f"content half: SD1.5: steps {FEW_STEPS}, rank 64")
     assert "8 pictures beside 3 auxiliary ones, drawn by the base" in content
-    assert style.startswith(f"style half: SD1.5: steps {FEW_STEPS}, rank 16")
+    assert style.startswith(f"style half: SD1.5: steps {FEW_STEPS}, rank 64")
     assert "1 pictures beside 3 auxiliary ones, drawn by the base" in style
     assert f"{FEW_STEPS} steps with Scaled AdamW" in make
     assert outputs_of(graph, entry, "Plot Loss Graph")["images"]

@@ -18,9 +18,10 @@ TEMPLATES = (
     "resume_and_extend",
     "break_for_make",
     "shelf_of_halves",
+    "train_concept",
+    "use_concepts",
 )
-"""In the order in which they run: the second uses the LoRA that the first has saved, the last the
-halves that the one before it has."""
+"""In the order in which they run: some use what the one before them has saved."""
 
 Graph = dict[str, dict[str, Any]]
 

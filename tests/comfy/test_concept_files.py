@@ -1,0 +1,255 @@
+"""Concepts in ComfyUI's folders: saved, loaded by core, refused."""
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+
+import folder_paths
+import pytest
+import safetensors.torch
+import torch
+from concept_case import LAYERS, NAME, applied, encode, latent
+from concept_inputs import clip_with, concept_for, rows_of, stock
+from guidance_case import ksample
+from pack.nodes.bridge.concept_prompt import PROMPT
+from pack.nodes.concepts import LoadConcept, SaveConcept
+from pack.nodes.files import LoadLora
+from pack.training.concept import Concept
+from pack.training.state import LoraState
+from pack.training.tensor_file import read_header
+from PIL import Image
+from test_lora_files import unet_lora
+from tiny import tiny, tiny_clip
+
+import nodes as core_nodes
+
+COMPLAINTS = ("lora key not loaded", "NOT LOADED", "ERROR", "error")
+
+
+@pytest.fixture
+def embeddings(tmp_path, monkeypatch):
+    """ComfyUI's only embeddings folder, empty."""
+    known = folder_paths.folder_names_and_paths
+    folder = tmp_path / "embeddings"
+    folder.mkdir()
+    monkeypatch.setitem(known, "embeddings", ([str(folder)], known["embeddings"][1]))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(loras, embeddings):
+    """Every test has folders of its own."""
+
+
+def save(concept, filename="my_concept", precision="fp32", embedding=False, **more):
+    wire = concept if isinstance(concept, tuple) else (concept,)
+    return SaveConcept.execute(wire, filename, precision, embedding, **more).result
+
+
+def load(file, embedding="none", name="", class_words=""):
+    (concept,), lora = LoadConcept.execute(file, embedding, name, class_words).result
+    assert lora is concept.lora
+    return concept
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def image(seed=0):
+    return torch.rand(1, 64, 48, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def many_words(words=200):
+    """Return a concept whose rows are too many for the metadata that ComfyUI shows."""
+    return concept_for(tiny(NAME), rows={"clip_l": rows_of(LAYERS, words=words)["clip_l"]})
+
+
+@pytest.mark.parametrize("name", [NAME, "sdxl"])
+def test_a_concept_comes_back_bit_by_bit(name):
+    encoders = ("clip_l",) if name == NAME else ("clip_l", "clip_g")
+    original = replace(concept_for(tiny(name), encoders=encoders), prompts=("a <sks> dog",))
+    file, embedding = save(original)
+    assert (file, embedding) == ("my_concept.safetensors", "")
+    found = load(file)
+    assert (found.name, found.class_words, found.prompts) == ("sks", "dog", ("a <sks> dog",))
+    assert equal(found.lora, original.lora)
+    for encoder, rows in original.embeddings.items():
+        assert torch.equal(found.embeddings[encoder], rows.half().float())
+    assert found.digest == original.digest
+    again = load(save(found, "again")[0])
+    assert equal(again.embeddings, found.embeddings)
+    assert save(found, "again")[0] == "again.safetensors"  # the same concept: nothing is written
+    assert save(replace(found, class_words="cat"), "again")[0] == "again_2.safetensors"
+
+
+def test_a_prompt_of_before_draws_the_same_with_the_loaded_concept():
+    original = concept_for(tiny(NAME))
+    model, clip = applied(tiny(NAME), [original])
+    prompt = encode(clip, [original])
+    wanted = ksample(model, prompt, stock(clip, "red"), latent())
+    loaded, _ = applied(tiny(NAME), [load(save(original)[0])])
+    assert torch.equal(ksample(loaded, prompt, stock(clip, "red"), latent()), wanted)
+
+
+def test_core_loads_the_file_as_a_lora_without_a_complaint(loras, caplog):
+    concept = concept_for(tiny(NAME))
+    file, _ = save(concept, "people/sks", image=image())
+    assert file in folder_paths.get_filename_list("loras")
+    with caplog.at_level(logging.INFO):
+        by_core, clip = core_nodes.LoraLoader().load_lora(tiny(NAME), tiny_clip(), file, 0.8, 0.6)
+        prompts = stock(clip, "a dog"), stock(clip, "red")
+        found = ksample(by_core, *prompts, latent())
+    assert [word for word in COMPLAINTS if word in caplog.text] == []
+    model, own = applied(tiny(NAME), [load(file)], 0.8, 0.6)
+    assert torch.equal(stock(own, "a dog")[0][0], prompts[0][0][0])
+    assert torch.equal(ksample(model, *prompts, latent()), found)
+    assert not torch.equal(found, ksample(tiny(NAME), *prompts, latent()))
+    metadata = read_header(loras / "people/sks.safetensors").metadata
+    assert metadata["modelspec.trigger_phrase"] == "<sks>"
+    assert metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert metadata["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+    with Image.open(loras / "people/sks.png") as preview:
+        assert preview.size == (48, 64)
+
+
+def test_rows_that_are_too_many_lie_in_a_companion(loras, embeddings, caplog):
+    concept = many_words()
+    file, _ = save(concept, "crowd/sks")
+    assert read_header(loras / file).start < 900_000
+    assert [str(path.relative_to(embeddings)) for path in embeddings.rglob("*.*")] == [
+        "crowd/sks.safetensors"
+    ]
+    found = load(file)
+    assert torch.equal(found.embeddings["clip_l"], concept.embeddings["clip_l"].half().float())
+    with caplog.at_level(logging.INFO):
+        core_nodes.LoraLoader().load_lora(tiny(NAME), tiny_clip(), file, 1.0, 1.0)
+    assert [word for word in COMPLAINTS if word in caplog.text] == []
+    assert save(concept, "crowd/sks")[0] == file
+    assert len(list(embeddings.rglob("*.*"))) == 1
+    other = replace(concept, embeddings={"clip_l": concept.embeddings["clip_l"].flip(0)})
+    assert save(other, "crowd/sks")[0] == "crowd/sks_2.safetensors"
+    shutil.copy(embeddings / "crowd/sks_2.safetensors", embeddings / "crowd/sks.safetensors")
+    with pytest.raises(ValueError, match="must hold its own rows, got those of another concept"):
+        load(file)
+    (embeddings / "crowd/sks.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"must lie in 'crowd/sks\.safetensors' in an"):
+        load(file)
+
+
+def test_a_companion_never_overwrites_an_embedding(embeddings):
+    safetensors.torch.save_file({"clip_l": torch.ones(1, 768)}, str(embeddings / "sks.safetensors"))
+    before = (embeddings / "sks.safetensors").read_bytes()
+    file, _ = save(many_words(), "sks")
+    assert load(file).words == 200
+    assert (embeddings / "sks.safetensors").read_bytes() == before
+    assert (embeddings / "sks_2.safetensors").is_file()
+
+
+def test_the_mean_is_an_ordinary_embedding(embeddings):
+    concept = concept_for(tiny(NAME))
+    rounded = load(save(concept)[0])
+    _, word = save(concept, "people/sks", embedding=True)
+    assert word == "embedding:people/sks"
+    clip = clip_with(embeddings)
+    found = stock(clip, f"a photo of {word} , red")[0][0]
+    wanted = encode(clip, [rounded], "a photo of <sks> , red")[0][0]
+    # Rounded to fp16 after the mean; the prompt's own mean is of rounded rows.
+    assert torch.allclose(found, wanted, atol=2e-2)
+    mean = concept.embeddings["clip_l"].mean(1)
+    exact = {"clip_l": mean.half().float()[:, None].expand(-1, LAYERS, -1).clone()}
+    same = encode(clip, [replace(concept, embeddings=exact)], "a photo of <sks> , red")
+    assert torch.equal(found, same[0][1][PROMPT].layers[:, 0])
+    assert save(concept, "people/sks", embedding=True)[1] == word
+    assert save(many_words(), "people/sks", embedding=True)[1] == "embedding:people/sks_3"
+
+
+def test_a_concept_of_every_precision():
+    concept = concept_for(tiny(NAME))
+    for precision, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
+        found = load(save(concept, precision, precision)[0])
+        assert found.digest == concept.digest
+        for key, tensor in concept.lora.items():
+            wanted = tensor if key.endswith("alpha") else tensor.to(dtype)
+            assert torch.equal(found.lora[key], wanted)
+
+
+def test_another_name_and_class_than_the_file_says():
+    file, _ = save(concept_for(tiny(NAME)))
+    found = load(file, name="<Rex>", class_words="wolf")
+    assert (found.name, found.class_words) == ("Rex", "wolf")
+    model, clip = applied(tiny(NAME), [load(file), found], 0.5)
+    ksample(model, encode(clip, [load(file), found], "<sks> and <rex>"), [], latent(), cfg=1.0)
+
+
+class TestRefused:
+    def test_an_ordinary_lora(self, loras):
+        safetensors.torch.save_file(dict(unet_lora(tiny(NAME))), str(loras / "plain.safetensors"))
+        with pytest.raises(ValueError, match="must say its words, got an ordinary LoRA"):
+            load("plain.safetensors")
+
+    def test_an_embedding_beside_a_concept(self, loras):
+        file, _ = save(concept_for(tiny(NAME)))
+        with pytest.raises(ValueError, match="embedding must be none for a file that holds"):
+            load(file, "rex.safetensors")
+        torch.save({}, loras / "a.pth")
+        with pytest.raises(ValueError, match="embedding must be none for a file that holds"):
+            load("a.pth", "rex.safetensors")
+
+    def test_a_file_that_is_gone(self):
+        with pytest.raises(ValueError, match="in none of the LoRA"):
+            load("gone.safetensors")
+
+    def test_a_concept_without_a_lora(self):
+        with pytest.raises(ValueError, match="must hold a LoRA, got <sks> of words alone"):
+            save(concept_for(tiny(NAME), lora=False))
+
+    def test_several_concepts_in_one_file(self):
+        pair = (concept_for(tiny(NAME)), concept_for(tiny(NAME), "ada"))
+        with pytest.raises(ValueError, match="one concept must be saved at a time, got 2"):
+            save(pair)
+
+    @pytest.mark.parametrize("filename", ["", "../up", "/root/a", "a/../../b", "con"])
+    def test_file_names(self, filename, loras, embeddings):
+        with pytest.raises(ValueError, match="filename must be a plain name"):
+            save(many_words(), filename, embedding=True)
+        assert list(loras.iterdir()) == list(embeddings.iterdir()) == []
+
+    def test_a_name_that_no_prompt_can_hold(self):
+        file, _ = save(concept_for(tiny(NAME)))
+        with pytest.raises(ValueError, match="a concept's name must be one word"):
+            load(file, name="my dog")
+
+
+def test_the_page_of_every_file_answers(comfy_server, loras, embeddings):
+    """ComfyUI shows the metadata of all that is written, small and large."""
+    small, word = save(concept_for(tiny(NAME)), "small", image=image(), embedding=True)
+    large, _ = save(many_words(), "large", image=image())
+    words = [str(path.relative_to(embeddings)) for path in embeddings.iterdir()]
+    assert word == "embedding:small"
+    folder = comfy_server.base_directory / "models"
+    placed = []
+    for kind, source, names in (
+        ("loras", loras, [small, large]),
+        ("embeddings", embeddings, words),
+    ):
+        for name in names:
+            placed.append(folder / kind / name)
+            placed[-1].parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / name, placed[-1])
+            shown = json.loads(comfy_server.get(f"/view_metadata/{kind}", filename=name))
+            assert shown["format"] == "pt"
+            if kind == "loras":
+                assert json.loads(shown["pastiche.concept"])["name"] == "sks"
+                assert shown["modelspec.trigger_phrase"] == "<sks>"
+    for path in placed:
+        path.unlink()
+
+
+def test_a_concept_file_is_an_ordinary_lora_too():
+    concept = concept_for(tiny(NAME))
+    (lora,) = LoadLora.execute(save(concept)[0]).result
+    assert isinstance(lora, LoraState)
+    assert equal(lora, concept.lora)
+    assert isinstance(load("my_concept.safetensors"), Concept)
