@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
+from functools import cache
 from typing import Any
 
+import folder_paths
+import pytest
 import torch
 from comfy_api.latest import io
 from pack.nodes.b4m import TrainB4M
 from pack.nodes.break_for_make import Make, TrainHalf
-from pack.training import TrainingSettings
+from pack.training import LoraState, TrainingSettings
 from pair_inputs import RandomFeatures, picture, vae_for
-from tiny import tiny, tiny_clip
+from tiny import restore_shared, tiny, tiny_clip
 
 
 def clip_of(name: str, model: Any) -> Any:
@@ -124,3 +128,12 @@ def make(contents: list, styles: list, **changes: Any) -> io.NodeOutput:
 
 def b4m(name: str = "sd3", **changes: Any) -> io.NodeOutput:
     return _queued(TrainB4M, b4m_inputs(name, **changes))
+
+
+@cache
+def trained(role: str, name: str = "sd3", **changes) -> LoraState:
+    """Return a half of one step, the same to every test."""
+    restore_shared()
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_paths, "output_directory", place)
+        return half(name, role, steps=1, **changes).result[0]

@@ -1,23 +1,17 @@
 """Bad halves, pictures, prompts and tokens: one plain sentence, nothing trained, nothing left."""
 
-import tempfile
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import folder_paths
 import pytest
-import torch
 from comfy.sd import CLIP, VAE
-from half_inputs import b4m, half, make, tuning
-from pack.lora_ops.parametrizations.partly_learnable import split
+from half_inputs import b4m, half, make, trained, tuning
 from pack.training import LoraState, TrainingSettings
-from pack.training.half import half_facts, half_layers
-from pack.training.settings import OPTIMIZERS
 from pair_inputs import picture, progress
 from resume_case import left_behind
 from test_bad_lora_files import lora_for
-from tiny import restore_shared, tiny
+from tiny import tiny
 from torch import Tensor
 
 
@@ -135,15 +129,6 @@ def test_a_half_is_refused_before_anything_is_encoded(case, output):
     changes, message = SPOILT_HALVES[case]
     changes = {"model": tiny("sd3"), **resolved(changes)}
     refused(output, lambda: half(**changes), message, changes["model"])
-
-
-@cache
-def trained(role: str, name: str = "sd3", **changes) -> LoraState:
-    """Return a half of one step, the same to every test."""
-    restore_shared()
-    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folder_paths, "output_directory", place)
-        return half(name, role, steps=1, **changes).result[0]
 
 
 def content(**changes) -> LoraState:
@@ -364,41 +349,3 @@ def test_no_auxiliary_pictures_are_allowed_and_said(role, output):
     assert node.result[2].keys() == {"loss", "main"}
     (text,) = b4m(steps=1, make_steps=0).ui["text"]
     assert text.count("without auxiliary pictures or prompts") == 2
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_factor_without_gradient_is_left_as_it_is(optimizer, output):
-    """Without auxiliary pictures nothing moves the partner."""
-    settings = TrainingSettings(optimizer=optimizer)
-    first, last = (half(steps=steps, settings=settings).result[0] for steps in (1, 3))
-    for layer, factors in half_layers(last).items():
-        then, now = split(half_layers(first)[layer]), split(factors)
-        assert torch.equal(now["up"], then["up"])
-        assert not now["up"].any()
-        assert factors.down.isfinite().all()
-    for layer, factors in half_layers(style()).items():
-        assert not torch.equal(split(factors)["up"], split(half_layers(first)[layer])["up"])
-
-
-@pytest.mark.parametrize("optimizer", ["Scaled AdamW", "Scaled SGD"])
-def test_a_singular_gram_without_damping_is_said_once(optimizer, output):
-    settings = TrainingSettings(optimizer=optimizer, damping=0.0)
-    node = half(start="exact", rank=4, settings=settings, steps=4)
-    (text,) = node.ui["text"]
-    assert text.count("pseudo-inverse") == 1
-    assert all(bool(tensor.isfinite().all()) for tensor in node.result[0].values())
-    assert half_facts(node.result[0]).role == "content"
-
-
-def test_joint_training_of_singular_factors_is_said_once(output):
-    ours, other = (trained(role, start="exact", rank=4) for role in ("content", "style"))
-    settings = TrainingSettings(damping=0.0)
-    node = make([ours], [other], **tuning(), settings=settings)
-    assert node.ui["text"][0].count("pseudo-inverse") == 1
-    assert all(bool(tensor.isfinite().all()) for tensor in node.result[0][0].values())
-
-
-def test_damping_says_nothing(output):
-    settings = TrainingSettings(optimizer="Scaled AdamW")
-    (text,) = half(start="exact", rank=4, settings=settings).ui["text"]
-    assert "pseudo-inverse" not in text
