@@ -145,7 +145,9 @@ def _loras(
 def _pictures_line(plan: HalfPlan) -> str:
     """Return what the half is learnt from."""
     auxiliary = len(plan.auxiliary) or len(plan.drawn)
+    main = len(plan.pictures)
+    pictures = f"{main} picture{'s'[: main - 1]}"
     if not auxiliary:
-        return f"{len(plan.pictures)} pictures; {NO_CORRESPONDENCE}"
+        return f"{pictures}; {NO_CORRESPONDENCE}"
     how = "drawn by the base" if plan.drawn else "given"
-    return f"{len(plan.pictures)} pictures beside {auxiliary} auxiliary ones, {how}"
+    return f"{pictures} beside {auxiliary} auxiliary ones, {how}"
