@@ -147,8 +147,8 @@ A prompt that was encoded for other concepts than the model carries is refused.
 """
 
 _TOGETHER = """\
-Two concepts in one prompt may mix. Give each a part of the sentence of its own, or fuse them into \
-one model first.
+Two concepts in one prompt may mix. Give each a part of the sentence of its own, and lower the \
+strength of the one that takes over.
 """
 
 
@@ -166,7 +166,7 @@ USE_CONCEPTS = Layout(
         "start": note(_USE, (0, 0), (400, 310), "Start here"),
         "checkpoint": Node("CheckpointLoaderSimple", (0, 440), (400, 98), "", {"ckpt_name": SDXL}),
         "first": _loaded(610, 1),
-        "second": _loaded(850, 2),
+        "second": _loaded(900, 2),
         "apply": Node(
             "PasticheApplyConcept",
             (480, 50),
@@ -201,7 +201,7 @@ USE_CONCEPTS = Layout(
         **painted(1400, ("apply", 0), ("both", 0), "two", "Two concepts"),
     },
     groups=(
-        Group("1 · Model and concepts", (-20, 360), (440, 700)),
+        Group("1 · Model and concepts", (-20, 360), (440, 800)),
         Group("2 · Put them on the model", (460, -30), (440, 1270)),
         Group("3 · One", (940, -30), (400, 1270)),
         Group("4 · Two", (1380, -30), (400, 1270)),
