@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,11 @@ RANK, SIDE = 64, 16  # of the latent: 128 pixels
 def measured(threads: int) -> dict[str, Any]:
     """Run the measurement in a new process and return it."""
     command = [sys.executable, str(RUN), "b4m", "--sdxl", "--threads", str(threads)]
-    finished = subprocess.run(command, check=True, capture_output=True, text=True)
+    # Freed memory goes back at once, so that the resident set is what a step holds.
+    memory = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_ARENA_MAX": "1"}
+    finished = subprocess.run(
+        command, env={**os.environ, **memory}, check=True, capture_output=True, text=True
+    )
     return json.loads(finished.stdout.splitlines()[-1])
 
 
