@@ -92,9 +92,16 @@ def headless(tmp_path_factory) -> Iterator[Headless]:
 def wait_for(output: Path, pattern: str) -> None:
     """Wait for a file of that name below an output folder."""
     deadline = time.monotonic() + 300
-    while not any(output.rglob(pattern)):
+    while not _found(output, pattern):
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def _found(output: Path, pattern: str) -> bool:
+    try:
+        return any(output.rglob(pattern))
+    except FileNotFoundError:  # the run has moved a folder while it was looked through
+        return False
 
 
 @pytest.fixture(scope="module")
