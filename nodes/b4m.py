@@ -9,7 +9,8 @@ from comfy_api.latest import io
 from ..training import TrainingSettings
 from .bridge.progress import node_display
 from .bridge.train_b4m import B4MRequest, train_b4m
-from .bridge.types import LARGEST_SEED, HalfType, TrainingSettingsType, lines_of, only
+from .bridge.types import HalfType, lines_of, only
+from .inputs import rate_input, seed_input, settings_input
 
 
 class TrainB4M(io.ComfyNode):
@@ -106,24 +107,11 @@ class TrainB4M(io.ComfyNode):
                     max=1024,
                     tooltip="Size of the LoRA. 0 is the default of 64, the released scripts'.",
                 ),
-                io.Float.Input(
+                rate_input(
                     "learning_rate",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=1e-7,
-                    round=1e-8,
-                    tooltip="How far a step goes. 0 is the default of 0.0001, the released "
-                    "scripts'.",
+                    "How far a step goes. 0 is the default of 0.0001, the released scripts'.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=LARGEST_SEED,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Of all noise, noise levels and drawn pictures.",
-                ),
+                seed_input("Of all noise, noise levels and drawn pictures."),
                 io.String.Input(
                     "run_name",
                     default="my_content_and_style",
@@ -145,9 +133,7 @@ class TrainB4M(io.ComfyNode):
                     step=0.01,
                     tooltip="How strongly the style shows; never trains anew.",
                 ),
-                TrainingSettingsType.Input(
-                    "settings", optional=True, tooltip="From Training Settings (Pastiche)."
-                ),
+                settings_input(),
             ],
             outputs=[
                 io.LoraModel.Output(

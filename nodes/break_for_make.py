@@ -14,21 +14,11 @@ from .bridge.make import make_loras
 from .bridge.make_plan import MakeRequest
 from .bridge.progress import node_display
 from .bridge.train_half import train_half
-from .bridge.types import LARGEST_SEED, HalfType, TrainingSettingsType, lines_of, only
+from .bridge.types import LARGEST_SEED, HalfType, lines_of, only
+from .inputs import rate_input, seed_input, settings_input
 
-_RATE: dict[str, Any] = {"default": 0.0, "min": 0.0, "max": 1.0, "step": 1e-7, "round": 1e-8}
+_SEED = "Of all noise, noise levels and drawn pictures; equal seeds give equal results."
 _STRENGTH: dict[str, Any] = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01}
-
-
-def _seed() -> io.Int.Input:
-    return io.Int.Input(
-        "seed",
-        default=0,
-        min=0,
-        max=LARGEST_SEED,
-        control_after_generate=io.ControlAfterGenerate.fixed,
-        tooltip="Of all noise, noise levels and drawn pictures; equal seeds give equal results.",
-    )
 
 
 class TrainHalf(io.ComfyNode):
@@ -103,13 +93,12 @@ class TrainHalf(io.ComfyNode):
                     tooltip="Size of the LoRA. 0 is the default of 64, the released scripts'. "
                     "Halves that are to fit need the same.",
                 ),
-                io.Float.Input(
+                rate_input(
                     "learning_rate",
-                    **_RATE,
-                    tooltip="Of the part that the half owns. 0 is the default of 0.0001, the "
+                    "Of the part that the half owns. 0 is the default of 0.0001, the "
                     "released scripts'.",
                 ),
-                _seed(),
+                seed_input(_SEED),
                 io.String.Input(
                     "run_name",
                     default="my_half",
@@ -166,9 +155,7 @@ class TrainHalf(io.ComfyNode):
                     tooltip="Pictures of your own for auxiliary_prompts, one per line or one line "
                     "for all.",
                 ),
-                TrainingSettingsType.Input(
-                    "settings", optional=True, tooltip="From Training Settings (Pastiche)."
-                ),
+                settings_input(),
             ],
             outputs=[
                 HalfType.Output(display_name="half", tooltip="For Make and Save Half."),
@@ -276,13 +263,11 @@ class Make(io.ComfyNode):
                     "script allows 1000 and keeps every 50th: a few hundred bring the two into "
                     "balance. Needs all inputs below.",
                 ),
-                io.Float.Input(
+                rate_input(
                     "learning_rate",
-                    **_RATE,
-                    tooltip="Of the joint training. 0 is the default of 0.0001, the released "
-                    "script's.",
+                    "Of the joint training. 0 is the default of 0.0001, the released script's.",
                 ),
-                _seed(),
+                seed_input(_SEED),
                 io.String.Input(
                     "run_name",
                     default="my_lora",
@@ -323,9 +308,7 @@ class Make(io.ComfyNode):
                     optional=True,
                     tooltip="The prompt that the style half was trained with.",
                 ),
-                TrainingSettingsType.Input(
-                    "settings", optional=True, tooltip="From Training Settings (Pastiche)."
-                ),
+                settings_input(),
             ],
             outputs=[
                 io.LoraModel.Output(

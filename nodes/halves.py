@@ -13,7 +13,8 @@ from .bridge.half_sheet import SheetRequest, half_sheet
 from .bridge.lora_files import saved_files
 from .bridge.lora_folders import fingerprint, lora_names
 from .bridge.progress import node_display
-from .bridge.types import LARGEST_SEED, HalfType, only
+from .bridge.types import HalfType, only
+from .inputs import seed_input
 
 
 class SaveHalf(io.ComfyNode):
@@ -232,14 +233,7 @@ class HalfSheet(io.ComfyNode):
                     tooltip="Multiplies what each style half owns. Lower it if styles spoil the "
                     "contents.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=LARGEST_SEED,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Of the noise, the same for every picture of the sheet.",
-                ),
+                seed_input("Of the noise, the same for every picture of the sheet."),
                 io.Int.Input(
                     "steps",
                     default=20,

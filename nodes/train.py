@@ -13,7 +13,8 @@ from .bridge.plain_plan import PlainRequest
 from .bridge.progress import node_display
 from .bridge.train_pair import train_pair
 from .bridge.train_plain import train_plain
-from .bridge.types import LARGEST_SEED, TrainingSettingsType, only
+from .bridge.types import only
+from .inputs import rate_input, seed_input, settings_input
 
 
 class TrainPair(io.ComfyNode):
@@ -90,24 +91,12 @@ class TrainPair(io.ComfyNode):
                     "paper), SD1.5 and SD2 (ours), 32 for Flux (the authors' port) and the "
                     "others (ours). Twice the rank must fit the narrowest layer.",
                 ),
-                io.Float.Input(
+                rate_input(
                     "learning_rate",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=1e-7,
-                    round=1e-8,
-                    tooltip="How far a step goes. 0 is the family's default: 0.00001 for SDXL "
+                    "How far a step goes. 0 is the family's default: 0.00001 for SDXL "
                     "(the paper) and Flux (the authors' port), and for the others (ours).",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=LARGEST_SEED,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Of all noise and noise levels; equal seeds give equal results.",
-                ),
+                seed_input("Of all noise and noise levels; equal seeds give equal results."),
                 io.String.Input(
                     "run_name",
                     default="my_style",
@@ -133,9 +122,7 @@ class TrainPair(io.ComfyNode):
                     "sequential takes them one after the other, as the authors' code does, with "
                     "less memory.",
                 ),
-                TrainingSettingsType.Input(
-                    "settings", optional=True, tooltip="From Training Settings (Pastiche)."
-                ),
+                settings_input(),
             ],
             outputs=[
                 io.LoraModel.Output(
@@ -253,24 +240,12 @@ class TrainPlainLora(io.ComfyNode):
                     max=1024,
                     tooltip="Size of the LoRA; alpha is the same. 0 is the default of 16 (ours).",
                 ),
-                io.Float.Input(
+                rate_input(
                     "learning_rate",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=1e-7,
-                    round=1e-8,
-                    tooltip="How far a step goes. 0 is the default of 0.0001, that of diffusers' "
+                    "How far a step goes. 0 is the default of 0.0001, that of diffusers' "
                     "DreamBooth LoRA.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=LARGEST_SEED,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Of all noise and noise levels; equal seeds give equal results.",
-                ),
+                seed_input("Of all noise and noise levels; equal seeds give equal results."),
                 io.String.Input(
                     "run_name",
                     default="my_lora",
@@ -288,9 +263,7 @@ class TrainPlainLora(io.ComfyNode):
                     tooltip="One per picture and of its size: what is white counts. Training "
                     "Settings (Pastiche) says what the rest counts.",
                 ),
-                TrainingSettingsType.Input(
-                    "settings", optional=True, tooltip="From Training Settings (Pastiche)."
-                ),
+                settings_input(),
                 io.Latent.Input(
                     "latents",
                     optional=True,

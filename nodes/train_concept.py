@@ -13,7 +13,8 @@ from .bridge.concept_plan import LEARNT, RELEASED_STOP, ConceptRequest
 from .bridge.concept_words import STARTS
 from .bridge.progress import node_display
 from .bridge.train_concept import train_concept
-from .bridge.types import LARGEST_SEED, ConceptType, TrainingSettingsType, only
+from .bridge.types import ConceptType, only
+from .inputs import rate_input, seed_input, settings_input
 
 
 class TrainConcept(io.ComfyNode):
@@ -93,44 +94,23 @@ class TrainConcept(io.ComfyNode):
                     max=1024,
                     tooltip="Size of the LoRA; 4 is the paper's. Alpha is the same.",
                 ),
-                io.Float.Input(
+                rate_input(
                     "word_rate",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=1e-7,
-                    round=1e-8,
-                    tooltip="How far a step moves the word, as a learning rate for CLIP-L; in text "
+                    "How far a step moves the word, as a learning rate for CLIP-L; in text "
                     "encoders with longer rows steps are as much longer. 0 is the paper's 0.001.",
                 ),
-                io.Float.Input(
+                rate_input(
                     "text_rate",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=1e-7,
-                    round=1e-8,
-                    tooltip="How far a step moves the LoRA in the text encoder, CLIP-L and CLIP-G. "
+                    "How far a step moves the LoRA in the text encoder, CLIP-L and CLIP-G. "
                     "0 is the paper's 0.00001.",
                 ),
-                io.Float.Input(
+                rate_input(
                     "learning_rate",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=1e-7,
-                    round=1e-8,
-                    tooltip="How far a step moves the LoRA in the denoiser. 0 is the paper's "
-                    "0.0001.",
+                    "How far a step moves the LoRA in the denoiser. 0 is the paper's 0.0001.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=LARGEST_SEED,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Of all noise, noise levels and captions; equal seeds give equal "
-                    "results. Words are learnt with some luck: try another where one fails.",
+                seed_input(
+                    "Of all noise, noise levels and captions; equal seeds give equal "
+                    "results. Words are learnt with some luck: try another where one fails."
                 ),
                 io.String.Input(
                     "run_name",
@@ -143,9 +123,7 @@ class TrainConcept(io.ComfyNode):
                     tooltip="One per picture and of its size: white where the concept is. Only "
                     "that is learnt, and the word's attention is kept to it.",
                 ),
-                TrainingSettingsType.Input(
-                    "settings", optional=True, tooltip="From Training Settings (Pastiche)."
-                ),
+                settings_input(),
                 io.Combo.Input(
                     "templates",
                     options=list(TEMPLATES),
