@@ -7,10 +7,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..training import TrainingSettings
+from .bridge.inputs import rate_input, seed_input, settings_input
 from .bridge.progress import node_display
 from .bridge.train_b4m import B4MRequest, train_b4m
 from .bridge.types import HalfType, lines_of, only
-from .inputs import rate_input, seed_input, settings_input
 
 
 class TrainB4M(io.ComfyNode):

@@ -10,12 +10,12 @@ from ..training import LoraState, TrainingSettings
 from ..training.recipes.break_for_make import GRADIENTS
 from ..training.settings import OPTIMIZERS
 from .bridge.half_plan import HalfRequest
+from .bridge.inputs import rate_input, seed_input, settings_input
 from .bridge.make import make_loras
 from .bridge.make_plan import MakeRequest
 from .bridge.progress import node_display
 from .bridge.train_half import train_half
 from .bridge.types import LARGEST_SEED, HalfType, lines_of, only
-from .inputs import rate_input, seed_input, settings_input
 
 _SEED = "Of all noise, noise levels and drawn pictures; equal seeds give equal results."
 _STRENGTH: dict[str, Any] = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01}

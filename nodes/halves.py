@@ -10,11 +10,11 @@ from ..training.lora_file import PRECISIONS
 from .bridge.drawing import SAMPLERS, SCHEDULERS, Sampling
 from .bridge.half_files import OWNER_CHOICES, ROLE_CHOICES, load_half, save_half
 from .bridge.half_sheet import SheetRequest, half_sheet
+from .bridge.inputs import seed_input
 from .bridge.lora_files import saved_files
 from .bridge.lora_folders import fingerprint, lora_names
 from .bridge.progress import node_display
 from .bridge.types import HalfType, only
-from .inputs import seed_input
 
 
 class SaveHalf(io.ComfyNode):

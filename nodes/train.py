@@ -8,13 +8,13 @@ from comfy_api.latest import io
 
 from ..training import TrainingSettings
 from ..training.config import PACKINGS
+from .bridge.inputs import rate_input, seed_input, settings_input
 from .bridge.pair_plan import PairRequest
 from .bridge.plain_plan import PlainRequest
 from .bridge.progress import node_display
 from .bridge.train_pair import train_pair
 from .bridge.train_plain import train_plain
 from .bridge.types import only
-from .inputs import rate_input, seed_input, settings_input
 
 
 class TrainPair(io.ComfyNode):

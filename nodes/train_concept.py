@@ -11,10 +11,10 @@ from ..training import TrainingSettings
 from ..training.concept_captions import TEMPLATES
 from .bridge.concept_plan import LEARNT, RELEASED_STOP, ConceptRequest
 from .bridge.concept_words import STARTS
+from .bridge.inputs import rate_input, seed_input, settings_input
 from .bridge.progress import node_display
 from .bridge.train_concept import train_concept
 from .bridge.types import ConceptType, only
-from .inputs import rate_input, seed_input, settings_input
 
 
 class TrainConcept(io.ComfyNode):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .bridge.types import LARGEST_SEED, TrainingSettingsType
+from .types import LARGEST_SEED, TrainingSettingsType
 
 
 def seed_input(tooltip: str) -> io.Int.Input:
