@@ -10,9 +10,8 @@ Writes ``benchmarks/results/b4m.md`` and ``b4m.json``.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,11 +61,12 @@ class Study:
     def __init__(self, opened: Any, options: argparse.Namespace) -> None:
         from b4m_study.arms import BUDGET
         from environment import cache_folder
+        from pair_study.kept import Kept
 
         self.base, self.judge, self.options = opened.base, opened.judge, options
         self.base_digest, self.budget = opened.base_digest, BUDGET
-        self.cache = cache_folder() / "b4m_study"
-        self.cache.mkdir(exist_ok=True)
+        rests = [self.base_digest, self.judge.hash, asdict(self.budget)]
+        self.kept = Kept(cache_folder() / "b4m_study", rests)
 
     def facts(self) -> dict:
         """What the result rests on."""
@@ -129,14 +129,3 @@ class Study:
         both = np.array(flags)[:, :2].all(axis=1).mean()
         print(f"{line}: {np.mean(flags, axis=0).round(2)}, both {both:.2f}", flush=True)
         return [[bool(flag) for flag in row] for row in flags]
-
-    def kept(self, place: list, make: Callable[[], Any]) -> Any:
-        """What ``make`` gives, from the cache where it was made before."""
-        rests = [self.base_digest, self.judge.hash, asdict(self.budget), *place]
-        digest = hashlib.sha256(json.dumps(rests).encode()).hexdigest()[:16]
-        path = self.cache / f"{str(place[0]).split(',')[0].replace(' ', '_')}-{digest}.json"
-        if not path.exists():
-            temporary = path.with_suffix(".part")
-            temporary.write_text(json.dumps(make()), encoding="utf-8")
-            temporary.replace(path)
-        return json.loads(path.read_text(encoding="utf-8"))

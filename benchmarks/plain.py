@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,15 @@ class Study:
 
     def __init__(self, opened: Any, options: argparse.Namespace) -> None:
         from environment import cache_folder
-        from plain_study.arms import RATES, SCHEDULE
+        from pair_study.kept import Kept
+        from plain_study.arms import RANK, RATES, SCHEDULE, pictures
 
         self.base, self.judge, self.options = opened.base, opened.judge, options
         self.base_digest, self.rates = opened.base_digest, RATES
         self.courses = {"pack": [SCHEDULE]}
-        self.cache = cache_folder() / "plain_study"
-        self.cache.mkdir(exist_ok=True)
+        shown = hashlib.sha256(b"".join(p.numpy().tobytes() for p in pictures()[0])).hexdigest()
+        rests = [self.base_digest, self.judge.hash, shown, options.steps, RANK]
+        self.kept = Kept(cache_folder() / "plain_study", rests)
 
     def facts(self) -> dict:
         """What the result rests on."""
@@ -91,7 +93,7 @@ class Study:
             flags = [
                 self._flags(arm, rate, seed, options.pictures, NEW_PROMPTS * seed) for seed in seeds
             ]
-            cost = self._kept(
+            cost = self.kept(
                 ["cost", arm, options.cost_steps, options.threads],
                 lambda arm=arm: measured(arm, options.cost_steps, options.threads),
             )
@@ -134,7 +136,7 @@ class Study:
             return flags
 
         course = self.courses.get(arm, ())
-        return self._kept(["flags", arm, rate, seed, count, first, *course], drawn)
+        return self.kept(["flags", arm, rate, seed, count, first, *course], drawn)
 
     def _prompts(self, arm: str | None, count: int, first: int) -> list:
         """Scenes in colours and on backgrounds that no training picture has."""
@@ -159,27 +161,9 @@ class Study:
         how = PlainTraining(self.options.steps, rate, seed)
         if arm == "pack":
             return LEARN[arm](self.base, how)  # kept by the pack's own run folder
-        path = self._path(["lora", arm, rate, seed]).with_suffix(".safetensors")
+        path = self.kept.path(["lora", arm, rate, seed]).with_suffix(".safetensors")
         if not path.exists():
             temporary = path.with_suffix(".part")
             save_file(dict(LEARN[arm](self.base, how)), temporary)
             temporary.replace(path)
         return load_file(path)
-
-    def _path(self, place: list) -> Path:
-        """Where something lies that follows from ``place`` and what the study rests on."""
-        from plain_study.arms import RANK, pictures
-
-        shown = hashlib.sha256(b"".join(p.numpy().tobytes() for p in pictures()[0])).hexdigest()
-        rests = [self.base_digest, self.judge.hash, shown, self.options.steps, RANK, *place]
-        digest = hashlib.sha256(json.dumps(rests).encode()).hexdigest()[:16]
-        return self.cache / f"{place[0]}-{digest}.json"
-
-    def _kept(self, place: list, make: Callable[[], Any]) -> Any:
-        """What ``make`` gives, from the cache where it was made before."""
-        path = self._path(place)
-        if not path.exists():
-            temporary = path.with_suffix(".part")
-            temporary.write_text(json.dumps(make()), encoding="utf-8")
-            temporary.replace(path)
-        return json.loads(path.read_text(encoding="utf-8"))

@@ -54,6 +54,7 @@ class Budget:
         rank: Of halves and made LoRAs.
         half_rate: Learning rate of a half.
         make_rate: Learning rate of the fine-tune.
+        adamw_rate: Of the fine-tune without the preconditioner, searched for by itself.
         plain_rank: Of the ordinary LoRAs: about as many learnt numbers as the halves have.
         plain_rate: Learning rate of the ordinary LoRAs.
     """
@@ -64,6 +65,7 @@ class Budget:
     rank: int
     half_rate: float
     make_rate: float
+    adamw_rate: float
     plain_rank: int
     plain_rate: float
 
@@ -80,6 +82,7 @@ BUDGET = Budget(
     rank=64,
     half_rate=3e-3,
     make_rate=3e-3,
+    adamw_rate=1e-3,
     plain_rank=32,
     plain_rate=1e-3,
 )
@@ -148,9 +151,13 @@ def half(cell: Cell, role: Role, share: float = 1.0, **how: Any) -> LoraState:
     return cell.made[key]
 
 
-def make(cell: Cell, content: LoraState, style: LoraState, **how: Any) -> LoraState:
+def make(
+    cell: Cell, content: LoraState, style: LoraState, optimizer: str = "Scaled AdamW", **how: Any
+) -> LoraState:
     """Return the LoRA of two halves after the budget's fine-tune."""
+    scaled = optimizer == "Scaled AdamW"
     values = {
+        "optimizer": optimizer,
         "steps": cell.budget.make,
         "model": cell.base.model,
         "clip": cell.base.clip,
@@ -159,7 +166,7 @@ def make(cell: Cell, content: LoraState, style: LoraState, **how: Any) -> LoraSt
         "content_prompts": [caption(scene) for scene in cell.contents],
         "style_images": _images(cell.styles),
         "style_prompts": [caption(scene) for scene in cell.styles],
-        "learning_rate": cell.budget.make_rate,
+        "learning_rate": cell.budget.make_rate if scaled else cell.budget.adamw_rate,
         "seed": cell.seed,
         "run_name": f"{cell.kind} {cell.style}",
         "settings": SETTINGS,
