@@ -331,6 +331,19 @@ class TrainingSettingsNode(io.ComfyNode):
                     "from taking huge steps, as a share of its mean. 0 takes none; very large "
                     "makes Scaled AdamW AdamW.",
                 ),
+                io.Float.Input(
+                    "text_encoder_rate",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.00001,
+                    round=1e-8,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Trains the text encoder (CLIP-L, CLIP-G) too, at this learning rate: "
+                    "a fifth of the model's is usual. 0 leaves it as it is. The LoRA then needs "
+                    "its CLIP side loaded as well.",
+                ),
             ],
             outputs=[TrainingSettingsType.Output(display_name="settings")],
         )

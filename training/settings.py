@@ -69,6 +69,8 @@ class TrainingSettings:
         preview_prompt: What a preview shows; empty is the trainer's own prompt.
         preview_seed: Of the previews' noise.
         damping: Of the preconditioned optimisers, in each Gram's mean eigenvalue; 0 is none.
+        text_encoder_rate: Learning rate of an adapter in the text encoder, CLIP-L and CLIP-G; 0
+            leaves it as it is.
 
     Raises:
         ValueError: A value is outside its range; the message names field and value.
@@ -104,6 +106,7 @@ class TrainingSettings:
     preview_prompt: str = ""
     preview_seed: int = 0
     damping: float = 0.01
+    text_encoder_rate: float = 0.0
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -128,7 +131,7 @@ class TrainingSettings:
             *(("batch_size", 1), ("accumulation", 1), ("keep_checkpoints", 1)),
             *(("warmup", 0), ("rows_per_pass", 0), ("max_grad_norm", 0.0), ("min_snr_gamma", 0.0)),
             *(("noise_offset", 0.0), ("save_every_steps", 0), ("save_every_minutes", 0.0)),
-            *(("preview_every", 0), ("damping", 0.0)),
+            *(("preview_every", 0), ("damping", 0.0), ("text_encoder_rate", 0.0)),
         ):
             value = getattr(self, name)
             require(value >= least, f"{name} must be at least {least}, got {value}; raise it")

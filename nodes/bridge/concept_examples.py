@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import comfy.model_management
 import comfy.sd
@@ -18,7 +17,7 @@ from .concept_words import WORDS
 from .conditioning import Framing, training_latent
 from .examples import VIEWS, latent_mask
 from .fitted_image import encode
-from .learnt_cond import LearntCond
+from .learnt_cond import LearntCond, lengths, picture_options
 from .plain_data import Picture
 
 
@@ -66,8 +65,8 @@ class Reader:
             bind=bind,
             latent_shape=(1, *latent.shape),
             bindings=apart,
-            lengths=_lengths(prompt.tokens),
-            options={"guidance": 1.0, **(framing.as_options() if framing else {})},
+            lengths=lengths(prompt.tokens),
+            options=picture_options(framing),
             pooled_apart=pooled,
             watched=_places(prompt) if self.watch and apart > 1 else (),
         )
@@ -112,12 +111,6 @@ def concept_examples(
                 [Example(latent, reader.cond(one, latent, framing), counts, empty) for one in texts]
             )
     return found
-
-
-def _lengths(tokens: Tokens) -> tuple[Any, ...]:
-    return tuple(
-        (key, tuple(len(section) for section in sections)) for key, sections in tokens.items()
-    )
 
 
 def _places(prompt: BoundPrompt) -> tuple[int, ...]:

@@ -18,9 +18,9 @@ from .concept_layers import context_layers
 from .concept_words import STARTS, checked_words, encoders_without_lora, require_gradients
 from .families import identify_for_training
 from .fitted_image import single_images
-from .learnt_text import TRAINABLE, TextTraining
 from .plain_data import Picture, pictures_of
 from .run_request import resolved_config
+from .text_training import TRAINABLE, TextTraining
 
 LEARNT = ("words, text encoder and denoiser", "words and denoiser", "words only")
 RELEASED_STOP = 1.45
@@ -43,7 +43,7 @@ class ConceptRequest:
         rank: Of the LoRA.
         word_rate: Learning rate of the words' rows, for CLIP-L; where a vocabulary's rows are longer,
             steps are as much longer.
-        text_rate: Of the LoRA in the text encoder.
+        text_rate: Of the LoRA in the text encoder; 0 is the settings', or the default.
         learning_rate: Of the LoRA in the denoiser.
         seed: Of every draw.
         run_name: Of the run's folder.
@@ -240,7 +240,7 @@ def text_rate_of(request: ConceptRequest, default: float) -> float:
         return 0.0
     untrained = encoders_without_lora(request.clip, TRAINABLE)
     if set(untrained) != set(encoders_without_lora(request.clip, ())):
-        return request.text_rate or default
+        return request.text_rate or request.settings.text_encoder_rate or default
     if request.text_rate:
         raise ValueError(
             f"text_rate is for {' and '.join(TRAINABLE)}, got {request.text_rate:g} for a base "

@@ -65,16 +65,25 @@ class TrainingCond:
         return tuple(sorted((name, _shape(cond.cond)) for name, cond in self.model_conds.items()))
 
 
+def require_clip(clip: CLIP | None) -> None:
+    """Check that there is a text encoder: a checkpoint without one gives none.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if clip is None:
+        raise ValueError(
+            "a text encoder is needed to read the prompt, got none; connect the checkpoint's CLIP"
+        )
+
+
 def encode_prompt(clip: CLIP, text: str) -> Conditioning:
     """Return the CONDITIONING of a prompt, as core's text encode node makes it.
 
     Raises:
         ValueError: There is no text encoder.
     """
-    if clip is None:
-        raise ValueError(
-            "a text encoder is needed to read the prompt, got none; connect the checkpoint's CLIP"
-        )
+    require_clip(clip)
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 

@@ -179,7 +179,8 @@ def open_denoiser(
     Args:
         model: The base; never changed.
         precision: ``auto`` keeps the compute dtype, except that fp16, whose small gradients
-            vanish, becomes bf16 where the device has it and fp32 elsewhere; ``fp32``; ``bf16``.
+            vanish, becomes bf16 where the device has it and fp32 elsewhere; ``fp32``; ``bf16``,
+            in which a text encoder computes too: otherwise it stays in ComfyUI's fp32.
         checkpointing: Recompute each block in backward instead of keeping its activations.
         offload: Keep the base's weights in ordinary memory, on the device only while in use.
             Implies checkpointing: backward would otherwise hold every weight on the device.
@@ -198,7 +199,9 @@ def open_denoiser(
         stack.enter_context(in_training())
         patcher = _plain_patcher(model, family)
         set_compute_dtype(patcher, precision)
-        text = None if clip is None else stack.enter_context(open_text(clip, checkpointing))
+        text = None
+        if clip is not None:
+            text = stack.enter_context(open_text(clip, checkpointing, precision == "bf16"))
         loaded = [patcher, *([text.clip.patcher] if text else [])]
         for one in loaded:
             stack.callback(comfy.model_management.unload_model_and_clones, one, all_devices=True)

@@ -12,22 +12,47 @@ from torch import Tensor
 
 from ...training import Example, TrainingSettings
 from ...training.gates import RowGates
-from .conditioning import Conditioning, Framing, encode_prompt, training_cond, training_latent
+from .conditioning import (
+    Conditioning,
+    Framing,
+    TrainingCond,
+    encode_prompt,
+    training_cond,
+    training_latent,
+)
 from .fitted_image import FittedImage, encode
+from .learnt_cond import LearntCond, Wording
 from .plain_data import Picture
 from .preview import PreviewScene
 
 VIEWS = {"never": (False,), "always": (True,), "random": (False, True)}
 """Whether a picture is mirrored, once for every way that the setting ``flip`` shows it."""
 
+Caption = Conditioning | Wording
+"""A caption encoded once, or to be encoded in every step."""
+
+
+def read_caption(clip: comfy.sd.CLIP, text: str, settings: TrainingSettings) -> Caption:
+    """Return a caption: encoded, unless the text encoder is trained."""
+    return Wording.of(clip, text) if settings.text_encoder_rate else encode_prompt(clip, text)
+
+
+def caption_cond(
+    model: ModelPatcher, caption: Caption, latent: Tensor, framing: Framing | None = None
+) -> TrainingCond | LearntCond:
+    """Return a caption's conditions for one picture ``(channel, ...)``."""
+    if isinstance(caption, Wording):
+        return caption.cond(latent, framing)
+    return training_cond(model, caption, latent, framing)
+
 
 def picture_example(
     model: ModelPatcher,
     vae: comfy.sd.VAE,
     image: FittedImage,
-    text: Conditioning,
+    text: Caption,
     mirrored: bool = False,
-    uncond: Conditioning | None = None,
+    uncond: Caption | None = None,
     mask: Tensor | None = None,
 ) -> Example:
     """Return one picture as a row denoises it.
@@ -74,8 +99,9 @@ def captioned_examples(
         ValueError: All that a mask lets count is cut away.
         RuntimeError: The VAE gives NaN.
     """
-    empty = encode_prompt(clip, "") if settings.caption_dropout else None
-    texts = {text: encode_prompt(clip, text) for text in dict.fromkeys(p.caption for p in pictures)}
+    empty = read_caption(clip, "", settings) if settings.caption_dropout else None
+    captions = dict.fromkeys(picture.caption for picture in pictures)
+    texts = {text: read_caption(clip, text, settings) for text in captions}
     views = VIEWS[settings.flip]
     examples: list[list[Example]] = [[] for _ in views]
     for picture in pictures:
@@ -90,14 +116,14 @@ def captioned_examples(
 def example(
     model: ModelPatcher,
     latent: Tensor,
-    text: Conditioning,
-    uncond: Conditioning | None = None,
+    text: Caption,
+    uncond: Caption | None = None,
     framing: Framing | None = None,
     mask: Tensor | None = None,
 ) -> Example:
     """Return an encoded picture ``(channel, ...)`` with its caption's conditions."""
-    dropped = None if uncond is None else training_cond(model, uncond, latent, framing)
-    return Example(latent, training_cond(model, text, latent, framing), mask, dropped)
+    dropped = None if uncond is None else caption_cond(model, uncond, latent, framing)
+    return Example(latent, caption_cond(model, text, latent, framing), mask, dropped)
 
 
 def latent_mask(mask: Tensor, latent: Tensor) -> Tensor:
@@ -138,6 +164,6 @@ def preview_scene(
     """
     prompt = settings.preview_prompt.strip() or prompts[0]
     cond, uncond = (
-        training_cond(model, encode_prompt(clip, text), latent) for text in (prompt, "")
+        caption_cond(model, read_caption(clip, text, settings), latent) for text in (prompt, "")
     )
     return PreviewScene(vae, cond, uncond, *gates, latent.shape)

@@ -17,12 +17,13 @@ from ...training import Family, TrainingConfig, TrainingSettings
 from ...training.gates import Site
 from ...training.half import HalfFacts
 from .base_digest import clip_digest, content_digest, model_digest, vae_digest
+from .conditioning import require_clip
 from .families import identify_for_training
 from .fitted_image import single_images
 from .half_pictures import half_pictures
 from .plain_data import Picture
 from .run_request import resolved_config
-from .sites import training_sites
+from .text_training import TextTraining, text_training, trained_sites
 
 LONGEST_QUOTE = 80
 """Of a prompt in a message."""
@@ -101,6 +102,7 @@ class HalfPlan:
         pictures: The main ones.
         auxiliary: The auxiliary ones; none where they are to be drawn.
         drawn: Prompts of the auxiliary pictures that are to be drawn.
+        text: The text encoder, where it is trained too.
     """
 
     family: Family
@@ -112,6 +114,7 @@ class HalfPlan:
     pictures: list[Picture]
     auxiliary: list[Picture]
     drawn: list[str]
+    text: TextTraining | None
 
     @property
     def prompts(self) -> list[str]:
@@ -126,9 +129,11 @@ def plan_half(request: HalfRequest) -> HalfPlan:
         ValueError: An input is not what it must be; the message says which and what to do.
     """
     family = identify_for_training(request.model)
+    require_clip(request.clip)
     settings, defaults = request.settings, family.half
     config = resolved_config(request, defaults, timesteps="uniform")
-    sites = training_sites(request.model, settings.targets, settings.target_pattern)
+    text = text_training(request.clip, settings, config)
+    sites = trained_sites(request.model, settings, text)
     _require_room(config.rank, request.start, sites)
     resolution = settings.resolution or family.resolution
     size = (resolution, family.multiple)
@@ -149,6 +154,7 @@ def plan_half(request: HalfRequest) -> HalfPlan:
         pictures=pictures,
         auxiliary=auxiliary,
         drawn=drawn,
+        text=text,
     )
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
+from comfy.sd import CLIP
 from torch import Tensor
 
 from .concept_layers import LAYERS, CONDLayers
 from .concept_prompt import Tokens
-from .conditioning import TrainingCond
+from .conditioning import Framing, TrainingCond
 from .learnt_text import LearntText
 
 
@@ -26,7 +27,7 @@ class LearntCond:
         latent_shape: Of the picture, ``(1, channel, ...)``.
         options: What else the model is told, such as SDXL's sizes.
         bindings: How many ``bind`` makes.
-        lengths: Of the caption's sections by encoder.
+        lengths: Of ``lengths``: captions of one forward have the same.
         pooled_apart: Whether the last one is none of the layers', but what the pooled vector and
             the ordinary context are made of.
         watched: Places of the learnt words among the context's tokens.
@@ -49,6 +50,54 @@ class LearntCond:
     def shape_key(self) -> Hashable:
         """Return a key that is equal for conditions that fit into one forward."""
         return ("learnt", self.bindings, self.lengths, len(self.watched), self.latent_shape)
+
+
+@dataclass(frozen=True)
+class Wording:
+    """A caption for a text encoder that is trained: its tokens, no conditioning yet.
+
+    Args:
+        tokens: As ComfyUI's tokenizers give them.
+    """
+
+    tokens: Tokens
+
+    @classmethod
+    def of(cls, clip: CLIP, text: str) -> Wording:
+        """Return the wording of a text; the CLIP is never changed."""
+        return cls(clip.tokenize(text))
+
+    def cond(self, latent: Tensor, framing: Framing | None = None) -> LearntCond:
+        """Return the caption of one picture, to be encoded in every step.
+
+        Args:
+            latent: ``(channel, ...)``; only its shape is read.
+            framing: True size and crop for SDXL; others ignore it.
+        """
+        return LearntCond(
+            bind=lambda learnt: [self.tokens],
+            latent_shape=(1, *latent.shape),
+            bindings=1,
+            lengths=lengths(self.tokens),
+            options=picture_options(framing),
+        )
+
+
+def lengths(tokens: Tokens) -> Hashable:
+    """Return what two captions have alike that a text encoder reads in one batch."""
+    return tuple(
+        (
+            key,
+            any(weight != 1.0 for section in sections for _, weight in section),
+            *(len(section) for section in sections),
+        )
+        for key, sections in tokens.items()
+    )
+
+
+def picture_options(framing: Framing | None) -> dict[str, Any]:
+    """Return what the model is told of a picture; Flux's distilled guidance is 1, so unguided."""
+    return {"guidance": 1.0, **(framing.as_options() if framing else {})}
 
 
 def learnt_conds(

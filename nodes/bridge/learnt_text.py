@@ -1,37 +1,18 @@
-"""A CLIP that gradients flow through, many prompts at once, and its layers that can be trained."""
+"""A CLIP that gradients flow through, many prompts at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import comfy.lora
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy.sd1_clip import SDClipModel, gen_empty_tokens
 
-from ...training.gates import Site
 from .block_checkpoints import in_place_layers
 from .concept_prompt import TOKENS_OF, Tokens
-
-TRAINABLE = ("clip_l", "clip_g")
-"""Text encoders whose layers can be trained."""
-
-
-@dataclass(frozen=True)
-class TextTraining:
-    """A text encoder that takes part in a training.
-
-    Args:
-        clip: Never changed.
-        rate: What multiplies the learning rate of its layers; 0 leaves them as they are.
-    """
-
-    clip: CLIP
-    rate: float
 
 
 class LearntText:
@@ -40,10 +21,11 @@ class LearntText:
     Args:
         clip: A clone over ordinary tensors; ``open_text`` makes one.
         device: Where it computes.
+        half: Whether its products are computed in bf16, as the base's are, rather than in fp32.
     """
 
-    def __init__(self, clip: CLIP, device: torch.device):
-        self.clip, self.device = clip, device
+    def __init__(self, clip: CLIP, device: torch.device, half: bool = False):
+        self.clip, self.device, self._half = clip, device, half
 
     def encode(self, prompts: Sequence[Sequence[Tokens]]) -> list[list[tuple[Any, ...]]]:
         """Return what the model's own ``encode_token_weights`` gives, for each row and binding.
@@ -61,6 +43,8 @@ class LearntText:
         model.set_clip_options({"execution_device": self.device})
         try:
             with ExitStack() as stack:
+                if self._half:
+                    stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
                 for name, encoder in encoders_of(model).items():
                     found = _encoded(
                         encoder, [_sections(encoder, t, name) for r in prompts for t in r]
@@ -116,7 +100,7 @@ def _answering(encoder: SDClipModel, answers: Sequence[tuple[Any, ...]]) -> Iter
 
 
 @contextmanager
-def open_text(clip: CLIP, recompute: bool) -> Iterator[LearntText]:
+def open_text(clip: CLIP, recompute: bool, half: bool = False) -> Iterator[LearntText]:
     """Yield a CLIP as gradients can flow through it, not loaded yet; restored at the end.
 
     Residuals are added out of place, which backward needs, and layers are recomputed in backward
@@ -125,6 +109,7 @@ def open_text(clip: CLIP, recompute: bool) -> Iterator[LearntText]:
     Args:
         clip: Never changed.
         recompute: Whether layers are recomputed whatever their weights.
+        half: Of ``LearntText``.
 
     Raises:
         RuntimeError: It can't be loaded a second time, which dynamic VRAM would need.
@@ -137,7 +122,7 @@ def open_text(clip: CLIP, recompute: bool) -> Iterator[LearntText]:
         layer for encoder in encoders_of(patcher.model).values() for layer in layers_of(encoder)
     ]
     with in_place_layers(layers, recompute):
-        yield LearntText(live, torch.device(patcher.load_device))
+        yield LearntText(live, torch.device(patcher.load_device), half)
 
 
 def casts_weights(model: torch.nn.Module) -> bool:
@@ -164,38 +149,3 @@ def layers_of(encoder: SDClipModel) -> list[torch.nn.Module]:
     if text_model is not None:
         return list(text_model.encoder.layers)
     return list(encoder.transformer.encoder.block)
-
-
-def text_sites(clip: CLIP, rate: float) -> dict[str, Site]:
-    """Return the attention layers of CLIP-L and CLIP-G by the name they get in a LoRA file.
-
-    Raises:
-        ValueError: The CLIP holds neither of the two.
-    """
-    model = clip.cond_stage_model
-    trainable = [name for name in encoders_of(model) if name in TRAINABLE]
-    if not trainable:
-        held = ", ".join(encoders_of(model)) or type(model).__name__
-        raise ValueError(
-            f"a text encoder that is trained must be {' or '.join(TRAINABLE)}, got {held}; set the "
-            "text encoder's learning rate to 0 or connect another CLIP"
-        )
-    names = _file_names(model)
-    return {
-        names[path]: Site(module, tuple(module.weight.shape), rate=rate)
-        for path, module in model.named_modules()
-        if path.partition(".")[0] in trainable
-        and path.rpartition(".")[2] in ("q_proj", "k_proj", "v_proj", "out_proj")
-    }
-
-
-def _file_names(model: torch.nn.Module) -> dict[str, str]:
-    """Return a layer's name in a file by its path: kohya's where there is one."""
-    names: dict[str, str] = {}
-    both = {"clip_l", "clip_g"} <= encoders_of(model).keys()
-    kohya = ("lora_te1_", "lora_te2_") if both else ("lora_te_",)
-    for name, key in comfy.lora.model_lora_keys_clip(model, {}).items():
-        path = key.removesuffix(".weight")
-        if name.startswith(kohya) or path not in names:
-            names[path] = name
-    return names

@@ -72,6 +72,7 @@ def make_loras(request: MakeRequest, share: Share | None = None) -> MakeResult:
             },
             described={"family": plan.family.name},
             share=share,
+            text=plan.text,
         )
     )
     trained = outcome.run.loras[LORA]

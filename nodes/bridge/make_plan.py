@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...lora_ops import LowRank
 from ...lora_ops.halves import Part
+from ...lora_ops.keys import changes_text_encoder
 from ...training import Family, LoraState, TrainingConfig, TrainingSettings, metadata_of
 from ...training.half import check_fit
 from ...training.lora_metadata import family_of
@@ -22,6 +23,7 @@ from .half_pictures import half_pictures
 from .plain_data import Picture
 from .run_request import resolved_config
 from .sites import training_sites
+from .text_training import TextTraining, text_sites, text_training
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class MakePlan:
         joined: The halves as one, by layer name.
         contents: The content's pictures.
         styles: The style's pictures.
+        text: The text encoder, where the halves have layers of it.
     """
 
     family: Family
@@ -92,6 +95,7 @@ class MakePlan:
     joined: Mapping[str, LowRank]
     contents: list[Picture]
     styles: list[Picture]
+    text: TextTraining | None
 
 
 @dataclass(frozen=True)
@@ -132,16 +136,15 @@ def plan_make(request: MakeRequest, joined: Mapping[str, LowRank]) -> MakePlan:
     family = identify_for_training(request.model)
     _require_family(request, family)
     rank = next(iter(joined.values())).rank
-    settings = replace(
-        _on_layers(request.model, request.settings, joined), optimizer=request.optimizer
-    )
+    settings = replace(_on_layers(request, joined), optimizer=request.optimizer)
     asked = _Asked(
         request.model, request.steps, rank, request.learning_rate, request.seed, settings
     )
     resolution = settings.resolution or family.resolution
+    config = resolved_config(asked, family.half)
     return MakePlan(
         family=family,
-        config=resolved_config(asked, family.half),
+        config=config,
         settings=settings,
         resolution=resolution,
         content_owns=check_fit(request.contents[0], request.styles[0]),
@@ -150,6 +153,7 @@ def plan_make(request: MakeRequest, joined: Mapping[str, LowRank]) -> MakePlan:
             "content", request.content_images, request.content_prompts, resolution, family
         ),
         styles=_pictures("style", request.style_images, request.style_prompts, resolution, family),
+        text=text_training(request.clip, settings, config),
     )
 
 
@@ -207,16 +211,16 @@ def _require_family(request: MakeRequest, family: Family) -> None:
         )
 
 
-def _on_layers(
-    model: ModelPatcher, settings: TrainingSettings, joined: Mapping[str, LowRank]
-) -> TrainingSettings:
+def _on_layers(request: MakeRequest, joined: Mapping[str, LowRank]) -> TrainingSettings:
     """Return the settings with the target layers that the halves have.
 
     Raises:
-        ValueError: The model has not all of these layers in these shapes.
+        ValueError: The base has not all of these layers in these shapes, or the settings train the
+            text encoder where the halves leave it, or the other way round.
     """
-    by_targets = {targets: training_sites(model, targets) for targets in TARGETS}
-    offered = {name: site for sites in by_targets.values() for name, site in sites.items()}
+    text = text_sites(request.clip, 1.0) if _require_text_alike(request, joined) else {}
+    by_targets = {targets: training_sites(request.model, targets) for targets in TARGETS}
+    offered = {name: site for sites in by_targets.values() for name, site in sites.items()} | text
     missing = sorted(
         name
         for name, factors in joined.items()
@@ -227,7 +231,25 @@ def _on_layers(
             f"the halves must fit the model, got {len(missing)} of {len(joined)} layers that it "
             f"lacks or has in another shape, such as {missing[0]}; choose halves of this base"
         )
+    layers = joined.keys() - text.keys()
     for targets, sites in by_targets.items():
-        if sites.keys() == joined.keys():
-            return replace(settings, targets=targets, target_pattern="")
-    return replace(settings, target_pattern=" ".join(sorted(joined)))
+        if sites.keys() == layers:
+            return replace(request.settings, targets=targets, target_pattern="")
+    return replace(request.settings, target_pattern=" ".join(sorted(layers)))
+
+
+def _require_text_alike(request: MakeRequest, joined: Mapping[str, LowRank]) -> bool:
+    """Return whether the halves have layers of the text encoder, as the settings must say too."""
+    rate = request.settings.text_encoder_rate
+    held = any(changes_text_encoder(layer) for layer in joined)
+    if held and not rate:
+        raise ValueError(
+            "the fine-tune must train what the halves have, got halves with layers of the text "
+            "encoder and text_encoder_rate 0; set it in Training Settings as for the halves"
+        )
+    if rate and not held:
+        raise ValueError(
+            "the fine-tune must train what the halves have, got halves without layers of the text "
+            f"encoder and text_encoder_rate {rate:g}; set it to 0 in Training Settings"
+        )
+    return held

@@ -12,8 +12,8 @@ from comfy.model_patcher import ModelPatcher
 
 from ...training import Recipe, TrainingConfig, TrainingSettings
 from ...training.memory import MemoryNeed
-from .learnt_text import TextTraining
 from .rehearsal import rehearse
+from .text_training import TextTraining
 
 _GB = 1024**3
 # The forecast is right within a fifth; beyond this a run is bound to fail.

@@ -13,11 +13,12 @@ from torch import Tensor
 from ...training import Family, TrainingConfig, TrainingSettings
 from ...training.gates import Site
 from .base_digest import clip_digest, content_digest, model_digest, vae_digest
+from .conditioning import require_clip
 from .families import identify_for_training
 from .fitted_image import single_images
 from .pair_images import FittedPair, fit_pairs
 from .run_request import resolved_config
-from .sites import training_sites
+from .text_training import TextTraining, text_training, trained_sites
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class PairPlan:
         pairs: Every pair on its frame.
         content_prompts: One per pair.
         style_words: What follows a content prompt to name the style.
+        text: The text encoder, where it is trained too.
     """
 
     family: Family
@@ -63,6 +65,7 @@ class PairPlan:
     pairs: list[FittedPair]
     content_prompts: list[str]
     style_words: str
+    text: TextTraining | None
 
     @property
     def style_prompts(self) -> list[str]:
@@ -77,6 +80,7 @@ def plan_pair(request: PairRequest) -> PairPlan:
         ValueError: An input is not what it must be; the message says which and what to do.
     """
     family = identify_for_training(request.model)
+    require_clip(request.clip)
     settings, defaults = request.settings, family.pair
     config = resolved_config(request, defaults, packing=request.packing)
     style_start_step = round(request.style_start * config.steps)
@@ -91,13 +95,12 @@ def plan_pair(request: PairRequest) -> PairPlan:
             "style_words must name the style, got an empty text; "
             'write for example "in digital art style"'
         )
-    _require_narrow(
-        config.rank, training_sites(request.model, settings.targets, settings.target_pattern)
-    )
+    text = text_training(request.clip, settings, config)
+    _require_narrow(config.rank, trained_sites(request.model, settings, text))
     resolution = settings.resolution or family.resolution
     pairs = fit_pairs(request.before, request.after, resolution, family.multiple)
     prompts = _prompts(request.content_prompts, len(pairs))
-    return PairPlan(family, config, style_start_step, resolution, pairs, prompts, words)
+    return PairPlan(family, config, style_start_step, resolution, pairs, prompts, words, text)
 
 
 def run_pieces(request: PairRequest, plan: PairPlan) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...training import Family, TrainingConfig, TrainingSettings
 from .base_digest import clip_digest, content_digest, model_digest, vae_digest
-from .conditioning import Conditioning
+from .conditioning import Conditioning, require_clip
 from .families import identify_for_training
 from .fitted_image import single_images
 from .plain_data import EncodedPicture, Picture, encoded_pictures, pictures_of
@@ -79,6 +79,8 @@ def plan_plain(request: PlainRequest) -> PlainPlan:
     _require_one_source(request)
     resolution = settings.resolution or defaults.resolution
     pictures, encoded = [], []
+    if not request.latents or settings.caption_dropout:
+        require_clip(request.clip)
     if request.latents:
         encoded = encoded_pictures(request.model, request.latents, request.conditioning)
     else:
@@ -110,6 +112,12 @@ def _require_one_source(request: PlainRequest) -> None:
     if request.latents and request.masks:
         raise ValueError(
             "masks belong to images, got masks with latents; connect the images instead"
+        )
+    if request.latents and request.settings.text_encoder_rate:
+        raise ValueError(
+            "a text encoder is trained on captions, got conditioning that is encoded already and "
+            f"text_encoder_rate {request.settings.text_encoder_rate:g}; set it to 0 in Training "
+            "Settings or connect the images instead"
         )
     if request.latents and request.settings.flip != "never":
         raise ValueError(

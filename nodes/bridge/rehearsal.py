@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -27,8 +28,8 @@ from .block_checkpoints import (
 )
 from .denoiser import ComfyDenoiser, in_training, keeps_casts, set_compute_dtype
 from .families import identify
-from .learnt_text import LearntText, TextTraining, casts_weights, encoders_of, layers_of, text_sites
-from .sites import training_sites
+from .learnt_text import LearntText, casts_weights, encoders_of, layers_of
+from .text_training import TextTraining, trained_sites
 
 _STEPS_LOOKED_AT = 32
 # What torch's kernels and its allocator keep beside any tensor.
@@ -74,11 +75,11 @@ def rehearse(
         denoiser = ComfyDenoiser(patcher, text=encoder)
         rows = _largest_pack(denoiser, recipe, config)
         known = [*patcher.model.parameters(), *patcher.model.buffers()]
-        sites = training_sites(patcher, settings.targets, settings.target_pattern)
         if text is not None and encoder is not None:
             held = encoder.clip.cond_stage_model
             known += [*held.parameters(), *held.buffers()]
-            sites |= text_sites(encoder.clip, text.rate) if text.rate else {}
+            text = replace(text, clip=encoder.clip)
+        sites = trained_sites(patcher, settings, text)
         live = stack.enter_context(LiveBytes(known))
         session = Session(denoiser, sites, recipe, config)
         adapters, live.peak = live.live, live.live

@@ -67,6 +67,7 @@ def train_half(request: HalfRequest, share: Share | None = None) -> HalfResult:
             loras=lambda trained, facts, identity: _loras(request, plan, trained, identity),
             described={"family": plan.family.name, "prompts": plan.prompts},
             share=share,
+            text=plan.text,
         )
     )
     run = outcome.run

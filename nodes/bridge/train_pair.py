@@ -11,8 +11,7 @@ from torch import Tensor
 from ...training import Example, Gate, LoraState
 from ...training.recipes import Pair
 from ...training.recipes.pair import STYLE
-from .conditioning import encode_prompt
-from .examples import VIEWS, picture_example, preview_scene
+from .examples import VIEWS, picture_example, preview_scene, read_caption
 from .fitted_image import FittedImage
 from .pair_images import side_by_side
 from .pair_plan import PairPlan, PairRequest, plan_pair, run_pieces
@@ -65,6 +64,7 @@ def train_pair(request: PairRequest) -> PairResult:
                 "family": plan.family.name,
                 "pictures": [pair.note for pair in plan.pairs],
             },
+            text=plan.text,
         )
     )
     run = outcome.run
@@ -99,9 +99,10 @@ def _preview(request: PairRequest, plan: PairPlan, after: Example) -> PreviewSce
 
 def _examples(request: PairRequest, plan: PairPlan) -> list[list[tuple[Example, Example]]]:
     """Return all pairs encoded, once for every way they are mirrored."""
+    clip, settings = request.clip, request.settings
     prompts = dict.fromkeys((*plan.content_prompts, *plan.style_prompts))
-    texts = {prompt: encode_prompt(request.clip, prompt) for prompt in prompts}
-    empty = encode_prompt(request.clip, "") if request.settings.caption_dropout else None
+    texts = {prompt: read_caption(clip, prompt, settings) for prompt in prompts}
+    empty = read_caption(clip, "", settings) if settings.caption_dropout else None
     triples = list(zip(plan.pairs, plan.content_prompts, plan.style_prompts, strict=True))
 
     def example(image: FittedImage, prompt: str, mirrored: bool) -> Example:
@@ -114,5 +115,5 @@ def _examples(request: PairRequest, plan: PairPlan) -> list[list[tuple[Example, 
             (example(pair.before, content, mirrored), example(pair.after, style, mirrored))
             for pair, content, style in triples
         ]
-        for mirrored in VIEWS[request.settings.flip]
+        for mirrored in VIEWS[settings.flip]
     ]

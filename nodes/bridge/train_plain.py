@@ -12,11 +12,12 @@ from ...training.recipes import Single
 from ...training.recipes.single import LORA
 from ...training.run_store import StoredRun
 from .buckets import counted
-from .conditioning import encode_prompt, training_latent
-from .examples import captioned_examples, example, preview_scene
+from .conditioning import training_latent
+from .examples import captioned_examples, example, preview_scene, read_caption
 from .plain_plan import PlainPlan, PlainRequest, plan_plain, run_pieces
 from .run_report import shared_metadata, values_line, warnings
 from .runs import as_metadata
+from .text_training import text_training
 from .training_run import Prepared, TrainingJob, run_training
 
 SHOWN_PICTURES = 4
@@ -63,6 +64,7 @@ def train_plain(request: PlainRequest) -> PlainResult:
             prepare=lambda facts: _prepare(request, plan),
             loras=lambda trained, facts, identity: _loras(request, plan, trained, identity),
             described={"family": plan.family.name, "pictures": _picture_lines(request, plan)},
+            text=text_training(request.clip, request.settings, plan.config),
         )
     )
     run = outcome.run
@@ -95,7 +97,8 @@ def _examples(request: PlainRequest, plan: PlainPlan) -> list[list[Example]]:
         return captioned_examples(
             *(request.model, request.clip, request.vae, plan.pictures, request.settings)
         )
-    empty = encode_prompt(request.clip, "") if request.settings.caption_dropout else None
+    settings = request.settings
+    empty = read_caption(request.clip, "", settings) if settings.caption_dropout else None
     return [
         [
             example(

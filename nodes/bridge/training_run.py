@@ -19,13 +19,12 @@ from ...training.progress import Callback, Event
 from ...training.run_folder import RunFolder, StartingPoint
 from ...training.run_store import StoredRun, checked_run_name, require_space, run_id, save_run
 from .denoiser import open_denoiser
-from .learnt_text import TextTraining, text_sites
 from .live import LivePanel
 from .memory import check_memory, with_preset
 from .preview import Previews, PreviewScene
 from .progress import Share, progress_bar
 from .runs import keep, runs_root
-from .sites import training_sites
+from .text_training import TextTraining, trained_sites
 
 
 @dataclass(frozen=True)
@@ -83,15 +82,8 @@ class TrainingJob:
             model: The base, as it is loaded.
             clip: The text encoder, as it is loaded.
         """
-        sites = {
-            name: replace(site, rate=self.denoiser_rate)
-            for name, site in training_sites(
-                model, self.settings.targets, self.settings.target_pattern
-            ).items()
-        }
-        if self.text is not None and clip is not None and self.text.rate:
-            sites |= text_sites(clip, self.text.rate)
-        return sites
+        text = replace(self.text, clip=clip) if self.text and clip else None
+        return trained_sites(model, self.settings, text, self.denoiser_rate)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pack.nodes.bridge.concept_examples import Reader
 from pack.nodes.bridge.concept_layers import LAYERS, context_layers
 from pack.nodes.bridge.concept_prompt import PROMPT, encode_concept_prompt
 from pack.nodes.bridge.denoiser import open_denoiser
-from pack.nodes.bridge.learnt_text import text_sites
+from pack.nodes.bridge.text_training import text_sites
 from pack.training.adapters import new_adapter
 from pack.training.concept import TEXT_WIDTHS, Concept
 from pack.training.gates import Gate, GatedAdapters
