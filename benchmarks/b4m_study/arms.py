@@ -84,7 +84,7 @@ BUDGET = Budget(
     make_rate=3e-3,
     adamw_rate=1e-3,
     plain_rank=32,
-    plain_rate=1e-3,
+    plain_rate=5e-4,
 )
 
 

@@ -42,7 +42,19 @@ def train_all_stages(output: Path) -> str:
     return text
 
 
-TRAINERS = {"pair": train, "b4m": train_all_stages}
+def train_words(output: Path) -> str:
+    """Train a concept, or go on there, and return the node's text."""
+    import folder_paths
+    from pack.training import TrainingSettings
+    from training_concepts import queue
+
+    folder_paths.output_directory = str(output)
+    settings = TrainingSettings(save_every_steps=1, ema_decay=0.9)
+    (text,) = queue("sd15", steps=STEPS, run_name="killed", settings=settings).ui["text"]
+    return text
+
+
+TRAINERS = {"pair": train, "b4m": train_all_stages, "concept": train_words}
 
 
 def _say(text: str) -> None:

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +10,6 @@ from pathlib import Path
 
 import comfy.model_management
 import folder_paths
-import killed_run
 import pytest
 import torch
 from half_inputs import b4m, half, make, tuning
@@ -21,7 +18,7 @@ from pack.training import TrainingSettings
 from pack.training.settings import OPTIMIZERS
 from pair_inputs import picture, progress
 from resume_case import CANCEL, left_behind, next_picture
-from test_kill import wait_for
+from test_kill import Headless, wait_for
 from tiny import restore_shared, tiny
 
 Finished = dict[str, object]
@@ -161,49 +158,23 @@ def test_stop_and_keep_finishes_a_stage_and_goes_on_with_the_next(output):
     assert len(result[3]["loss"]) == 7
 
 
-def headless(base: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, killed_run.__file__, str(base), "b4m"],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def answered(process: subprocess.Popen, word: str) -> int:
-    for line in process.stdout:
-        if line.startswith(f"{word} "):
-            return int(line.split()[1])
-    raise RuntimeError("the headless process must not end")
-
-
 @pytest.mark.skipif(os.name == "nt", reason="Windows has neither fork nor SIGKILL")
 def test_all_stages_killed_in_the_middle_end_with_the_same_bytes(tmp_path):
-    process = headless(tmp_path / "base")
-
-    def begun(output: Path) -> int:
-        output.mkdir(exist_ok=True)
-        process.stdin.write(f"{output}\n")
-        process.stdin.flush()
-        return answered(process, "begun")
-
+    runner = Headless(tmp_path / "base", "b4m")
     try:
-        answered(process, "ready")
-        begun(tmp_path / "whole")
-        assert answered(process, "ended") == 0
+        runner.begin(tmp_path / "whole")
+        assert runner.ended() == 0
         for stage, name in enumerate(("killed content half", "killed style half", "killed")):
             output = tmp_path / str(stage)
-            child = begun(output)
+            child = runner.begin(output)
             wait_for(output, f"pastiche/{name}-*/checkpoints/*/step_*.safetensors")
             time.sleep(0.02)
             os.kill(child, signal.SIGKILL)
-            assert answered(process, "ended") == signal.SIGKILL
+            assert runner.ended() == signal.SIGKILL
             assert not list(output.glob(f"pastiche/{name}-*/* steps"))
-            begun(output)
-            assert answered(process, "ended") == 0
+            runner.begin(output)
+            assert runner.ended() == 0
             assert "goes on from step" in (output / "text").read_text()
             assert finished(output) == finished(tmp_path / "whole")
     finally:
-        process.kill()
-        process.wait()
+        runner.end()

@@ -47,9 +47,9 @@ def kept_step(output: Path) -> int:
 class Headless:
     """Trains below output folders, each time in a process of its own."""
 
-    def __init__(self, base_directory: Path):
+    def __init__(self, base_directory: Path, trainer: str = "pair"):
         self.process = subprocess.Popen(
-            [sys.executable, killed_run.__file__, str(base_directory)],
+            [sys.executable, killed_run.__file__, str(base_directory), trainer],
             env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -80,13 +80,17 @@ class Headless:
         self._busy = False
         return self._read("ended")
 
+    def end(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
+
 
 @pytest.fixture(scope="module")
 def headless(tmp_path_factory) -> Iterator[Headless]:
     runner = Headless(tmp_path_factory.mktemp("headless"))
     yield runner
-    runner.process.kill()
-    runner.process.wait()
+    runner.end()
 
 
 def wait_for(output: Path, pattern: str) -> None:

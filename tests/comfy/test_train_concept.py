@@ -1,11 +1,14 @@
 """Concepts trained on tiny real models, and what of them a user would notice."""
 
 import copy
+import os
+import signal
 from dataclasses import replace
 
 import comfy.lora
 import comfy.model_management
 import folder_paths
+import killed_run
 import pytest
 import torch
 from pack.nodes.bridge.apply_concept import apply_concepts
@@ -17,6 +20,7 @@ from pack.training import TrainingSettings
 from pair_inputs import picture, progress
 from resume_case import CANCEL, OFTEN, left_behind
 from test_concept_encoders import clip_of
+from test_kill import Headless, wait_for
 from tiny import tiny, tiny_clip, tiny_latent
 from training_concepts import clip_for, identity, planned, queue, request
 
@@ -140,6 +144,26 @@ def test_a_cancelled_run_goes_on_to_the_same_bytes(at, output, tmp_path_factory,
     assert stored(output, 3) == stored(whole, 3)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has neither fork nor SIGKILL")
+def test_a_killed_run_ends_with_the_same_bytes(tmp_path):
+    runner = Headless(tmp_path / "base", "concept")
+    try:
+        runner.begin(tmp_path / "whole")
+        assert runner.ended() == 0
+        child = runner.begin(tmp_path / "killed")
+        wait_for(tmp_path / "killed", "checkpoints/*/step_*.safetensors")
+        os.kill(child, signal.SIGKILL)
+        assert runner.ended() == signal.SIGKILL
+        assert not list((tmp_path / "killed").glob("pastiche/*/* steps"))
+        runner.begin(tmp_path / "killed")
+        assert runner.ended() == 0
+    finally:
+        runner.end()
+    assert "goes on from step" in (tmp_path / "killed" / "text").read_text()
+    steps = killed_run.STEPS
+    assert stored(tmp_path / "killed", steps) == stored(tmp_path / "whole", steps)
+
+
 def test_an_equal_graph_is_not_trained_twice():
     first = queue("sd15").result[0][0]
     with progress() as values:
@@ -164,6 +188,17 @@ def test_what_decides_the_result_decides_the_run():
     masked = identity("sd15", masks=masks())
     assert identity("sd15", masks=masks(), attention=0.1) != masked
     assert identity("sd15", attention=0.1) == plain  # without masks it does nothing
+
+
+@pytest.mark.parametrize("settings", [{"checkpointing": True}, {"offload": True}])
+def test_what_saves_memory_changes_nothing_that_is_learnt(settings, tmp_path, monkeypatch):
+    (plain,) = queue("sd15").result[0]
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "apart"))
+    (saving,) = queue("sd15", settings=TrainingSettings(**settings)).result[0]
+    pairs = [(plain.lora[key], saving.lora[key]) for key in plain.lora]
+    pairs += [(rows, saving.embeddings[name]) for name, rows in plain.embeddings.items()]
+    for one, other in pairs:
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 def test_masks_keep_the_words_to_their_place():
