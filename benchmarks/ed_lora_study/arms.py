@@ -48,7 +48,7 @@ class Budget:
 
 
 BUDGET = Budget(
-    steps=200, rank=4, word_rate=1e-3, text_rate=1e-4, denoiser_rate=3e-3, plain_rate=3e-3
+    steps=300, rank=4, word_rate=3e-3, text_rate=1e-3, denoiser_rate=3e-3, plain_rate=3e-3
 )
 
 
