@@ -222,7 +222,7 @@ def _beside(key: str, one: torch.Tensor, other: torch.Tensor, strength: float) -
         return one + other
     return (
         torch.cat([one * strength, other * strength], 1)
-        if "up" in key
+        if key.endswith("lora_up.weight")
         else torch.cat([one, other], 0)
     )
 
