@@ -48,7 +48,8 @@ from .regions import (
     token_masks,
     within_area,
 )
-from .truncation import Truncated, refactored, truncated
+from .row_sample import RowSample
+from .truncation import Truncated, factorised, refactored, truncated
 
 __all__ = [
     "CELL_RULES",
@@ -68,6 +69,7 @@ __all__ = [
     "Plain",
     "ProjectedStream",
     "Region",
+    "RowSample",
     "Truncated",
     "Wanted",
     "area_weights",
@@ -80,6 +82,7 @@ __all__ = [
     "delta",
     "disjoint_bases",
     "expanded",
+    "factorised",
     "forward_delta",
     "fuse_from_gram",
     "fuse_from_rows",

@@ -62,6 +62,7 @@ def forward_delta(
     stride: tuple[int, ...] = (1, 1),
     padding: tuple[int, ...] = (0, 0),
     dilation: tuple[int, ...] = (1, 1),
+    shares: Tensor | None = None,
 ) -> Tensor:
     """Return what the change adds to the layer's output, without forming the delta.
 
@@ -73,14 +74,18 @@ def forward_delta(
         stride: Of the base convolution; unused for a linear layer, as are the next two.
         padding: Of the base convolution.
         dilation: Of the base convolution.
+        shares: How much of each rank goes through, ``(token, rank)`` or ``(rank,)``; for a
+            convolution ``(rank, h, w)`` or ``(rank, 1, 1)``; all of it by default.
     """
     down = factors.down.to(device=x.device, dtype=x.dtype)
     up = factors.up.to(device=x.device, dtype=x.dtype)
     if down.ndim == 2:
         hidden = F.linear(x, down)  # (batch, ..., rank)
+        hidden = hidden if shares is None else hidden * shares
         change = F.linear(hidden, up.flatten(1))  # (batch, ..., out)
     else:
         hidden = F.conv2d(x, down, stride=stride, padding=padding, dilation=dilation)
+        hidden = hidden if shares is None else hidden * shares
         change = F.conv2d(hidden, up.view(*up.shape[:2], 1, 1))  # (batch, out, h, w)
     return change if factors.scale == 1.0 else change * factors.scale
 

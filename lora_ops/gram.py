@@ -119,17 +119,25 @@ class GramStream:
         span: ``(span, in)`` orthonormal rows. Given, the inputs are seen within their span alone,
             and the statistics are ``(span, span)``: for sites too wide for ``(in, in)``.
         device: Where the sums live. It must know fp64.
+        start: What the sums begin from; it is taken over, never copied.
     """
 
     def __init__(
-        self, width: int, *, span: Tensor | None = None, device: torch.device | str = "cpu"
+        self,
+        width: int,
+        *,
+        span: Tensor | None = None,
+        device: torch.device | str = "cpu",
+        start: Gram | None = None,
     ) -> None:
         size = width if span is None else span.shape[0]
-        self._matrix = torch.zeros(size, size, dtype=torch.float64, device=device)
+        if start is None:
+            start = Gram(torch.zeros(size, size, dtype=torch.float64, device=device), 0, 0.0, width)
+        self._matrix = start.matrix
         self._span = span
         self._width = width
-        self._rows = 0
-        self._energy = 0.0
+        self._rows = start.rows
+        self._energy = start.energy
 
     @torch.no_grad()
     def add(self, x: Tensor, *, label: str, weight: float = 1.0) -> None:
@@ -138,7 +146,7 @@ class GramStream:
         Args:
             x: ``(..., in)``, of any float dtype.
             label: What the input is called in an error: the layer, and the prompt.
-            weight: Of these rows in the sums.
+            weight: Of these rows in the sums; a negative one takes them away again.
 
         Raises:
             ValueError: The width differs, or a value is not finite; nothing is counted then.
@@ -152,12 +160,23 @@ class GramStream:
                     chunk = chunk @ self._span.to(chunk).mT  # (row, span)
                 product = chunk.mT @ chunk
                 self._matrix.add_(product.to(self._matrix.device), alpha=weight)
-        self._rows += rows.shape[0]
+        self._rows += rows.shape[0] if weight >= 0 else -rows.shape[0]
+
+    def merge(self, other: Gram) -> None:
+        """Add statistics of the same site that were collected apart."""
+        self._matrix.add_(other.matrix.to(self._matrix))
+        self._rows += other.rows
+        self._energy += other.energy
 
     def total(self) -> Gram:
         """Return the sums so far; later rows don't change what was returned."""
+        now = self.live()
+        return Gram(now.matrix.clone(), now.rows, now.energy, now.width)
+
+    def live(self) -> Gram:
+        """Return the sums so far without a copy: later rows change its matrix."""
         energy = self._energy if self._span is not None else float(self._matrix.trace())
-        return Gram(self._matrix.clone(), self._rows, energy, self._width)
+        return Gram(self._matrix, self._rows, energy, self._width)
 
 
 class ProjectedStream:

@@ -20,21 +20,42 @@ ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
+class Sorted:
+    """Tokens in the order of the one prompt that each of them hears.
+
+    Args:
+        order: ``(token,)``, indices of the tokens as they are sorted; None if they are already.
+        back: ``(token,)``, where each token stands among the sorted ones; None likewise.
+        counts: How many tokens hear each prompt, the global one first.
+    """
+
+    order: Tensor | None
+    back: Tensor | None
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Mixing:
     """Who is heard at which token.
 
     Args:
         coefficients: ``(1 + region, token)``, the global prompt first; a token's sum is 1.
         places: For each row the tokens where it is heard; ``None`` means all of them.
+        alone: The tokens sorted by prompt, where each of them hears a single one; else ``None``.
     """
 
     coefficients: Tensor
     places: tuple[Tensor | None, ...]
+    alone: Sorted | None = None
 
     def to(self, like: Tensor) -> Mixing:
         """Return it in the dtype and on the device of a tensor, once for a run."""
         places = tuple(None if place is None else place.to(like.device) for place in self.places)
-        return Mixing(self.coefficients.to(like), places)
+        alone = self.alone
+        if alone is not None and alone.order is not None and alone.back is not None:
+            there = alone.order.to(like.device), alone.back.to(like.device)
+            alone = Sorted(*there, alone.counts)
+        return Mixing(self.coefficients.to(like), places, alone)
 
 
 def mix_regions(
@@ -65,7 +86,18 @@ def mix_regions(
     outside = 1.0 - covered + (pull * blend).sum(0)
     coefficients = torch.cat([outside[None], pull * (1.0 - blend)])
     places = tuple(None if bool(row.all()) else row.nonzero().flatten() for row in coefficients)
-    return Mixing(coefficients, places)
+    return Mixing(coefficients, places, _sorted(coefficients))
+
+
+def _sorted(coefficients: Tensor) -> Sorted | None:
+    if not bool(((coefficients == 0) | (coefficients == 1)).all()):
+        return None
+    heard = coefficients.argmax(0)  # (token,)
+    order = heard.argsort(stable=True)
+    counts = tuple(torch.bincount(heard, minlength=len(coefficients)).tolist())
+    if bool((order.diff() == 1).all()):
+        return Sorted(None, None, counts)
+    return Sorted(order, order.argsort(), counts)
 
 
 def _column(values: Sequence[float] | None, default: float, count: int, what: str) -> Tensor:
@@ -136,8 +168,10 @@ def regional_attention(
     if not regions:
         return attend(q, k, v)
     mixed = mixed.to(q)
-    out = torch.zeros_like(q)
     texts = [(k, v), *((k, v) if text is None else text for text in regions)]
+    if mixed.alone is not None:
+        return _heard_alone(q, texts, mixed.alone, attend)
+    out = torch.zeros_like(q)
     for coefficient, place, text in zip(mixed.coefficients, mixed.places, texts, strict=True):
         if place is None:
             out = out + coefficient[:, None] * attend(q, *text)
@@ -145,6 +179,20 @@ def regional_attention(
             heard = coefficient[place, None] * attend(q[:, place], *text)
             out = out.index_add(1, place, heard)
     return out
+
+
+def _heard_alone(
+    q: Tensor, texts: Sequence[tuple[Tensor, Tensor]], alone: Sorted, attend: Attend
+) -> Tensor:
+    """Return attention of tokens that hear one prompt each: two gathers for all prompts."""
+    sorted_q = q if alone.order is None else q[:, alone.order]
+    parts = [
+        attend(part, *text)
+        for part, text in zip(sorted_q.split(alone.counts, dim=1), texts, strict=True)
+        if part.shape[1]
+    ]
+    out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    return out if alone.back is None else out[:, alone.back]
 
 
 def stream_bias(mixed: Mixing, lengths: Sequence[int]) -> Tensor:

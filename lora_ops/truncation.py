@@ -91,6 +91,34 @@ def truncated(
     return Truncated(small, 1.0 - loss / whole if whole else 1.0, loss)
 
 
+def factorised(change: Tensor, *, energy: float, most: int) -> tuple[LowRank, float]:
+    """Return the nearest factors of a dense change, and the share of its energy that they keep.
+
+    For changes that are stored in other forms than two factors. Computed in fp64, returned in fp32.
+
+    Args:
+        change: ``(out, in)`` or ``(out, in, kh, kw)``.
+        energy: The share of the squared norm to keep, above 0 and at most 1.
+        most: The largest rank; where it does not suffice, less energy is kept.
+
+    Reference: Eckart & Young 1936.
+    """
+    left, values, right = torch.linalg.svd(change.flatten(1).double(), full_matrices=False)
+    energies = values.square().cumsum(0)
+    whole = float(energies[-1])
+    if whole == 0.0:
+        shape = (1, *change.shape[1:])
+        ones = (1,) * (change.ndim - 2)
+        return LowRank(torch.zeros(shape), torch.zeros(change.shape[0], 1, *ones)), 1.0
+    needed = int((energies < energy * whole).sum()) + 1
+    present = int((values > ZERO_BELOW * values[0]).sum())
+    rank = min(needed, present, most)
+    half = values[:rank].sqrt()
+    down = (half[:, None] * right[:rank]).float().reshape(rank, *change.shape[1:])
+    up = (left[:, :rank] * half).float().reshape(-1, rank, *(1,) * (change.ndim - 2))
+    return LowRank(down, up), min(1.0, float(energies[rank - 1]) / whole)
+
+
 def _triangles(factors: LowRank) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     up = factors.up.flatten(1).double() * factors.scale
     q_up, r_up = torch.linalg.qr(up)  # (out, k), (k, rank)

@@ -15,24 +15,16 @@ from .bridge.concept_files import (
     save_concept,
 )
 from .bridge.concept_prompt import encode_concept_prompt
+from .bridge.inputs import concepts_input
 from .bridge.lora_files import saved_files
 from .bridge.lora_folders import lora_names
 from .bridge.types import ConceptType
 
-_MOST_CONCEPTS = 50
-
 
 def _concepts_input() -> io.Autogrow.Input:
-    """Return the input that grows by one socket whenever the last one is connected."""
-    return io.Autogrow.Input(
-        "concepts",
-        template=io.Autogrow.TemplatePrefix(
-            ConceptType.Input("concept", tooltip="From Train Concept or Load Concept."),
-            prefix="concept",
-            min=1,
-            max=_MOST_CONCEPTS,
-        ),
-        tooltip="Any number of concepts, each with a name of its own.",
+    return concepts_input(
+        "From Train Concept or Load Concept.",
+        "Any number of concepts, each with a name of its own.",
     )
 
 

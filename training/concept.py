@@ -41,12 +41,14 @@ class Concept:
 
     Its name stands for several words in a row: in ED-LoRA two, a new one and one that started
     from a class word. Each has one row of numbers per layer of the denoiser that reads the text,
-    or a single row that all layers share.
+    or a single row that all layers share. An ordinary LoRA that is fused has no words of its own:
+    no embeddings, but prompts that call it up.
 
     Args:
         name: The word that users write as ``<name>``.
         class_words: What kind of thing it is, such as ``dog``; may be empty.
-        embeddings: ``(word, layer, dim)`` by text encoder; finite, fp32 on the CPU.
+        embeddings: ``(word, layer, dim)`` by text encoder; finite, fp32 on the CPU. Empty for one
+            without words.
         lora: Its changes to denoiser and text encoder; may be empty.
         prompts: What gradient fusion samples with.
         images: ``(batch, height, width, 3)`` of it, for gradient fusion; or None.
@@ -71,17 +73,18 @@ class Concept:
     def __post_init__(self) -> None:
         """Refuse what no prompt could use."""
         object.__setattr__(self, "name", concept_name(self.name))
-        check_embeddings(self.embeddings, self.name)
+        if self.embeddings or not self.prompts:
+            check_embeddings(self.embeddings, self.name)
 
     @property
     def words(self) -> int:
-        """How many words in a row the name stands for."""
-        return next(iter(self.embeddings.values())).shape[0]
+        """How many words in a row the name stands for; 0 for an ordinary LoRA."""
+        return next((rows.shape[0] for rows in self.embeddings.values()), 0)
 
     @property
     def layers(self) -> int:
         """How many rows each word has: one per layer, or 1."""
-        return next(iter(self.embeddings.values())).shape[1]
+        return next((rows.shape[1] for rows in self.embeddings.values()), 1)
 
     @property
     def family(self) -> Family | None:

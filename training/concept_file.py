@@ -92,6 +92,7 @@ def concept_of(lora: LoraState, companion: Mapping[str, Tensor] | None = None) -
         raise _damaged("its prompts are not texts")
     if companion is None:
         rows = {name: _rows(entry) for name, entry in _table(said.get("embeddings")).items()}
+        check_embeddings(rows, concept_name(said["name"]))
     else:
         rows = companion_rows(companion)
     metadata = {key: value for key, value in lora.metadata.items() if key != CONCEPT}

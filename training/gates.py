@@ -1,4 +1,4 @@
-"""The one gated-adapter mechanism: low-rank forward hooks, on or off per batch row.
+"""The one gated-adapter mechanism: low-rank forward hooks, gated per batch row and per token.
 
 Training, style guidance and regions all add low-rank terms to the outputs of untouched modules.
 Which rows of a batch get which term is decided by gates that the caller sets around each model
@@ -43,6 +43,20 @@ class Site:
         return {name: getattr(self.module, name) for name in ("stride", "padding", "dilation")}
 
 
+class TokenShares(Protocol):
+    """How much of an adapter each token of a row gets, layer by layer; told apart by identity."""
+
+    def at(self, site: str, output: Tensor) -> Tensor | None:
+        """Return the shares at ``site`` as ``forward_delta`` takes them, ``None`` for no term.
+
+        Args:
+            site: Name of the site.
+            output: The layer's output, whose dtype and device the shares have: ``(row, token,
+                channel)``, ``(row, channel)``, or ``(row, channel, h, w)`` of a convolution.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Gate:
     """How one row uses one adapter.
@@ -50,10 +64,12 @@ class Gate:
     Args:
         strength: Multiplies the adapter's term.
         frozen: Parts whose parameters are detached for this row; gradient still flows through x.
+        shares: Multiply each token's and each rank's part of the term; everywhere 1 by default.
     """
 
     strength: float = 1.0
     frozen: frozenset[str] = frozenset()
+    shares: TokenShares | None = None
 
 
 RowGates = Mapping[str, Gate]
@@ -117,13 +133,18 @@ class GatedAdapters:
                 return output
             x = args[0]
             groups = _groups(self._rows, x.shape[0])
+            if x.shape[0] != len(self._rows) and any(gate.shares for _, gate in groups):
+                raise RuntimeError(
+                    "a layer must see the call's rows whole where its tokens are told apart, got "
+                    f"{x.shape[0]} for {len(self._rows)}; remove the node that tiles the layers"
+                )
             # With gradients the base's output may be saved for backward: the sum gets a copy.
             total = output.clone() if groups and torch.is_grad_enabled() else output
             for name, site in here:
                 for (adapter_name, gate), rows in groups.items():
                     factors = self.adapters[adapter_name].factors(name, gate.frozen, x)
                     if factors is not None:
-                        _add_term(total, x, rows, factors, gate.strength, site)
+                        _add_term(total, x, rows, factors, gate, name, site)
             return total
 
         return add_terms
@@ -157,12 +178,19 @@ def _add_term(
     x: Tensor,
     rows: slice | list[int],
     factors: LowRank,
-    strength: float,
+    gate: Gate,
+    name: str,
     site: Site,
 ) -> None:
-    term = forward_delta(x[rows], factors, **site.convolution).to(total.dtype)
-    if strength != 1.0:
-        term = term * strength
+    shares = None
+    if gate.shares is not None:
+        shares = gate.shares.at(name, total)
+        if shares is None:
+            return
+        shares = shares.to(x.dtype)
+    term = forward_delta(x[rows], factors, **site.convolution, shares=shares).to(total.dtype)
+    if gate.strength != 1.0:
+        term = term * gate.strength
     if site.start is not None:
         channel = 1 if len(site.shape) > 2 else total.ndim - 1
         total = total.narrow(channel, site.start, site.shape[0])

@@ -142,12 +142,13 @@ def _require_base(model: ModelPatcher, clip: comfy.sd.CLIP, concept: Concept, la
             f"<{concept.name}> must be made for this model, {base}, which reads {layers} contexts, "
             f"got a concept with {concept.layers} rows per word; connect its own base model"
         )
-    require_text_encoders(clip, concept)
+    if concept.embeddings:
+        require_text_encoders(clip, concept)
 
 
 def _without_pictures(concept: Concept) -> Concept:
     """Return what a MODEL needs to know of a concept: the node cache keeps it alive."""
-    return Concept(concept.name, concept.class_words, concept.embeddings)
+    return Concept(concept.name, concept.class_words, concept.embeddings, prompts=concept.prompts)
 
 
 def _has_layers(entry: Entry) -> bool:

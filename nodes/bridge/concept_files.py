@@ -84,6 +84,11 @@ def save_concept(
         RuntimeError: As ``save_lora`` has it.
     """
     concept = _only(concepts)
+    if not concept.embeddings:
+        raise ValueError(
+            f"a concept file must hold words, got the ordinary LoRA {concept.name!r} without any; "
+            "write it with Save LoRA (Pastiche)"
+        )
     if not concept.lora:
         raise ValueError(
             f"a concept file must hold a LoRA, got <{concept.name}> of words alone; train it with "

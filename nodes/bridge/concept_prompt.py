@@ -143,10 +143,10 @@ def encode_concept_prompt(clip: CLIP, concepts: Sequence[Concept], text: str) ->
     Raises:
         ValueError: A concept is unknown or made for another text encoder, or there is no CLIP.
     """
-    known = named_once(concepts)
+    known = {key: one for key, one in named_once(concepts).items() if one.embeddings}
     if clip is None:
         return encode_prompt(clip, text)
-    for concept in concepts:
+    for concept in known.values():
         require_text_encoders(clip, concept)
     prompt = bound_prompt(clip, text, {key: concept.words for key, concept in known.items()})
     used = [known[name] for name in prompt.named]

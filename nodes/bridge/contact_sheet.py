@@ -144,9 +144,13 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def _label(name: str, size: int, width: int) -> _Label:
-    """Return a name in the first font that has its letters, or that has the most of them."""
-    font = max(_fonts(size), key=lambda font: sum(_has_letters(font, letter) for letter in name))
+    font = named_font(name, size)
     return _Label(wrapped(name, font, width), font)
+
+
+def named_font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    """Return the first font that has a name's letters, or that has the most of them."""
+    return max(_fonts(size), key=lambda font: sum(_has_letters(font, letter) for letter in name))
 
 
 @cache

@@ -103,13 +103,13 @@ def draw(
         ValueError: The VAE is another model's.
         RuntimeError: The model or the VAE gives NaN.
     """
-    _require_own_vae(model, vae)
+    require_own_vae(model, vae)
 
     def callback(step: int, denoised: Tensor, x: Tensor, steps: int) -> None:
         on_step(step)
 
     with torch.inference_mode():  # as in every node, also where a test or a thread has none
-        latent = _empty_latent(model, size)
+        latent = empty_latent(model, size)
         noise = comfy.sample.prepare_noise(latent, noise_seed)
         samples = comfy.sample.sample(
             model,
@@ -140,7 +140,7 @@ def as_pil(picture: Tensor) -> Image.Image:
     return Image.fromarray((picture[0] * 255).round().to(torch.uint8).numpy())
 
 
-def _empty_latent(model: ModelPatcher, size: tuple[int, int]) -> Tensor:
+def empty_latent(model: ModelPatcher, size: tuple[int, int]) -> Tensor:
     """Return zeros, ``(1, channel, height, width)``, of a video model ``(1, channel, 1, ...)``."""
     layout: Any = model.get_model_object("latent_format")
     width, height = (side // layout.spacial_downscale_ratio for side in size)
@@ -152,7 +152,12 @@ def _empty_latent(model: ModelPatcher, size: tuple[int, int]) -> Tensor:
     )
 
 
-def _require_own_vae(model: ModelPatcher, vae: comfy.sd.VAE) -> None:
+def require_own_vae(model: ModelPatcher, vae: comfy.sd.VAE | None) -> None:
+    """Refuse a VAE that is missing or another model's.
+
+    Raises:
+        ValueError: It is.
+    """
     if vae is None:
         raise ValueError("a VAE is needed to draw pictures, got none; connect the checkpoint's VAE")
     expected = model.get_model_object("latent_format").latent_channels

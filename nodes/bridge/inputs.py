@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .types import LARGEST_SEED, TrainingSettingsType
+from .types import LARGEST_SEED, ConceptType, TrainingSettingsType
+
+MOST_CONCEPTS = 50
 
 
 def seed_input(tooltip: str) -> io.Int.Input:
@@ -30,4 +32,23 @@ def settings_input() -> io.Custom.Input:
     """Return the socket for Training Settings."""
     return TrainingSettingsType.Input(
         "settings", optional=True, tooltip="From Training Settings (Pastiche)."
+    )
+
+
+def concepts_input(source: str, whole: str) -> io.Autogrow.Input:
+    """Return the input that grows by one socket whenever the last one is connected.
+
+    Args:
+        source: The tooltip of one socket.
+        whole: The tooltip of all of them.
+    """
+    return io.Autogrow.Input(
+        "concepts",
+        template=io.Autogrow.TemplatePrefix(
+            ConceptType.Input("concept", tooltip=source),
+            prefix="concept",
+            min=1,
+            max=MOST_CONCEPTS,
+        ),
+        tooltip=whole,
     )

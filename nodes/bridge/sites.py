@@ -207,7 +207,7 @@ def file_sites(
         _require_low_rank(key, patch)
         site = _site(model, key, offset)
         name = key if site.start is None else f"{key}[{site.start}:{site.start + site.shape[0]}]"
-        layers[name] = _low_rank(key, patch, site, function)
+        layers[name] = patch_factors(key, patch, site, function)
         sites[name] = site
     return sites, FixedFactors(layers)
 
@@ -257,7 +257,18 @@ def _site(model: ModelPatcher, key: str, offset: tuple[int, int, int] | None) ->
     return Site(module, (offset[2], *shape[1:]), start=offset[1])
 
 
-def _low_rank(key: str, patch: LoRAAdapter, site: Site, function: object) -> LowRank:
+def patch_factors(key: str, patch: LoRAAdapter, site: Site, function: object) -> LowRank:
+    """Return the factors of a low-rank patch of ComfyUI's, in the layout of the layer's weight.
+
+    Args:
+        key: Of the weight.
+        patch: As ComfyUI's loader made it.
+        site: The layer, or the slice of it that is changed.
+        function: What ComfyUI applies to the change's rows, or None.
+
+    Raises:
+        ValueError: The factors don't fit the weight.
+    """
     up, down, alpha, mid = patch.weights[:4]
     if mid is not None:  # Tucker form: the kernel sits between two 1x1 layers
         down = torch.einsum("jkhw,ki->jihw", mid, down.flatten(1))

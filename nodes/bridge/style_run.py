@@ -27,6 +27,8 @@ from .style_window import StyleWindow
 
 KEY = "pastiche_style_guidance"
 POSITIVE = "positive"  # what every guider of ComfyUI calls the prompt it follows
+OWN_PROMPT = "pastiche_own_prompt"
+"""Option of a style's entries: whether they keep their prompt where regions have others."""
 
 Wrapped = Callable[..., Any]
 
@@ -98,7 +100,10 @@ class StyleRun:
         self._model_sampling = patcher.get_model_object("model_sampling")
         self._styles = {f"{KEY}_{number}": style for number, style in enumerate(styles)}
         self._rows = {
-            name: style_rows(guider.conds[POSITIVE], style.conditioning)
+            name: [
+                {**row, OWN_PROMPT: style.mask is not None}
+                for row in style_rows(guider.conds[POSITIVE], style.conditioning)
+            ]
             for name, style in self._styles.items()
         }
         sites, adapters = {}, {}

@@ -16,6 +16,15 @@ HalfType = io.Custom("PASTICHE_HALF")
 ConceptType = io.Custom("PASTICHE_CONCEPT")
 """A tuple of frozen ``training.concept.Concept``."""
 
+RegionsType = io.Custom("PASTICHE_REGIONS")
+"""A tuple of frozen ``lora_ops.Region``."""
+
+RegionPromptsType = io.Custom("PASTICHE_REGION_PROMPTS")
+"""A frozen ``RegionPrompts``."""
+
+FusionType = io.Custom("PASTICHE_FUSION")
+"""A frozen ``bridge.fusion_report.FusionReport``."""
+
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
 """Of ComfyUI's seed widgets."""
 

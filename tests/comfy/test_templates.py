@@ -137,15 +137,23 @@ def test_the_pair_template_saves_a_lora_that_core_lists(runs, toy_server: ComfyS
 def test_the_styled_picture_is_another_than_the_plain_one(template, runs, toy_server: ComfyServer):
     graph, entry = runs[template]
     titles = {
-        "use_a_style": "Style guidance",
-        **dict.fromkeys(("train_plain_lora", "break_for_make", "shelf_of_halves"), "With the LoRA"),
-        "train_concept": "With the concept",
-        "use_concepts": "Two concepts",
+        "use_a_style": ("Plain", "Style guidance"),
+        **dict.fromkeys(
+            ("train_plain_lora", "break_for_make", "shelf_of_halves"), ("Plain", "With the LoRA")
+        ),
+        "train_concept": ("Plain", "With the concept"),
+        "use_concepts": ("One concept", "Two concepts"),
+        "fuse_concepts": ("The first concept", "The second concept"),
+        "fuse_downloaded_loras": ("Stacked", "Fused"),
+        **dict.fromkeys(
+            ("regions_two_subjects", "regions_from_colours"), ("One prompt", "With regions")
+        ),
+        "regions_with_control": ("Outline everywhere", "Outline in one region"),
     }
-    title = titles.get(template, "Styled")
-    other = "One concept" if template == "use_concepts" else "Plain"
-    plain = picture(toy_server, graph, entry, other)
-    styled = picture(toy_server, graph, entry, title)
+    plain, styled = (
+        picture(toy_server, graph, entry, title)
+        for title in titles.get(template, ("Plain", "Styled"))
+    )
     assert plain.shape == styled.shape == (64, 64, 3)
     assert np.abs(plain - styled).mean() > 1
 

@@ -96,7 +96,14 @@ def test_names_that_cannot(name, fault):
 )
 def test_embeddings_that_no_prompt_could_use(embeddings, message):
     with pytest.raises(ValueError, match=message):
-        concept(embeddings=embeddings)
+        concept(embeddings=embeddings, prompts=())
+
+
+def test_an_ordinary_lora_has_no_words_but_prompts():
+    one = concept(embeddings={}, prompts=("a photo of sks",))
+    assert (one.words, one.layers, one.mean_rows()) == (0, 1, {})
+    with pytest.raises(ValueError, match="must hold rows for a text encoder, got none"):
+        concept_of(LoraState(one.lora, {CONCEPT: concept_metadata(one)}))
 
 
 def test_the_digest_is_of_the_words_as_files_keep_them():

@@ -46,6 +46,34 @@ def test_convolution_forward_equals_the_delta(geometry):
     torch.testing.assert_close(forward_delta(x, factors, **geometry), expected)
 
 
+def test_shares_are_those_of_each_rank_at_each_token():
+    factors = random_factors(4, 5, alpha=1.5)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 7, 5, generator=generator, dtype=torch.float64)
+    shares = torch.rand(7, factors.rank, generator=generator, dtype=torch.float64)
+    found = forward_delta(x, factors, shares=shares)
+    expected = torch.zeros_like(found)
+    for token in range(7):
+        for rank in range(factors.rank):
+            hidden = x[:, token] @ factors.down[rank]
+            change = hidden[:, None] * factors.up[:, rank] * factors.scale
+            expected[:, token] += shares[token, rank] * change
+    torch.testing.assert_close(found, expected)
+
+
+def test_shares_of_a_convolution_are_those_of_each_rank_at_each_place():
+    factors = random_factors(4, 5, 3, 3)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 5, 6, 8, generator=generator, dtype=torch.float64)
+    shares = torch.rand(factors.rank, 6, 8, generator=generator, dtype=torch.float64)
+    found = forward_delta(x, factors, padding=(1, 1), shares=shares)
+    expected = torch.zeros_like(found)
+    for rank in range(factors.rank):
+        one = LowRank(factors.down[rank, None], factors.up[:, rank, None])
+        expected += shares[rank] * factors.scale * F.conv2d(x, delta(one), padding=1)
+    torch.testing.assert_close(found, expected)
+
+
 def test_dtype_follows_x_and_gradient_keeps_the_factors_dtype():
     up = torch.nn.Parameter(torch.ones(4, 2))
     change = forward_delta(torch.ones(3, 5, dtype=torch.bfloat16), LowRank(torch.ones(2, 5), up))

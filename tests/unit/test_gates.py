@@ -151,3 +151,90 @@ def test_hooks_go_and_gates_close_whatever_happens():
     assert not layer._forward_hooks
     with gates.attached():
         assert torch.equal(layer(x), base)
+
+
+class Halves:
+    """The first tokens get the first rank, the others the second."""
+
+    def at(self, site: str, output: Tensor) -> Tensor | None:
+        if output.ndim == 2:
+            return None
+        if output.ndim == 4:
+            columns = torch.arange(output.shape[-1], device=output.device)
+            left = (columns < 3).expand(output.shape[-2:]).to(output)
+            return torch.stack([left, 1 - left])
+        first = (torch.arange(output.shape[1]) < 2).to(output)
+        return torch.stack([first, 1 - first], 1)
+
+
+def test_each_token_gets_the_ranks_that_are_its_own():
+    layer = linear()
+    site = Site(layer, (5, 6))
+    trained = adapter(site)
+    gates = GatedAdapters({"site": site}, {"one": trained})
+    x = torch.randn(3, 4, 6, dtype=torch.float64)
+    with gates.attached(), gates.gated([OFF, {"one": Gate(0.5, shares=Halves())}, OFF]):
+        output = layer(x)
+    parts = trained.parts["site"]
+    expected = layer(x)
+    for token in range(4):
+        rank = int(token >= 2)
+        hidden = x[1, token] @ parts["down"][rank]
+        expected[1, token] += 0.5 * hidden * parts["up"].detach()[:, rank]
+    torch.testing.assert_close(output, expected)
+    assert torch.equal(output[0], layer(x)[0])
+
+
+def test_a_layer_without_shares_gets_no_term():
+    layer = linear()
+    site = Site(layer, (5, 6))
+    gates = GatedAdapters({"site": site}, {"one": adapter(site)})
+    x = torch.randn(2, 6, dtype=torch.float64)
+    with gates.attached(), gates.gated([{"one": Gate(shares=Halves())}] * 2):
+        assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+
+
+def test_tokens_of_regrouped_rows_are_not_told_apart():
+    layer = linear()
+    site = Site(layer, (5, 6))
+    gates = GatedAdapters({"site": site}, {"one": adapter(site)})
+    with (
+        gates.attached(),
+        gates.gated([{"one": Gate(shares=Halves())}]),
+        pytest.raises(
+            RuntimeError, match="rows whole where its tokens are told apart, got 2 for 1"
+        ),
+    ):
+        layer(torch.zeros(2, 4, 6, dtype=torch.float64))
+
+
+def test_places_of_a_convolution_get_the_ranks_that_are_their_own():
+    layer = nn.Conv2d(3, 4, 3, padding=1, dtype=torch.float64).requires_grad_(False)
+    site = Site(layer, tuple(layer.weight.shape))
+    trained = adapter(site)
+    gates = GatedAdapters({"site": site}, {"one": trained})
+    x = torch.randn(1, 3, 5, 7, dtype=torch.float64)
+    with gates.attached(), gates.gated([{"one": Gate(shares=Halves())}]):
+        output = layer(x)
+    parts = trained.parts["site"]
+    ranks = [
+        nn.functional.conv2d(x, parts["down"][rank, None], padding=1)
+        * parts["up"].detach()[:, rank].view(1, 4, 1, 1)
+        for rank in range(2)
+    ]
+    expected = layer(x) + torch.cat([ranks[0][..., :3], ranks[1][..., 3:]], -1)
+    torch.testing.assert_close(output, expected)
+
+
+def test_shares_let_the_gradient_through():
+    layer = linear()
+    site = Site(layer, (5, 6))
+    trained = adapter(site)
+    gates = GatedAdapters({"site": site}, {"one": trained})
+    x = torch.randn(1, 4, 6, dtype=torch.float64, requires_grad=True)
+    with gates.attached(), gates.gated([{"one": Gate(shares=Halves())}]):
+        layer(x)[:, :2].sum().backward()
+    up = next(iter(trained.parameters())).grad
+    assert up[:, 0].any()
+    assert not up[:, 1].any()
+    assert not x.grad[:, 2:].any()

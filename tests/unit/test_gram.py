@@ -4,6 +4,7 @@ import pytest
 import torch
 from least_squares import wave
 from pack.lora_ops.gram import Gram, GramStream, ProjectedStream, gram_from, projected
+from pack.lora_ops.row_sample import RowSample
 
 ROWS = wave(37, 12, rate=0.77, phase=0.3)
 DOWN = wave(3, 12, rate=1.7, phase=0.5)
@@ -152,3 +153,29 @@ def test_statistics_go_through_plain_tensors():
     assert all(tensor.device.type == "cpu" for tensor in found.tensors().values())
     with pytest.raises(ValueError, match='must hold "gram"'):
         gram_from({"rows": torch.tensor(1)})
+
+
+def test_a_sum_goes_on_from_an_earlier_one_and_takes_rows_away():
+    stream = GramStream(12, start=streamed(ROWS[:20]))
+    stream.add(ROWS[20:], label="the rest")
+    torch.testing.assert_close(stream.total().matrix, streamed(ROWS).matrix)
+    stream.add(ROWS[:20], label="the first", weight=-1.0)
+    torch.testing.assert_close(stream.total().matrix, streamed(ROWS[20:]).matrix, atol=1e-6, rtol=0)
+    assert stream.total().rows == 17
+    stream.merge(streamed(ROWS[:20]))
+    torch.testing.assert_close(stream.total().matrix, streamed(ROWS).matrix, atol=1e-6, rtol=0)
+    assert stream.total().rows == 37
+
+
+def test_a_sample_of_rows_tells_how_large_they_are():
+    rows = torch.randn(4000, 12, generator=torch.Generator().manual_seed(1))
+    sample = RowSample(200, calls=4, generator=torch.Generator().manual_seed(2))
+    for part in rows.split(1000):
+        sample.add(part)
+    kept = sample.total()
+    assert kept.shape == (200, 12)
+    assert all((rows == row).all(1).any() for row in kept)
+    assert kept.square().mean() == pytest.approx(float(rows.square().mean()), rel=0.1)
+    few = RowSample(200, calls=4, generator=torch.Generator().manual_seed(2))
+    few.add(rows[:7])
+    assert few.total().equal(rows[:7])

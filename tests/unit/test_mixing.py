@@ -119,6 +119,36 @@ def test_one_region_over_everything_is_its_prompt_alone():
     torch.testing.assert_close(out, plain(q, *own))
 
 
+def test_tokens_that_hear_one_prompt_each_are_sorted_and_put_back():
+    """Hard regions that don't touch, in any arrangement, against a loop over tokens."""
+    generator = torch.Generator().manual_seed(8)
+    heard = torch.tensor([2, 0, 1, 1, 0, 2, 2, 1, 0, 0, 2, 1])
+    q, (base, one, two, unheard) = small_case(3)
+    masks = torch.stack([(heard == number).float() for number in (1, 2, 3)])
+    mixed = mix_regions(masks)
+    assert mixed.alone is not None
+    assert mixed.alone.counts == (4, 4, 4, 0)
+    calls = []
+
+    def attend(q, k, v):
+        calls.append(q.shape[1])
+        return plain(q, k, v)
+
+    out = regional_attention(q, *base, [one, two, unheard], mixed, heads=HEADS, attend=attend)
+    for token, number in enumerate(heard.tolist()):
+        wanted = plain(q, *(base, one, two)[number])[:, token]
+        torch.testing.assert_close(out[:, token], wanted)
+    assert calls == [4, 4, 4]
+    order = torch.randperm(12, generator=generator)
+    again = mix_regions(masks[:, order])
+    shuffled = regional_attention(q[:, order], *base, [one, two, unheard], again, heads=HEADS)
+    torch.testing.assert_close(shuffled, out[:, order])
+    bands = mix_regions(torch.stack([torch.arange(12) >= 6]).float())
+    assert bands.alone.order is None  # already in order: nothing is gathered
+    overlapping = mix_regions(torch.ones(2, 12))
+    assert overlapping.alone is None
+
+
 def test_equal_prompts_everywhere_are_plain_attention():
     q, (base, *_) = small_case(0)
     regions = [Region("a", Box(0, 0, 0.6, 0.7), feather=0.4), Region("b", Box(0.3, 0.2, 1, 1))]

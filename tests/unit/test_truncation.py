@@ -4,7 +4,7 @@ import pytest
 import torch
 from least_squares import squared_error, wave
 from pack.lora_ops import LowRank, delta
-from pack.lora_ops.truncation import refactored, truncated
+from pack.lora_ops.truncation import factorised, refactored, truncated
 
 
 def random_factors(out: int, width: int, rank: int, alpha: float | None = 2.0) -> LowRank:
@@ -114,3 +114,22 @@ def test_a_rank_above_the_change_keeps_all_of_it():
 def test_a_bad_limit_is_refused(settings, says):
     with pytest.raises(ValueError, match=says):
         truncated(random_factors(6, 12, 5), torch.eye(12, dtype=torch.float64), **settings)
+
+
+@pytest.mark.parametrize("shape", [(6, 12), (6, 4, 3, 3)])
+def test_a_dense_change_is_factorised_with_what_it_keeps(shape):
+    generator = torch.Generator().manual_seed(3)
+    change = torch.randn(shape, generator=generator)
+    factors, kept = factorised(change, energy=1.0, most=99)
+    torch.testing.assert_close(delta(factors), change)
+    assert (factors.rank, kept) == (6, pytest.approx(1.0))
+    factors, kept = factorised(change, energy=0.7, most=99)
+    left = (delta(factors) - change).square().sum() / change.square().sum()
+    assert factors.rank < 6
+    assert kept == pytest.approx(1.0 - float(left), abs=1e-6)
+    assert kept >= 0.7
+    factors, kept = factorised(change, energy=1.0, most=2)
+    assert factors.rank == 2
+    assert kept < 1.0
+    nothing, kept = factorised(torch.zeros(shape), energy=0.9, most=4)
+    assert (delta(nothing).abs().max(), nothing.shape, kept) == (0.0, shape, 1.0)

@@ -1,0 +1,192 @@
+"""A ControlNet's strength for each region, on residuals of every level."""
+
+import comfy.cldm.cldm
+import comfy.controlnet
+import comfy.ops
+import comfy.t2i_adapter.adapter
+import pytest
+import torch
+from pack.lora_ops import Box, Region
+from pack.nodes.bridge.regional_attention import KEEPS_A_CELL, WHOLE_CELLS
+from pack.nodes.regional import RegionalControlWeight
+from regional import overwritten, paper_cells
+from regional_case import EXACT, LEFT, WHOLE, cond, ksample, latent_of, lora_of, regional, said
+from test_gates import relative
+from tiny import random_state, tiny
+
+import nodes
+
+
+@pytest.fixture(scope="module")
+def controlnet():
+    """A ControlNet of SD1.5's class that fits the tiny UNet."""
+    config = {
+        "image_size": 32,
+        "in_channels": 4,
+        "hint_channels": 3,
+        "model_channels": 320,
+        "num_res_blocks": [1],
+        "channel_mult": [1],
+        "num_heads": 8,
+        "use_spatial_transformer": True,
+        "transformer_depth": [1],
+        "transformer_depth_middle": -1,
+        "context_dim": 768,
+        "dtype": torch.float32,
+        "operations": comfy.ops.disable_weight_init,
+    }
+    with torch.device("meta"):
+        model = comfy.cldm.cldm.ControlNet(**config)
+    model.to_empty(device="cpu")
+    model.load_state_dict(random_state(model, 5, torch.float32))
+    return comfy.controlnet.ControlNet(model)
+
+
+class Shallow(comfy.t2i_adapter.adapter.Adapter):
+    """An adapter for the tiny UNet, which has fewer blocks before its levels than SD1.5."""
+
+    def forward(self, x):
+        return {
+            "input": [feature for feature in super().forward(x)["input"] if feature is not None]
+        }
+
+
+@pytest.fixture(scope="module")
+def adapter():
+    """A T2I-Adapter of SD1.5's class, random."""
+    torch.manual_seed(3)
+    network = Shallow(
+        cin=192, channels=[320, 320], nums_rb=1, ksize=1, sk=True, use_conv=False, xl=False
+    ).requires_grad_(False)
+    return comfy.controlnet.T2IAdapter(network, 3, 8, "nearest-exact")
+
+
+def weighted(control, regions, strengths="", inside=1.0, outside=0.0, cells=KEEPS_A_CELL):
+    return RegionalControlWeight.execute(control, regions, strengths, inside, outside, cells)[0]
+
+
+def hint():
+    return torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+
+
+def controlled(control, positive, negative, strength=1.0):
+    return nodes.ControlNetApplyAdvanced().apply_controlnet(
+        positive, negative, control, hint(), strength, 0.0, 1.0
+    )
+
+
+def sampled(control, strength=1.0, model=None, latent=None):
+    pair = cond("sd15", 0), cond("sd15", 1)
+    if control is not None:
+        pair = controlled(control, *pair, strength)
+    latent = latent_of("sd15") if latent is None else latent
+    return ksample(tiny("sd15") if model is None else model, *pair, latent)
+
+
+@pytest.mark.parametrize("kind", ["controlnet", "adapter"])
+def test_one_everywhere_is_the_plain_control_and_zero_is_none(kind, request):
+    control = request.getfixturevalue(kind)
+    plain = sampled(control, 0.8)
+    assert relative(sampled(weighted(control, [WHOLE]), 0.8), plain) < EXACT
+    assert relative(sampled(weighted(control, [], outside=1.0), 0.8), plain) < EXACT
+    none = sampled(None)
+    assert relative(sampled(weighted(control, [WHOLE], "all 0"), 0.8), none) < EXACT
+    assert relative(plain, none) > 1e-3
+    half = sampled(weighted(control, [WHOLE], "all: 0.5"), 0.8)
+    assert relative(half, sampled(control, 0.4)) < EXACT
+    assert relative(sampled(control, 0.8), plain) < EXACT  # the input is as it was
+
+
+def test_the_papers_map_at_all_levels(controlnet):
+    """R2: later boxes overwrite earlier ones, against a plain loop on each residual's grid."""
+    boxes = [(0, 8, 40, 64), (16, 0, 64, 40)]
+    regions = [
+        Region(f"{i}", Box(left / 64, top / 64, right / 64, bottom / 64))
+        for i, (top, left, bottom, right) in enumerate(boxes)
+    ]
+    seen = {}
+
+    def kept(control, key):
+        original = type(control).get_control
+
+        def get_control(self, *args):
+            found = original(self, *args)
+            seen.setdefault(key, {k: [r.clone() for r in v] for k, v in found.items()})
+            return found
+
+        control.get_control = get_control.__get__(control)
+        return control
+
+    def copying(control, key):
+        before = control.copy
+        control.copy = lambda: kept(before(), key)
+        return control
+
+    sampled(copying(controlnet.copy(), "plain"))
+    ours = weighted(controlnet, regions, "0 0.3\n1 2", outside=0.7, cells=WHOLE_CELLS)
+    sampled(copying(ours, "ours"))
+    grids = set()
+    for key, residuals in seen["plain"].items():
+        for plain, found in zip(residuals, seen["ours"][key], strict=True):
+            grid = tuple(plain.shape[-2:])
+            cells = [paper_cells(box, 64, 64, grid) for box in boxes]
+            wanted = torch.tensor(overwritten(cells, [0.3, 2.0], 0.7, grid))
+            torch.testing.assert_close(found[:1], plain[:1] * wanted, rtol=1e-4, atol=1e-6)
+            grids.add(grid)
+    assert grids
+
+
+def test_several_controls_are_mixed_each_with_its_own_strengths(controlnet, adapter):
+    pair = cond("sd15", 0), cond("sd15", 1)
+    first = weighted(controlnet, [WHOLE], "all 0.5")
+    second = weighted(adapter, [WHOLE], "all 0.25")
+    both = controlled(second, *controlled(first, *pair))
+    found = ksample(tiny("sd15"), *both, latent_of("sd15"))
+    plain = controlled(adapter, *controlled(controlnet, *pair, 0.5), 0.25)
+    assert relative(found, ksample(tiny("sd15"), *plain, latent_of("sd15"))) < EXACT
+
+
+def test_left_alone_where_it_has_no_strength(controlnet):
+    """What a control adds to a layer lies inside its region alone."""
+    control = weighted(controlnet, [LEFT])
+    residual = torch.ones(2, 320, 8, 8)
+    half = control.pastiche_strengths.weighted(residual, (8, 8))
+    assert bool((half[..., :4] == 1).all())
+    assert not half[..., 4:].any()
+    tokens = control.pastiche_strengths.weighted(torch.ones(1, 16, 5), (8, 8))
+    assert tokens[0, :, 0].reshape(4, 4).sum(0).tolist() == [4, 4, 0, 0]
+
+
+def test_beside_regional_attention(controlnet):
+    """The ControlNet reads the sampler's prompt, the picture hears its regions."""
+    own, negative, lora = cond("sd15", 0), cond("sd15", 1), lora_of("sd15")
+    prompts = said(("all", own, negative, {"lora": lora}))
+    plain = sampled(controlnet)
+    model = regional(tiny("sd15"), [WHOLE], said(("all", own, negative)))
+    assert relative(sampled(controlnet, model=model), plain) < EXACT
+    model = regional(tiny("sd15"), [WHOLE], prompts)
+    assert relative(sampled(controlnet, model=model), plain) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("strengths", "message"),
+    [
+        (
+            "left much",
+            "line 1: it must be a region's name and a number from 0 to 10, such as \"cat",
+        ),
+        ("\nleft -1", "line 2: it must be a region's name and a number"),
+        ("0.8", "line 1: it must be a region's name"),
+        ("cat 0.8", 'it must name a region that is there, once, got "cat" where there is "left"'),
+        ("left 1\nleft 2", 'line 2: it must name a region that is there, once, got "left"'),
+    ],
+)
+def test_mistakes_in_strengths(controlnet, strengths, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        weighted(controlnet, [LEFT], strengths)
+    assert "\n" not in str(caught.value)
+
+
+def test_strengths_are_given_once(controlnet):
+    with pytest.raises(ValueError, match="from one Regional Control Weight"):
+        weighted(weighted(controlnet, [LEFT]), [LEFT])
