@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from browser_binary import ensure_browser
 from comfy_server import PACK_FOLDER, ComfyServer
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 from toy_base import place_examples
+
+sys.path.append(str(Path(__file__).resolve().parent))  # regions_canvas.py, for the test beside it
 
 FLAGS = [
     "--no-sandbox",

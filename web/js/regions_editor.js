@@ -1,0 +1,58 @@
+// A canvas to draw regions on, on every Regions node of Pastiche. What it shows and writes is the
+// text of the node's own widget "regions", so a graph that never saw the editor has it as well.
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+import { Editor } from "./regions_editor_view.js";
+
+const NODE = "PasticheRegions";
+const NAME = "pastiche_regions_editor";
+const FOLLOWED = ["regions", "width", "height", "layout"]; // the node's widgets
+
+const editors = new Set();
+
+function chain(object, name, after) {
+  const before = object[name];
+  object[name] = function (...given) {
+    const answer = before?.apply(this, given);
+    after();
+    return answer;
+  };
+}
+
+function addEditor(node) {
+  const editor = new Editor(node);
+  editors.add(editor);
+  editor.hideTexts();
+  for (const name of FOLLOWED) {
+    const widget = editor.widget(name);
+    if (widget) chain(widget, "callback", () => editor.refresh());
+  }
+  const widget = node.addDOMWidget(NAME, "pastiche-regions", editor.element, {
+    serialize: false, // not with the prompt
+    hideOnZoom: false,
+    getMinHeight: () => 430,
+    getValue: () => "",
+    setValue: () => {},
+  });
+  widget.serialize = false; // nor with the workflow
+  chain(node, "onConfigure", () => {
+    editor.model.reset();
+    editor.refresh();
+  });
+  chain(node, "onConnectionsChange", () => setTimeout(() => editor.refresh()));
+  chain(node, "onRemoved", () => editors.delete(editor));
+  const [width, height] = node.computeSize();
+  node.setSize([Math.max(node.size[0], width, 460), Math.max(node.size[1], height, 720)]);
+  editor.redraw();
+}
+
+app.registerExtension({
+  name: "Pastiche.RegionsEditor",
+  setup() {
+    // Anything may have changed the node's texts, or the picture that is wired to it.
+    api.addEventListener("graphChanged", () => editors.forEach((editor) => editor.refresh()));
+  },
+  nodeCreated(node) {
+    if (node.comfyClass === NODE) addEditor(node);
+  },
+});

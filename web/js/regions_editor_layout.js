@@ -1,0 +1,50 @@
+// Rows of columns such as "1,2,1 / 1", read as parse_layout in lora_ops/region_text.py does.
+import { DEFAULTS } from "./regions_editor_text.js";
+
+const NUMBER = /^\s*\+?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$/;
+
+function positive(text) {
+  const number = NUMBER.test(text) ? Number(text) : NaN;
+  return Number.isFinite(number) && number > 0 ? number : null;
+}
+
+function edges(sizes) {
+  let end = 0;
+  const ends = sizes.map((size) => (end += size));
+  const shares = [0, ...ends.slice(0, -1).map((each) => each / end), 1];
+  return sizes.map((_, index) => [shares[index], shares[index + 1]]);
+}
+
+function read(row, index) {
+  const colon = row.lastIndexOf(":");
+  const high = colon < 0 ? 1 : positive(row.slice(0, colon));
+  if (high === null) {
+    const got = `got "${row.slice(0, colon).trim()}"; write for example "3: 1,2,1 / 1: 1"`;
+    throw new Error(`row ${index + 1} must begin with a positive height before its colon, ${got}`);
+  }
+  const widths = row.slice(colon + 1);
+  const columns = widths.split(",").map(positive);
+  if (columns.includes(null)) {
+    const got = `got "${widths.trim()}"; write for example "1,2,1 / 1"`;
+    throw new Error(`row ${index + 1} must be positive numbers with commas between them, ${got}`);
+  }
+  return { high, columns };
+}
+
+// The regions left to right, then top to bottom, named "region 1" and so on.
+export function parseLayout(text) {
+  if (!text.trim()) return [];
+  const rows = text.trim().split(/[/\n]/).map(read);
+  const places = edges(rows.map(({ high }) => high));
+  const boxes = rows.flatMap(({ columns }, row) =>
+    edges(columns).map((column) => [...column, ...places[row]]),
+  );
+  return boxes.map(([left, right, top, bottom], index) => ({
+    ...DEFAULTS,
+    name: `region ${index + 1}`,
+    x: left,
+    y: top,
+    width: right - left,
+    height: bottom - top,
+  }));
+}

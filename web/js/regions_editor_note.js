@@ -1,0 +1,97 @@
+// The regions as text, rows and columns, and the line that says what is wrong or whose the
+// regions are.
+import { made } from "./regions_editor_stage.js";
+
+const EXAMPLE = `{
+  "regions": [
+    {"name": "cat", "x": 0, "y": 0.25, "width": 0.5, "height": 0.75}
+  ]
+}`;
+
+const LAYOUT = "Rows and columns in place of what is drawn; empty for what is drawn";
+
+export class Note {
+  // editor: { model, asText, said, isLinked(name), setAsText(on), redraw() }
+  constructor(editor) {
+    this.editor = editor;
+    this.text = made("textarea");
+    this.text.placeholder = EXAMPLE;
+    this.text.spellcheck = false;
+    this.text.dataset.captureWheel = "true"; // scrolls, where the page would zoom
+    this.text.setAttribute("aria-label", "The regions as text, in JSON");
+    this.typing = false; // what is typed in one go is undone in one go
+    this.text.addEventListener("input", () => {
+      this.editor.model.putText({ regions: this.text.value }, !this.typing);
+      this.typing = true;
+    });
+    this.text.addEventListener("blur", () => (this.typing = false));
+    this.text.addEventListener("keydown", (event) => {
+      if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
+    });
+    this.layout = made("input");
+    this.layout.type = "text";
+    this.layout.placeholder = "1,2,1 / 1";
+    this.layout.title = LAYOUT;
+    this.layout.setAttribute("aria-label", LAYOUT);
+    this.layout.addEventListener("change", () => {
+      this.editor.model.putText({ layout: this.layout.value });
+    });
+    this.layout.addEventListener("keydown", (event) => {
+      if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
+    });
+    this.rows = made("label", "pastiche-field", "Rows and columns");
+    this.rows.append(this.layout);
+    this.element = made("div", "pastiche-note");
+    this.sentence = made("span");
+    this.sentence.setAttribute("role", "status");
+    this.button = made("button");
+    this.button.type = "button";
+    this.button.addEventListener("click", () => this.press());
+    this.element.append(this.sentence, this.button);
+  }
+
+  press() {
+    const { model } = this.editor;
+    if (model.problem) this.editor.setAsText(true);
+    else model.rowsToBoxes();
+    this.editor.redraw();
+  }
+
+  // [what there is to say, what the button does about it, whether it is a problem]
+  say() {
+    const { model, said, asText } = this.editor;
+    if (this.editor.isLinked("regions")) {
+      return ["The regions come from another node and are changed there.", "", false];
+    }
+    if (model.problem) {
+      const canShow = !asText && !model.inRows;
+      return [model.problem, canShow ? "Show the text" : "", true];
+    }
+    if (said) return [said, "", true];
+    if (this.editor.isLinked("layout")) {
+      return ["Rows and columns come from another node; without them the boxes hold.", "", false];
+    }
+    if (!model.inRows) return ["", "", false];
+    // A text that can't be read is never written over.
+    const button = model.unread ? "" : "Make boxes of them";
+    return ["The rows and columns are used; what was drawn is kept.", button, false];
+  }
+
+  draw() {
+    const { model, asText } = this.editor;
+    this.text.hidden = !asText;
+    this.text.readOnly = this.editor.isLinked("regions");
+    this.rows.hidden = asText;
+    this.layout.disabled = this.editor.isLinked("layout");
+    // A field of one line shows the lines of a text as the rows they are.
+    this.layout.value = model.seen.layout.trim().replace(/\s*\n\s*/g, " / ");
+    this.layout.dataset.shown = this.layout.value;
+    if (this.text.value !== model.seen.regions) this.text.value = model.seen.regions;
+    const [sentence, button, wrong] = this.say();
+    this.sentence.textContent = sentence;
+    this.button.textContent = button;
+    this.button.hidden = !button;
+    this.element.hidden = !sentence;
+    this.element.classList.toggle("pastiche-problem", wrong);
+  }
+}
