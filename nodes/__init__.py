@@ -10,8 +10,11 @@ from . import (
     concepts,
     data,
     files,
+    fusion,
     guide,
     halves,
+    regional,
+    regions,
     settings,
     train,
     train_concept,
@@ -29,6 +32,9 @@ NODES: list[type[io.ComfyNode]] = [
     *files.NODES,
     *halves.NODES,
     *concepts.NODES,
+    *fusion.NODES,
+    *regions.NODES,
+    *regional.NODES,
 ]
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from concept_layouts import TRAIN_CONCEPT, USE_CONCEPTS
+from fusion_layouts import FUSE_CONCEPTS, FUSE_DOWNLOADED_LORAS
 from halves_layout import BREAK_FOR_MAKE, SHELF_OF_HALVES
 from layout_parts import SDXL, Group, Layout, Node, note, painted, surroundings
 from plain_layout import TRAIN_PLAIN_LORA
+from regional_layouts import REGIONS_FROM_COLOURS, REGIONS_TWO_SUBJECTS, REGIONS_WITH_CONTROL
 
 
 def _guided(left: int, style_lora: tuple[str, int]) -> Node:
@@ -298,4 +300,9 @@ LAYOUTS = {
     "use_concepts": USE_CONCEPTS,
     "break_for_make": BREAK_FOR_MAKE,
     "shelf_of_halves": SHELF_OF_HALVES,
+    "fuse_concepts": FUSE_CONCEPTS,
+    "fuse_downloaded_loras": FUSE_DOWNLOADED_LORAS,
+    "regions_two_subjects": REGIONS_TWO_SUBJECTS,
+    "regions_from_colours": REGIONS_FROM_COLOURS,
+    "regions_with_control": REGIONS_WITH_CONTROL,
 }

@@ -9,12 +9,13 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != TESTS.parent]
-sys.path.append(str(TESTS.parent / "scripts"))
+sys.path += [str(TESTS.parent / "scripts"), str(TESTS / "graphs")]
 
 # ruff: noqa: E402 - found by the line above
 from comfy_server import ComfyServer, make_base_directory
 from pack_loader import load_pack
 from toy_base import place
+from toy_control import place_control
 
 load_pack("pack")
 
@@ -53,6 +54,7 @@ def comfy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServ
 
 @pytest.fixture(scope="session")
 def toy_server(comfy_server: ComfyServer) -> ComfyServer:
-    """The same server with the toy base among its checkpoints and the examples in its input."""
+    """The same server with the toy base and its ControlNet, and the examples in its input."""
     place(comfy_server.base_directory)
+    place_control(comfy_server.base_directory)
     return comfy_server

@@ -10,11 +10,14 @@ HERE = Path(__file__).resolve().parent
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != HERE]
 sys.path.insert(0, str(HERE.parent))
 
+from PIL import Image, ImageDraw  # noqa: E402
+
 from toyworld.render import render_pil  # noqa: E402
 from toyworld.world import (  # noqa: E402
     BENCHMARK_STYLES,
     HELD_OUT_STYLES,
     RECORD,
+    SIDE,
     Scene,
     Thing,
     caption,
@@ -45,6 +48,15 @@ BOAT_SCENES = tuple(
 CAPTIONED = EXAMPLES / "training_pictures"
 
 
+def draw_sketch() -> Image.Image:
+    """A painted sketch: a red place on the left, a blue one on the right, on white."""
+    sketch = Image.new("RGB", (SIDE, SIDE), "white")
+    pen = ImageDraw.Draw(sketch)
+    pen.rectangle((2, 8, 29, 60), fill=(220, 40, 40))
+    pen.rectangle((34, 8, 61, 60), fill=(40, 80, 220))
+    return sketch
+
+
 def main() -> None:
     """Write the record and the pictures."""
     record = {"hash": world_hash(), **vocabulary()}
@@ -73,7 +85,11 @@ def main() -> None:
         render_pil(scene).save(CAPTIONED / f"boat_{number}.png", optimize=True)
         text = f"{caption(scene)}\n"
         (CAPTIONED / f"boat_{number}.txt").write_text(text, encoding="utf-8")
+    draw_sketch().save(EXAMPLES / "regions_sketch.png", optimize=True)
     lines += [
+        "",
+        "`regions_sketch.png` is a sketch in plain colours: red where one thing stands, blue where",
+        "the other one does.",
         "",
         "`training_pictures/` holds eight pictures of a boat with their captions. The denoiser saw",
         "no boat in training; these are red, yellow and green ones on sand and night.",

@@ -20,6 +20,11 @@ TEMPLATES = (
     "shelf_of_halves",
     "train_concept",
     "use_concepts",
+    "fuse_concepts",
+    "fuse_downloaded_loras",
+    "regions_two_subjects",
+    "regions_from_colours",
+    "regions_with_control",
 )
 """In the order in which they run: some use what the one before them has saved."""
 
@@ -45,8 +50,14 @@ def kinds(node: dict[str, Any]) -> tuple[str, str]:
 
 
 def values_for(node: dict[str, Any], table: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the toy base's values of a node by input."""
-    return {name: value for kind in kinds(node) for name, value in table.get(kind, {}).items()}
+    """Return the toy base's values of a node by input.
+
+    What is said of a type holds for nodes where that input is no link; what is said of a title
+    must find a value.
+    """
+    of_type, of_title = (table.get(kind, {}) for kind in kinds(node))
+    linked = {name for name, value in node["inputs"].items() if isinstance(value, list)}
+    return {name: value for name, value in of_type.items() if name not in linked} | of_title
 
 
 def toy_graph(template: str) -> Graph:

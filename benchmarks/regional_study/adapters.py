@@ -1,0 +1,134 @@
+"""A LoRA in one half of the canvas: how well it does there, and what shows in the other half."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from pack.nodes.bridge.lora_patches import apply_lora
+from pack.training import LoraState
+from pair_study.base import ToyBase, Training
+from plain_study.arms import PlainTraining, learn_with_pack
+from toyworld.examples import PAIR_SCENES
+from toyworld.judge import Judge
+from toyworld.world import BACKGROUNDS, BASE_CLASSES, COLOURS, Scene, Thing, caption, style_words
+
+from .layouts import Said, draw, place_words, windows
+
+CANVAS = "2:1"
+KIND, STYLE = "boat", "mosaic"
+KIND_STEPS, STYLE_STEPS, RATE = 600, 500, 1e-3
+"""Those of the studies of the plain LoRA and of pairs, whose trainings are taken from the cache."""
+_FIRST = {"class": 20_000, "style": 30_000}
+
+
+@dataclass
+class Cell:
+    """One adapter of one training.
+
+    Args:
+        base: The toy base.
+        judge: Reads the pictures.
+        adapter: One of ``ADAPTERS``.
+        seed: Of the training; pictures are drawn on noise of its own.
+    """
+
+    base: ToyBase
+    judge: Judge
+    adapter: str
+    seed: int
+    _lora: LoraState | None = None
+
+    @property
+    def lora(self) -> Any:
+        """The trained LoRA."""
+        if self._lora is None:
+            self._lora = ADAPTERS[self.adapter](self.base, self.seed)
+        return self._lora
+
+    def scenes(self, start: int, count: int) -> list[Scene]:
+        """Scenes of the adapter's thing on the left and another on the right."""
+        generator = np.random.RandomState(8000 + 100 * self.seed + start)
+        scenes = []
+        for _ in range(count):
+            one, other = generator.permutation(len(BASE_CLASSES))[:2]
+            first, second = generator.permutation(len(COLOURS))[:2]
+            names = list(COLOURS)
+            kind = KIND if self.adapter == "class" else BASE_CLASSES[one]
+            things = (Thing(kind, names[first]), Thing(BASE_CLASSES[other], names[second]))
+            scenes.append(Scene(things, BACKGROUNDS[generator.randint(len(BACKGROUNDS))]))
+        return scenes
+
+    def words(self, scene: Scene) -> str:
+        """The prompt of the adapter's half."""
+        text = caption(replace(scene, things=scene.things[:1]))
+        return text if self.adapter == "class" else f"{text} {style_words(STYLE)}"
+
+    def noise(self, start: int) -> int:
+        """The seed of a batch's noise."""
+        return _FIRST[self.adapter] + 1000 * self.seed + start
+
+    def read(self, pictures: torch.Tensor, side: int | None) -> list[bool]:
+        """Whether the adapter shows in a half, or anywhere."""
+        readings = [self.judge.read(window) for window in windows(pictures, side)]
+        wanted, head = (KIND, "object") if self.adapter == "class" else (STYLE, "style")
+        return [
+            any(getattr(reading, head)[i] == wanted for reading in readings)
+            for i in range(len(pictures))
+        ]
+
+
+def _class_lora(base: ToyBase, seed: int) -> Any:
+    return learn_with_pack(base, PlainTraining(KIND_STEPS, RATE, seed))
+
+
+def _style_lora(base: ToyBase, seed: int) -> Any:
+    return base.learn_pair(PAIR_SCENES, STYLE, Training(STYLE_STEPS, RATE, seed))
+
+
+def _regional(cell: Cell, start: int, count: int, loras: bool) -> torch.Tensor:
+    said = [
+        Said(
+            place_words(scene),
+            [cell.words(scene), caption(replace(scene, things=scene.things[1:]))],
+            (((cell.lora, 1.0),) if loras else (), ()),
+        )
+        for scene in cell.scenes(start, count)
+    ]
+    return draw(cell.base, said, CANVAS, cell.noise(start))
+
+
+def _in_region(cell: Cell, start: int, count: int) -> list[bool]:
+    return cell.read(_regional(cell, start, count, True), 0)
+
+
+def _leak(cell: Cell, start: int, count: int) -> list[bool]:
+    return cell.read(_regional(cell, start, count, True), 1)
+
+
+def _leak_of_base(cell: Cell, start: int, count: int) -> list[bool]:
+    return cell.read(_regional(cell, start, count, False), 1)
+
+
+def _everywhere(cell: Cell, start: int, count: int) -> list[bool]:
+    model, _ = apply_lora(cell.base.model, None, cell.lora, 1.0, 0.0)
+    base = replace(cell.base, model=model)
+    said = [Said(cell.words(scene)) for scene in cell.scenes(start, count)]
+    return cell.read(draw(base, said, CANVAS, cell.noise(start)), None)
+
+
+ADAPTERS: Mapping[str, Callable[[ToyBase, int], Any]] = {
+    "class": _class_lora,
+    "style": _style_lora,
+}
+REGION, FULL = "in its region", "on the full canvas, looked for anywhere"
+LEAK, LEAK_OF_BASE = "in the other region", "in the other region, without the LoRA"
+ARMS: Mapping[str, Callable[[Cell, int, int], list[bool]]] = {
+    REGION: _in_region,
+    FULL: _everywhere,
+    LEAK: _leak,
+    LEAK_OF_BASE: _leak_of_base,
+}

@@ -1,0 +1,238 @@
+"""What a step with regions costs at real widths with random weights, in a process of its own.
+
+``python3 benchmarks/run.py regional --timed SD1.5`` prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+RUN = Path(__file__).resolve().parents[1] / "run.py"
+NETWORKS = ("SD1.5", "Flux")
+REGIONS, RANK, TOKENS, FLUX_TOKENS = 3, 16, 77, 256
+PLAIN, REGIONAL, WITH_LORAS = "plain sampling", "regions", "regions, each with a LoRA"
+MASKED, HOOKED = "core's masked prompts", "core's masked prompts, each with a hook LoRA"
+APART = "one sampler for each region"
+# Flux's own head size, norms and layout; fewer and narrower blocks, so that it fits any machine.
+FLUX = {
+    "hidden_size": 1024,
+    "num_heads": 8,
+    "depth": 3,
+    "depth_single_blocks": 6,
+    "context_in_dim": 4096,
+    "in_channels": 16,
+    "out_channels": 16,
+    "vec_in_dim": 768,
+    "mlp_ratio": 4.0,
+    "axes_dim": [16, 56, 56],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "guidance_embed": True,
+    "txt_ids_dims": [],
+}
+
+
+def measured(network: str, side: int, repeats: int, threads: int) -> dict[str, Any]:
+    """Run the measurement in a new process and return it."""
+    command = [sys.executable, str(RUN), "regional", "--timed", network]
+    command += ["--side", str(side), "--repeats", str(repeats), "--threads", str(threads)]
+    finished = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def measure(network: str, side: int, repeats: int, threads: int) -> dict[str, Any]:
+    """Seconds of a step by arm, and for transformers the operations of a step.
+
+    Args:
+        network: One of ``NETWORKS``.
+        side: Of the latent.
+        repeats: Timed steps of each arm; arms take turns, and the middle one counts.
+        threads: Of the processor.
+    """
+    sys.path.append(str(RUN.parent.parent / "scripts"))
+    from comfy_in_process import prepare_comfy
+
+    with tempfile.TemporaryDirectory(prefix="pastiche-regional-") as folder:
+        prepare_comfy(Path(folder))
+        import torch
+
+        torch.set_num_threads(threads)
+        arms = _unet_arms(side) if network == "SD1.5" else _flux_arms(side)
+        seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+        for arm in arms:
+            arms[arm](1)  # loads the model and warms the caches
+        for _ in range(repeats):
+            for arm, run in arms.items():
+                begun = time.perf_counter()
+                run(1)
+                seconds[arm].append(time.perf_counter() - begun)
+        found: dict[str, Any] = {
+            "device": _device(),
+            "latent": side,
+            "threads": threads,
+            "seconds": {arm: statistics.median(values) for arm, values in seconds.items()},
+        }
+        if network != "SD1.5":
+            found["operations"] = {arm: _operations(run) for arm, run in arms.items()}
+        return found
+
+
+Run = Callable[[int], None]
+
+
+def _unet_arms(side: int) -> Mapping[str, Run]:
+    import comfy.hooks
+    import memory
+    import torch
+    from pack.nodes.bridge.sites import training_sites
+    from pack.training.state import lora_state
+
+    import nodes
+
+    model = memory._base(memory.Case("SD1.5", "float32", side, 2, False))
+    texts = [_text(TOKENS, 768, seed) for seed in range(2 + 2 * REGIONS)]
+    sites = training_sites(model, "attention")
+    loras = [lora_state(_factors(sites, seed), {}) for seed in range(REGIONS)]
+    latent = {"samples": torch.zeros(1, 4, side, side)}
+    mask = torch.zeros(REGIONS, 8 * side, 8 * side)
+    for number in range(REGIONS):
+        mask[number, :, 8 * number * side // REGIONS : 8 * (number + 1) * side // REGIONS] = 1.0
+
+    def masked(hooked: bool) -> list:
+        parts = []
+        for number in range(REGIONS):
+            text = texts[2 + number]
+            if hooked:
+                hooks = comfy.hooks.create_hook_lora(dict(loras[number]), 1.0, 0.0)
+                text = comfy.hooks.set_hooks_for_conditioning(text, hooks)
+            parts += nodes.ConditioningSetMask().append(
+                text, mask[number : number + 1], "default", 1.0
+            )[0]
+        return parts
+
+    def sample(model: Any, positive: list, times: int = 1) -> Run:
+        def run(steps: int) -> None:
+            for _ in range(times):
+                nodes.KSampler().sample(
+                    model, 0, steps, 7.0, "euler", "normal", positive, texts[1], latent
+                )
+
+        return run
+
+    return {
+        PLAIN: sample(model, texts[0]),
+        REGIONAL: sample(_regional(model, texts, None), texts[0]),
+        WITH_LORAS: sample(_regional(model, texts, loras), texts[0]),
+        MASKED: sample(model, masked(False)),
+        HOOKED: sample(model, masked(True)),
+        APART: sample(model, texts[0], REGIONS),
+    }
+
+
+def _flux_arms(side: int) -> Mapping[str, Run]:
+    import comfy.ldm.flux.model
+    import comfy.ops
+    import comfy.sd
+    import torch
+
+    import nodes
+
+    with torch.device("meta"):
+        layout = comfy.ldm.flux.model.Flux(
+            **FLUX, operations=comfy.ops.disable_weight_init, dtype=torch.float32
+        )
+    state = {}
+    for key, value in layout.state_dict().items():
+        spread = 1 / math.sqrt(math.prod(value.shape[1:])) if value.ndim > 1 else 0.0
+        fill = 0.0 if key.endswith("bias") else 1.0
+        state[key] = torch.full(value.shape, fill)
+        if spread:
+            state[key].uniform_(-spread, spread)
+    model = comfy.sd.load_diffusion_model_state_dict(state)
+    texts = [
+        _text(FLUX_TOKENS, FLUX["context_in_dim"], seed, pooled=768)
+        for seed in range(2 + 2 * REGIONS)
+    ]
+    latent = {"samples": torch.zeros(1, 16, side, side)}
+
+    def sample(model: Any) -> Run:
+        def run(steps: int) -> None:
+            nodes.KSampler().sample(
+                model, 0, steps, 1.0, "euler", "simple", texts[0], texts[1], latent
+            )
+
+        return run
+
+    return {PLAIN: sample(model), REGIONAL: sample(_regional(model, texts, None))}
+
+
+def _regional(model: Any, texts: list, loras: list | None) -> Any:
+    from pack.lora_ops import Box, Region
+    from pack.nodes.bridge.region_prompts import RegionPrompt, RegionPrompts
+    from pack.nodes.bridge.regional_attention import KEEPS_A_CELL, with_regions
+    from pack.nodes.bridge.regional_loras import AREA
+    from pack.nodes.bridge.regional_run import MEAN
+
+    names = [f"{number}" for number in range(REGIONS)]
+    regions = [
+        Region(name, Box(i / REGIONS, 0, (i + 1) / REGIONS, 1)) for i, name in enumerate(names)
+    ]
+    prompts = tuple(
+        RegionPrompt(
+            name,
+            texts[2 + i],
+            texts[2 + REGIONS + i],
+            () if loras is None else ((loras[i], 1.0),),
+        )
+        for i, name in enumerate(names)
+    )
+    said = RegionPrompts("", prompts)
+    return with_regions(model, regions, said, KEEPS_A_CELL, MEAN, False, AREA)
+
+
+def _text(tokens: int, width: int, seed: int, pooled: int = 0) -> list:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    options = {"pooled_output": torch.randn(1, pooled, generator=generator)} if pooled else {}
+    return [[torch.randn(1, tokens, width, generator=generator), options]]
+
+
+def _factors(sites: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    import torch
+    from pack.lora_ops import LowRank
+
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: LowRank(
+            torch.randn(RANK, site.shape[1], generator=generator) / site.shape[1] ** 0.5,
+            torch.randn(site.shape[0], RANK, generator=generator) * 0.01,
+        )
+        for name, site in sites.items()
+    }
+
+
+def _operations(run: Run) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with counter:
+        run(1)
+    return counter.get_total_flops()
+
+
+def _device() -> str:
+    import comfy.model_management
+
+    device = comfy.model_management.get_torch_device()
+    return f"{comfy.model_management.get_torch_device_name(device)}"
