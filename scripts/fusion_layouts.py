@@ -96,7 +96,7 @@ FUSE_CONCEPTS = Layout(
                 f"Concept {number}",
                 {"concept_name": f"concepts/my_concept{number}.safetensors"},
             )
-            for name, top, number in (("first", 610, 1), ("second", 900, 2))
+            for name, top, number in (("first", 680, 1), ("second", 970, 2))
         },
         **_fusion(480, "first", "second"),
         **surroundings(1440, "Seed of all pictures"),
@@ -111,7 +111,7 @@ FUSE_CONCEPTS = Layout(
     },
     groups=(
         Group("1 · Model", (-20, 350), (440, 200)),
-        Group("2 · Concepts", (-20, 570), (440, 540)),
+        Group("2 · Concepts", (-20, 600), (440, 570)),
         Group("3 · Fuse", (460, -30), (440, 1300)),
         Group("4 · What is left of each", (900, -30), (480, 1300)),
         Group("5 · Canvas and seed", (1420, 290), (440, 540)),

@@ -99,10 +99,10 @@ def _painting(regions: tuple[str, int], prompts: str, text: str) -> dict[str, No
     }
 
 
-def _groups(first: str, second: str) -> tuple[Group, ...]:
+def _groups(first: str, second: str, heights: tuple[int, int]) -> tuple[Group, ...]:
     return (
-        Group(f"1 · {first}", (-20, 400), (440, 1000)),
-        Group(f"2 · {second}", (460, -30), (440, 1430)),
+        Group(f"1 · {first}", (-20, 400), (440, heights[0])),
+        Group(f"2 · {second}", (460, -30), (440, heights[1])),
         Group("3 · What is in each", (940, -30), (440, 1230)),
         Group("4 · The whole picture", (1420, -30), (440, 890)),
         Group("5 · With regions", (1900, -30), (400, 1270)),
@@ -125,7 +125,7 @@ _TWO_NODES = {
 _TWO_NODES["canvas"] = replace(
     _TWO_NODES["canvas"], inputs={"width": ("regions", 1), "height": ("regions", 2)}
 )
-REGIONS_TWO_SUBJECTS = Layout(_TWO_NODES, _groups("Model", "Regions"))
+REGIONS_TWO_SUBJECTS = Layout(_TWO_NODES, _groups("Model", "Regions", (200, 1120)))
 
 REGIONS_FROM_COLOURS = Layout(
     nodes={
@@ -157,7 +157,7 @@ REGIONS_FROM_COLOURS = Layout(
         "say_note": note(_SAY, (960, 990), (400, 200), "About prompts"),
         **_painting(("regions", 0), "right", "trigger1 and a dog in a garden"),
     },
-    groups=_groups("Model and LoRAs", "Regions from a sketch"),
+    groups=_groups("Model and LoRAs", "Regions from a sketch", (550, 1190)),
 )
 
 _CONTROL = """\
