@@ -17,6 +17,8 @@ import comfy.quant_ops
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.sd1_clip import SD1ClipModel
+from comfy.sdxl_clip import SDXLClipModel
 from comfy.weight_adapter import BypassInjectionManager
 from torch import Tensor, nn
 
@@ -25,6 +27,8 @@ RUN_LENGTH = 64
 """Of a weight, that many runs of that many neighbours are read: few enough to touch few pages."""
 
 _SAMPLING = "model_sampling"
+_UNREAD = "clip_l.transformer.text_projection.weight"
+"""In SD1.5 and SDXL no file holds it and nothing reads it: it is whatever lay in memory."""
 
 
 def model_digest(model: comfy.model_patcher.ModelPatcher) -> dict[str, str]:
@@ -100,9 +104,11 @@ def _bypassed(network: nn.Module, manager: BypassInjectionManager) -> Iterator[l
 def _weights_digest(model: comfy.model_patcher.ModelPatcher) -> str:
     digest = hashlib.sha256()
     # These modules may stand in for the base's own while it is loaded.
-    replaced = tuple({_SAMPLING, *model.object_patches})
+    replaced = {_SAMPLING, *model.object_patches}
+    if isinstance(model.model, (SD1ClipModel, SDXLClipModel)):
+        replaced.add(_UNREAD)
     for key, weight, dtype in sorted(_unpatched(model), key=lambda entry: entry[0]):
-        if key.startswith(replaced):
+        if key.startswith(tuple(replaced)):
             continue
         digest.update(key.encode())
         _update(digest, weight, False, dtype)

@@ -232,6 +232,18 @@ def test_digests_of_clip_and_vae_survive_use():
     assert (clip_digest(clip), vae_digest(vae)) == before
 
 
+def test_a_weight_that_no_file_holds_and_nothing_reads_is_none_of_the_id():
+    """SD1.5's text projection is whatever lay in memory, another in every process."""
+    clip = tiny_clip(seed=77)  # nobody else uses this one
+    before = clip_digest(clip)
+    transformer = clip.cond_stage_model.clip_l.transformer
+    with torch.inference_mode():
+        transformer.text_projection.weight.add_(1.0)
+        assert clip_digest(clip) == before
+        transformer.text_model.final_layer_norm.weight.add_(1.0)
+    assert clip_digest(clip)["weights"] != before["weights"]
+
+
 def test_the_id_is_the_same_in_another_process(repository):
     here = Path(__file__).parent
     program = (
