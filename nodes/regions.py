@@ -122,9 +122,9 @@ class Regions(io.ComfyNode):
                     default="",
                     multiline=True,
                     tooltip=(
-                        "What the canvas draws, as JSON: a list of name, x, y, width and height in "
-                        "shares of the picture, with feather, weight, blend, start_percent, "
-                        "end_percent and colour where wanted."
+                        'What the canvas draws, as JSON: {"regions": [...]}, each with name, x, y, '
+                        "width and height in shares of the picture, and feather, weight, blend, "
+                        "start_percent, end_percent and colour where wanted."
                     ),
                 ),
                 _size_input("width"),
