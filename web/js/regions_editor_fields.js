@@ -116,7 +116,7 @@ export class Fields {
 
   // Without a region the fields are empty but keep their place: the picture stays where it is.
   draw() {
-    const { model, size, fixed, asText } = this.editor;
+    const { model, size, fixed, asText, stage } = this.editor;
     const { region } = model;
     this.element.hidden = asText;
     this.show(this.name, region?.name ?? "");
@@ -125,7 +125,11 @@ export class Fields {
       this.show(input, region ? tidy(region[key] * size[side]) : "");
     }
     for (const [key, input] of this.shares) this.show(input, region ? String(region[key]) : "");
-    for (const input of this.element.querySelectorAll("input")) input.disabled = fixed || !region;
+    for (const input of this.element.querySelectorAll("input")) {
+      input.disabled = fixed || !region;
+      // A field that can't be typed in would lose the focus to the graph, and undo with it.
+      if (input.disabled && input === document.activeElement) stage.focus(model.selected);
+    }
   }
 
   // dataset.shown tells what is typed and not taken over from what is shown.
