@@ -28,8 +28,8 @@ class GradientFusion(io.ComfyNode):
             description=(
                 "Fuses any number of trained concepts and ordinary LoRAs into one LoRA that does "
                 "on each one's own prompts what it did alone. Each is read and drawn once; the "
-                "rest is solved in closed form. Statistics are kept, so a changed setting costs "
-                "seconds."
+                "rest is solved in closed form. Statistics are kept, so with another setting "
+                "nothing is drawn anew."
             ),
             search_aliases=[
                 *("fuse", "merge loras", "combine loras", "gradient fusion", "mix of show"),

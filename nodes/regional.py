@@ -5,14 +5,13 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .bridge.concept_files import joined
+from .bridge.inputs import concepts_input
 from .bridge.region_prompts import Said, with_region_prompt
 from .bridge.regional_attention import KEEPS_A_CELL, RULES, with_regions
 from .bridge.regional_control import weighted_control
 from .bridge.regional_loras import AREA, TOKENLESS
 from .bridge.regional_run import MEAN, POOLED
-from .bridge.types import ConceptType, RegionPromptsType, RegionsType
-
-_MOST_CONCEPTS = 8
+from .bridge.types import RegionPromptsType, RegionsType
 
 
 class RegionPrompt(io.ComfyNode):
@@ -87,15 +86,10 @@ class RegionPrompt(io.ComfyNode):
                     optional=True,
                     tooltip="Acts in this region alone: an object, a person or a style.",
                 ),
-                io.Autogrow.Input(
-                    "concepts",
-                    template=io.Autogrow.TemplatePrefix(
-                        ConceptType.Input("concept", tooltip="Named in the text as <name>."),
-                        prefix="concept",
-                        min=0,
-                        max=_MOST_CONCEPTS,
-                    ),
-                    tooltip="Trained concepts that act in this region alone.",
+                concepts_input(
+                    "Named in the text as <name>.",
+                    "Trained concepts that act in this region alone.",
+                    least=0,
                 ),
                 io.Conditioning.Input(
                     "positive_conditioning",

@@ -341,7 +341,7 @@ class TrainingSettingsNode(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Trains the text encoder (CLIP-L, CLIP-G) too, at this learning rate: "
-                    "a fifth of the model's is usual. 0 leaves it as it is. The LoRA then needs "
+                    "Mix-of-Show takes a tenth of the model's. 0 leaves it as it is. The LoRA then needs "
                     "its CLIP side loaded as well.",
                 ),
             ],

@@ -20,7 +20,7 @@ Each concept is read and drawn once, alone; the rest is solved in closed form.
 **paper** lets later stages see the fused earlier ones, and draws all anew when a concept is added. \
 **own** costs a new concept's drawing alone.
 
-Statistics are kept below *output/pastiche*: other settings then cost seconds.
+Statistics are kept below *output/pastiche*: with other settings nothing is drawn anew.
 """
 
 _REPORT = """\

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from b4m_study.report import difference
 from toyworld.evaluate import wilson
 
 AIM = 0.85
@@ -33,23 +34,6 @@ def rates(flags: np.ndarray) -> dict[str, dict[str, float]]:
     return found
 
 
-def difference(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Class rate of the first minus the second with a 95 % bootstrap interval.
-
-    The bootstrap draws trainings, then pictures, the same for both: a picture is a prompt and its
-    noise.
-    """
-    generator = np.random.default_rng(seed)
-    trainings, count = ours.shape[:2]
-    gaps = []
-    for _ in range(2000):
-        runs = generator.integers(trainings, size=trainings)
-        drawn = generator.integers(count, size=count)
-        gaps.append((ours - theirs)[runs][:, drawn, 0].mean())
-    low, high = np.quantile(gaps, [0.025, 0.975])
-    return float((ours - theirs)[..., 0].mean()), float(low), float(high)
-
-
 def write_report(path: Path, facts: dict, result: dict) -> None:
     """Write ``plain.md`` and ``plain.json`` side by side.
 
@@ -60,7 +44,7 @@ def write_report(path: Path, facts: dict, result: dict) -> None:
     """
     flags = {name: np.array(result[name]["flags"], dtype=float) for name in ("base", *NAMES)}
     summary = {name: rates(value) for name, value in flags.items()}
-    gap = difference(flags["pack"], flags["core"])
+    gap = difference(flags["pack"][..., 0], flags["core"][..., 0])
     base, ours = summary["base"]["class"]["rate"], summary["pack"]["class"]["rate"]
     lines = [
         "# A plain LoRA on the toy base",

@@ -16,6 +16,7 @@ from ...training.preconditioned import PRECONDITIONED
 from .base_digest import clip_digest, content_digest, model_digest, vae_digest
 from .concept_layers import context_layers
 from .concept_words import STARTS, checked_words, encoders_without_lora, require_gradients
+from .conditioning import require_clip
 from .families import identify_for_training
 from .fitted_image import single_images
 from .plain_data import Picture, pictures_of
@@ -138,11 +139,7 @@ def plan_concept(request: ConceptRequest) -> ConceptPlan:
         ValueError: An input is not what it must be; the message says which and what to do.
     """
     family = identify_for_training(request.model)
-    if request.clip is None:
-        raise ValueError(
-            "a concept's words are learnt through the text encoder, got none; connect the "
-            "checkpoint's CLIP"
-        )
+    require_clip(request.clip)
     name, class_word = checked_words(request.clip, request.name, request.class_word)
     require_gradients(request.clip)
     _require_single_optimizer(request.settings)

@@ -12,6 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from ...lora_ops.fusion import Anchor
 from ...training.concept import Concept, named_once
 from .base_digest import content_digest, vae_digest
+from .conditioning import require_clip
 from .drawing import require_own_vae, require_size
 from .families import identify
 from .fusion_changes import Changes, changes_of
@@ -100,10 +101,7 @@ def plan_fusion(request: FusionRequest) -> FusionPlan:
             setting is out of range.
     """
     family = identify(request.model)
-    if request.clip is None:
-        raise ValueError(
-            "fusion reads prompts with the text encoder, got none; connect the checkpoint's CLIP"
-        )
+    require_clip(request.clip)
     base = Base(request.model, request.clip, request.vae, family)
     concepts, notes = _weighted(request.concepts)
     for concept in concepts:

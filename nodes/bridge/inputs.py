@@ -35,19 +35,20 @@ def settings_input() -> io.Custom.Input:
     )
 
 
-def concepts_input(source: str, whole: str) -> io.Autogrow.Input:
+def concepts_input(source: str, whole: str, least: int = 1) -> io.Autogrow.Input:
     """Return the input that grows by one socket whenever the last one is connected.
 
     Args:
         source: The tooltip of one socket.
         whole: The tooltip of all of them.
+        least: Sockets that must be connected.
     """
     return io.Autogrow.Input(
         "concepts",
         template=io.Autogrow.TemplatePrefix(
             ConceptType.Input("concept", tooltip=source),
             prefix="concept",
-            min=1,
+            min=least,
             max=MOST_CONCEPTS,
         ),
         tooltip=whole,

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ...training import Family, TrainingConfig, TrainingSettings
 from .base_digest import clip_digest, content_digest, model_digest, vae_digest
-from .conditioning import Conditioning, require_clip
+from .conditioning import Conditioning, require_clip, training_cond
 from .families import identify_for_training
 from .fitted_image import single_images
 from .plain_data import EncodedPicture, Picture, encoded_pictures, pictures_of
 from .run_request import resolved_config
+from .text_training import TextTraining, text_training
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class PlainPlan:
         resolution: Side of the square whose area large pictures are brought to.
         pictures: To be encoded; none where they come encoded.
         encoded: Pictures of core's training datasets.
+        text: The text encoder, where it is trained too.
     """
 
     family: Family
@@ -60,6 +62,7 @@ class PlainPlan:
     resolution: int
     pictures: list[Picture]
     encoded: list[EncodedPicture]
+    text: TextTraining | None
 
     @property
     def captions(self) -> list[str]:
@@ -87,7 +90,8 @@ def plan_plain(request: PlainRequest) -> PlainPlan:
         pictures = pictures_of(
             request.images, request.masks, request.captions, resolution, family.multiple
         )
-    return PlainPlan(family, config, resolution, pictures, encoded)
+    text = text_training(request.clip, settings, config)
+    return PlainPlan(family, config, resolution, pictures, encoded, text)
 
 
 def _require_one_source(request: PlainRequest) -> None:
@@ -148,7 +152,7 @@ def run_pieces(request: PlainRequest, plan: PlainPlan) -> dict[str, Any]:
     }
     if plan.encoded:
         pieces["latents"] = [content_digest(one.latent) for one in plan.encoded]
-        pieces["conditioning"] = [content_digest(one.conditioning) for one in plan.encoded]
+        pieces["conditioning"] = [content_digest(_read_of(request, one)) for one in plan.encoded]
     else:
         captions = [picture.caption for picture in plan.pictures]
         tokens = {text: content_digest(request.clip.tokenize(text)) for text in plan.captions}
@@ -162,3 +166,9 @@ def run_pieces(request: PlainRequest, plan: PlainPlan) -> dict[str, Any]:
     if plan.pictures or settings.caption_dropout:
         pieces["clip"] = clip_digest(request.clip)
     return pieces
+
+
+def _read_of(request: PlainRequest, picture: EncodedPicture) -> dict[str, Any]:
+    """Return what the model reads of a caption: SD1.5's holds a vector of no meaning beside it."""
+    cond = training_cond(request.model, picture.conditioning, picture.latent[0])
+    return {name: value.cond for name, value in cond.model_conds.items()}

@@ -35,6 +35,7 @@ from .regional_texts import Reading, Role, SaidTexts, is_positive, pooled_of
 from .regional_unet import UNetListening
 from .style_run import KEY as STYLES
 from .style_run import POSITIVE
+from .wrappers import wrap_model_call
 
 KEY = "pastiche_regions"
 ROLE = "pastiche_region_role"
@@ -147,10 +148,7 @@ class RegionalRun:
         options = self._guider.model_options
         add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, self.prepare, options, True)
         add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, self.sample, options, True)
-        # Outermost, so that no other pack's wrapper meets the roles.
-        wrappers = options["transformer_options"]["wrappers"]
-        others = wrappers.get(WrappersMP.APPLY_MODEL, {})
-        wrappers[WrappersMP.APPLY_MODEL] = {KEY: [self.apply_model], **others}
+        wrap_model_call(options, KEY, self.apply_model)
         with ExitStack() as stack:
             stack.enter_context(self._loras.gates.attached())
             if not isinstance(self._listening, UNetListening):

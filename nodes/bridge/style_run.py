@@ -24,6 +24,7 @@ from .conditioning import Conditioning
 from .sites import file_sites
 from .style_rows import Entry, style_rows
 from .style_window import StyleWindow
+from .wrappers import wrap_model_call
 
 KEY = "pastiche_style_guidance"
 POSITIVE = "positive"  # what every guider of ComfyUI calls the prompt it follows
@@ -123,10 +124,8 @@ class StyleRun:
         options = self._guider.model_options
         add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, self.predict_noise, options, True)
         add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, self.calc_cond_batch, options, True)
-        # Outermost, so that other packs' wrappers too see style rows as the positive's.
-        wrappers = options["transformer_options"]["wrappers"]
-        others = wrappers.get(WrappersMP.APPLY_MODEL, {})
-        wrappers[WrappersMP.APPLY_MODEL] = {KEY: [self.apply_model], **others}
+        # Other packs' wrappers too see style rows as the positive's.
+        wrap_model_call(options, KEY, self.apply_model)
         conds = self._guider.conds
         conds.update(self._rows)
         try:

@@ -17,7 +17,6 @@ from .examples import captioned_examples, example, preview_scene, read_caption
 from .plain_plan import PlainPlan, PlainRequest, plan_plain, run_pieces
 from .run_report import shared_metadata, values_line, warnings
 from .runs import as_metadata
-from .text_training import text_training
 from .training_run import Prepared, TrainingJob, run_training
 
 SHOWN_PICTURES = 4
@@ -64,7 +63,7 @@ def train_plain(request: PlainRequest) -> PlainResult:
             prepare=lambda facts: _prepare(request, plan),
             loras=lambda trained, facts, identity: _loras(request, plan, trained, identity),
             described={"family": plan.family.name, "pictures": _picture_lines(request, plan)},
-            text=text_training(request.clip, request.settings, plan.config),
+            text=plan.text,
         )
     )
     run = outcome.run

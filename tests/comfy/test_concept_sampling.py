@@ -26,7 +26,7 @@ from concept_inputs import concept_for, stock
 from guidance_case import ksample, lora_of, observed, sample_with, styled
 from pack.nodes.bridge.concept_layers import KEY
 from test_gates import patched, relative
-from tiny import random_state, tiny, tiny_clip
+from tiny import tiny, tiny_clip, tiny_controlnet
 
 import nodes
 
@@ -113,27 +113,7 @@ def test_masks_areas_and_combined_prompts(concepts):
 
 @pytest.fixture(scope="module")
 def controlnet():
-    """A ControlNet of SD1.5's class that fits the tiny UNet's first block."""
-    config = {
-        "image_size": 32,
-        "in_channels": 4,
-        "hint_channels": 3,
-        "model_channels": 320,
-        "num_res_blocks": [1],
-        "channel_mult": [1],
-        "num_heads": 8,
-        "use_spatial_transformer": True,
-        "transformer_depth": [1],
-        "transformer_depth_middle": -1,
-        "context_dim": 768,
-        "dtype": torch.float32,
-        "operations": comfy.ops.disable_weight_init,
-    }
-    with torch.device("meta"):
-        model = comfy.cldm.cldm.ControlNet(**config)
-    model.to_empty(device="cpu")
-    model.load_state_dict(random_state(model, 5, torch.float32))
-    return comfy.controlnet.ControlNet(model)
+    return tiny_controlnet()
 
 
 def test_a_controlnet_reads_the_ordinary_context(concepts, controlnet):

@@ -86,7 +86,7 @@ def test_no_weight(wires, unread):
 
 
 def test_no_text_encoder_and_no_lora(wires, unread):
-    refused(wires, "fusion reads prompts with the text encoder, got none", clip=None)
+    refused(wires, "a text encoder is needed to read the prompt, got none", clip=None)
     bare = [(concept_for(tiny(NAME), name, lora=False),) for name in ("ada", "bob")]
     refused(bare, "at least one concept must have a LoRA that changes this model")
 

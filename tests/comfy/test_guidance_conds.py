@@ -23,34 +23,14 @@ from guidance_case import (
     window,
 )
 from pack.nodes.bridge.style_rows import style_rows
-from tiny import random_state, tiny, tiny_cond, tiny_vae
+from tiny import tiny, tiny_cond, tiny_controlnet, tiny_vae
 
 import nodes
 
 
 @pytest.fixture(scope="module")
 def controlnet():
-    """A ControlNet of SD1.5's class that fits the tiny UNet."""
-    config = {
-        "image_size": 32,
-        "in_channels": 4,
-        "hint_channels": 3,
-        "model_channels": 320,
-        "num_res_blocks": [1],
-        "channel_mult": [1],
-        "num_heads": 8,
-        "use_spatial_transformer": True,
-        "transformer_depth": [1],
-        "transformer_depth_middle": -1,
-        "context_dim": 768,
-        "dtype": torch.float32,
-        "operations": comfy.ops.disable_weight_init,
-    }
-    with torch.device("meta"):
-        model = comfy.cldm.cldm.ControlNet(**config)
-    model.to_empty(device="cpu")
-    model.load_state_dict(random_state(model, 5, torch.float32))
-    return comfy.controlnet.ControlNet(model)
+    return tiny_controlnet()
 
 
 def check(name, positive, negative, style, rows_per_step, *, alone=None, latent=None, **more):

@@ -12,34 +12,14 @@ from pack.nodes.regional import RegionalControlWeight
 from regional import overwritten, paper_cells
 from regional_case import EXACT, LEFT, WHOLE, cond, ksample, latent_of, lora_of, regional, said
 from test_gates import relative
-from tiny import random_state, tiny
+from tiny import tiny, tiny_controlnet
 
 import nodes
 
 
 @pytest.fixture(scope="module")
 def controlnet():
-    """A ControlNet of SD1.5's class that fits the tiny UNet."""
-    config = {
-        "image_size": 32,
-        "in_channels": 4,
-        "hint_channels": 3,
-        "model_channels": 320,
-        "num_res_blocks": [1],
-        "channel_mult": [1],
-        "num_heads": 8,
-        "use_spatial_transformer": True,
-        "transformer_depth": [1],
-        "transformer_depth_middle": -1,
-        "context_dim": 768,
-        "dtype": torch.float32,
-        "operations": comfy.ops.disable_weight_init,
-    }
-    with torch.device("meta"):
-        model = comfy.cldm.cldm.ControlNet(**config)
-    model.to_empty(device="cpu")
-    model.load_state_dict(random_state(model, 5, torch.float32))
-    return comfy.controlnet.ControlNet(model)
+    return tiny_controlnet()
 
 
 class Shallow(comfy.t2i_adapter.adapter.Adapter):

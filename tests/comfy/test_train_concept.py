@@ -290,7 +290,7 @@ def test_the_forecast_counts_the_text_encoder():
         ({"images": []}, "a concept needs at least one picture, got none"),
         ({"masks": [torch.ones(1, 8, 8)] * 2}, "a mask must have the size of its picture, got 8 x"),
         ({"masks": [torch.zeros(1, 32, 48)] * 2}, "black everywhere for picture 1"),
-        ({"clip": None}, "learnt through the text encoder, got none; connect"),
+        ({"clip": None}, "a text encoder is needed to read the prompt, got none; connect"),
         (
             {"settings": TrainingSettings(optimizer="LoRA-RITE")},
             "optimizer must be one that looks at every number alone .* got LoRA-RITE; choose AdamW",

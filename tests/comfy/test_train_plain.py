@@ -19,7 +19,7 @@ from pack.training.run_store import StoredRun
 from pair_inputs import RandomFeatures, picture, progress, vae_for
 from plain_inputs import identity, planned, queue
 from test_gates import hook_count
-from tiny import tiny, tiny_clip, tiny_latent, tiny_vae, weights_hash
+from tiny import tiny, tiny_clip, tiny_cond, tiny_latent, tiny_vae, weights_hash
 
 import nodes as core_nodes
 
@@ -300,6 +300,25 @@ def test_the_id_follows_from_contents():
     # Neither has a part in latents that come encoded.
     spared = identity(**given, vae=tiny_vae(16, seed=1), clip=tiny_clip(seed=1), captions="x")
     assert spared == found["dataset"]
+
+
+@pytest.mark.parametrize(("name", "reads_it"), [("sd15", False), ("sdxl", True)])
+def test_a_caption_s_pooled_vector_decides_where_the_model_reads_it(name, reads_it):
+    """SD1.5's is made with a weight that no file holds: another in every process."""
+    model = tiny(name, inference=True)
+    text, options = tiny_cond(model)[0]
+
+    def run(pooled: torch.Tensor) -> str:
+        return identity(
+            name,
+            model=model,
+            images=[],
+            latents=[{"samples": torch.zeros(1, 4, 4, 4)}],
+            conditioning=[[[text, {**options, "pooled_output": pooled}]]],
+        )
+
+    given = options.get("pooled_output", torch.zeros(1, 768))
+    assert (run(given) != run(given + 1.0)) is reads_it
 
 
 def test_sdxl_rows_carry_true_size_and_crop():

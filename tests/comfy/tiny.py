@@ -14,7 +14,9 @@ import math
 from collections.abc import Callable
 from functools import cache
 
+import comfy.cldm.cldm
 import comfy.clip_model
+import comfy.controlnet
 import comfy.ldm.flux.model
 import comfy.ldm.modules.diffusionmodules.mmdit
 import comfy.ldm.modules.diffusionmodules.openaimodel
@@ -299,3 +301,27 @@ def tiny_clip(seed: int = 0) -> comfy.sd.CLIP:
         [random_state(layout, seed, torch.float32)],
         model_options={"model_config": {"num_hidden_layers": CLIP_LAYERS}},
     )
+
+
+def tiny_controlnet() -> comfy.controlnet.ControlNet:
+    """Return a ControlNet of SD1.5's class that fits the tiny UNet, with random weights."""
+    config = {
+        "image_size": 32,
+        "in_channels": 4,
+        "hint_channels": 3,
+        "model_channels": 320,
+        "num_res_blocks": [1],
+        "channel_mult": [1],
+        "num_heads": 8,
+        "use_spatial_transformer": True,
+        "transformer_depth": [1],
+        "transformer_depth_middle": -1,
+        "context_dim": 768,
+        "dtype": torch.float32,
+        "operations": comfy.ops.disable_weight_init,
+    }
+    with torch.device("meta"):
+        model = comfy.cldm.cldm.ControlNet(**config)
+    model.to_empty(device="cpu")
+    model.load_state_dict(random_state(model, 5, torch.float32))
+    return comfy.controlnet.ControlNet(model)
