@@ -76,6 +76,9 @@ class Canvas:
         field.fill(text)
         field.press("Enter")
 
+    def wait_for_status(self, text: str) -> None:
+        self.page.get_by_role("status").filter(has_text=text).wait_for()
+
     def point(self, x: float, y: float) -> tuple[float, float]:
         """Where a place of the picture, in its pixels, is on the page."""
         area = self.area.bounding_box()

@@ -83,9 +83,10 @@ export class Note {
     this.text.readOnly = this.editor.isLinked("regions");
     this.rows.hidden = asText;
     this.layout.disabled = this.editor.isLinked("layout");
-    // A field of one line shows the lines of a text as the rows they are.
-    this.layout.value = model.seen.layout.trim().replace(/\s*\n\s*/g, " / ");
-    this.layout.dataset.shown = this.layout.value;
+    // A field of one line shows the lines of a text as the rows they are; what is being typed in it
+    // stays until the text is another one.
+    const rows = model.seen.layout.trim().replace(/\s*\n\s*/g, " / ");
+    if (rows !== this.layout.dataset.shown) this.layout.value = this.layout.dataset.shown = rows;
     if (this.text.value !== model.seen.regions) this.text.value = model.seen.regions;
     const [sentence, button, wrong] = this.say();
     this.sentence.textContent = sentence;
