@@ -14,9 +14,9 @@ from pair_study.base import ToyBase, Training
 from plain_study.arms import PlainTraining, learn_with_pack
 from toyworld.examples import PAIR_SCENES
 from toyworld.judge import Judge
-from toyworld.world import BACKGROUNDS, BASE_CLASSES, COLOURS, Scene, Thing, caption, style_words
+from toyworld.world import BACKGROUNDS, BASE_CLASSES, COLOURS, Scene, Thing, style_words
 
-from .layouts import Said, draw, place_words, windows
+from .layouts import Said, draw, place_words, twice, windows
 
 CANVAS = "2:1"
 KIND, STYLE = "boat", "mosaic"
@@ -64,15 +64,15 @@ class Cell:
 
     def words(self, scene: Scene) -> str:
         """The prompt of the adapter's half."""
-        text = caption(replace(scene, things=scene.things[:1]))
+        text = twice(scene, 0)
         return text if self.adapter == "class" else f"{text} {style_words(STYLE)}"
 
     def noise(self, start: int) -> int:
         """The seed of a batch's noise."""
         return _FIRST[self.adapter] + 1000 * self.seed + start
 
-    def read(self, pictures: torch.Tensor, side: int | None) -> list[bool]:
-        """Whether the adapter shows in a half, or anywhere."""
+    def read(self, pictures: torch.Tensor, side: int) -> list[bool]:
+        """Whether the adapter shows in a half."""
         readings = [self.judge.read(window) for window in windows(pictures, side)]
         wanted, head = (KIND, "object") if self.adapter == "class" else (STYLE, "style")
         return [
@@ -93,7 +93,7 @@ def _regional(cell: Cell, start: int, count: int, loras: bool) -> torch.Tensor:
     said = [
         Said(
             place_words(scene),
-            [cell.words(scene), caption(replace(scene, things=scene.things[1:]))],
+            [cell.words(scene), twice(scene, 1)],
             (((cell.lora, 1.0),) if loras else (), ()),
         )
         for scene in cell.scenes(start, count)
@@ -117,14 +117,14 @@ def _everywhere(cell: Cell, start: int, count: int) -> list[bool]:
     model, _ = apply_lora(cell.base.model, None, cell.lora, 1.0, 0.0)
     base = replace(cell.base, model=model)
     said = [Said(cell.words(scene)) for scene in cell.scenes(start, count)]
-    return cell.read(draw(base, said, CANVAS, cell.noise(start)), None)
+    return cell.read(draw(base, said, CANVAS, cell.noise(start)), 0)
 
 
 ADAPTERS: Mapping[str, Callable[[ToyBase, int], Any]] = {
     "class": _class_lora,
     "style": _style_lora,
 }
-REGION, FULL = "in its region", "on the full canvas, looked for anywhere"
+REGION, FULL = "in its region", "on the whole model and canvas"
 LEAK, LEAK_OF_BASE = "in the other region", "in the other region, without the LoRA"
 ARMS: Mapping[str, Callable[[Cell, int, int], list[bool]]] = {
     REGION: _in_region,

@@ -63,6 +63,15 @@ def place_words(scene: Scene) -> str:
     return f"a thing on the left and a thing on the right on {scene.background}"
 
 
+def twice(scene: Scene, side: int) -> str:
+    """Return the words of two things that are both one of the scene's: only its region places it.
+
+    A region's words still count what is in the picture: where they speak of one thing, the base's
+    self-attention, which no region parts, often leaves the other region empty.
+    """
+    return caption(replace(scene, things=(scene.things[side],) * 2))
+
+
 def draw(
     base: ToyBase,
     said: Sequence[Said],
@@ -107,14 +116,14 @@ def sample(
     return base.nodes.VAEDecode().decode(base.vae, sampled)[0].clone()
 
 
-def masked_prompts(base: ToyBase, scene: Scene) -> list:
+def masked_prompts(base: ToyBase, texts: Sequence[str]) -> list:
     """Return core's masked conditioning: each thing's prompt in its half."""
     width, height = CANVASES["2:1"]
     parts = []
-    for side in range(2):
+    for side, text in enumerate(texts):
         mask = torch.zeros(1, height, width)
         mask[..., side * width // 2 : (side + 1) * width // 2] = 1.0
-        prompt = base.prompt(caption(alone(scene, side)))
+        prompt = base.prompt(text)
         parts += base.nodes.ConditioningSetMask().append(prompt, mask, "default", 1.0)[0]
     return parts
 
@@ -162,13 +171,30 @@ def both_halves(judge: Judge, pictures: torch.Tensor, scenes: Sequence[Scene]) -
 Arm = Callable[[ToyBase, Judge, str, Sequence[Scene], int], list]
 
 
-def _regional(boxes: Sequence[Box]) -> Arm:
+Words = Callable[[Scene, int], str]
+
+
+def _one(scene: Scene, side: int) -> str:
+    return caption(alone(scene, side))
+
+
+def _regional(boxes: Sequence[Box], words: Words) -> Arm:
     def arm(base: ToyBase, judge: Judge, canvas: str, scenes: Sequence[Scene], seed: int) -> list:
         said = [
-            Said(place_words(scene), [caption(alone(scene, side)) for side in range(2)])
-            for scene in scenes
+            Said(place_words(scene), [words(scene, side) for side in range(2)]) for scene in scenes
         ]
         return both_halves(judge, draw(base, said, canvas, seed, boxes), scenes)
+
+    return arm
+
+
+def _masked(words: Words) -> Arm:
+    def arm(base: ToyBase, judge: Judge, canvas: str, scenes: Sequence[Scene], seed: int) -> list:
+        pictures = []
+        for number, scene in enumerate(scenes):
+            prompt = masked_prompts(base, [words(scene, side) for side in range(2)])
+            pictures.append(sample(base, base.model, prompt, canvas, 1, seed, number))
+        return both_halves(judge, torch.cat(pictures), scenes)
 
     return arm
 
@@ -176,14 +202,6 @@ def _regional(boxes: Sequence[Box]) -> Arm:
 def _plain(base: ToyBase, judge: Judge, canvas: str, scenes: Sequence[Scene], seed: int) -> list:
     pictures = draw(base, [Said(caption(scene)) for scene in scenes], canvas, seed)
     return both_halves(judge, pictures, scenes)
-
-
-def _masked(base: ToyBase, judge: Judge, canvas: str, scenes: Sequence[Scene], seed: int) -> list:
-    pictures = [
-        sample(base, base.model, masked_prompts(base, scene), canvas, 1, seed, number)
-        for number, scene in enumerate(scenes)
-    ]
-    return both_halves(judge, torch.cat(pictures), scenes)
 
 
 def _alone(base: ToyBase, judge: Judge, canvas: str, scenes: Sequence[Scene], seed: int) -> list:
@@ -200,9 +218,11 @@ def _alone(base: ToyBase, judge: Judge, canvas: str, scenes: Sequence[Scene], se
 ALONE = "each alone on that canvas"
 OURS = "regional attention"
 ARMS: Mapping[str, Arm] = {
-    OURS: _regional(HALVES),
-    "regional attention, regions that overlap by a quarter": _regional(OVERLAPPING),
+    OURS: _regional(HALVES, twice),
+    "regional attention, regions that overlap by a quarter": _regional(OVERLAPPING, twice),
+    "regional attention, words of one thing": _regional(HALVES, _one),
+    "core's masked conditioning": _masked(twice),
+    "core's masked conditioning, words of one thing": _masked(_one),
     "the base's prompt for two things": _plain,
-    "core's masked conditioning": _masked,
     ALONE: _alone,
 }
