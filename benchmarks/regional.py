@@ -82,13 +82,13 @@ class Study:
 
     def layouts(self) -> dict[str, dict[str, list]]:
         """Both things' flags by canvas and arm, ``(layout, thing, flag)``: object and colour."""
-        from regional_study.layouts import ARMS, CANVASES, layouts_of
+        from regional_study.layouts import CANVASES, arms_of, layouts_of
 
         found: dict[str, dict[str, list]] = {}
         for canvas in CANVASES:
             scenes = layouts_of(canvas, self.options.layouts)
             found[canvas] = {}
-            for arm in ARMS:
+            for arm in arms_of(canvas):
                 flags = []
                 for start in range(0, len(scenes), BATCH):
                     part = scenes[start : start + BATCH]

@@ -217,12 +217,20 @@ def _alone(base: ToyBase, judge: Judge, canvas: str, scenes: Sequence[Scene], se
 
 ALONE = "each alone on that canvas"
 OURS = "regional attention"
+OURS_ONE = "regional attention, words of one thing"
+MASKED_ONE = "core's masked conditioning, words of one thing"
 ARMS: Mapping[str, Arm] = {
     OURS: _regional(HALVES, twice),
     "regional attention, regions that overlap by a quarter": _regional(OVERLAPPING, twice),
-    "regional attention, words of one thing": _regional(HALVES, _one),
+    OURS_ONE: _regional(HALVES, _one),
     "core's masked conditioning": _masked(twice),
-    "core's masked conditioning, words of one thing": _masked(_one),
+    MASKED_ONE: _masked(_one),
     "the base's prompt for two things": _plain,
     ALONE: _alone,
 }
+
+
+def arms_of(canvas: str) -> list[str]:
+    """Return the arms of a canvas: what words of one thing do is shown on the first alone."""
+    first = canvas == next(iter(CANVASES))
+    return [arm for arm in ARMS if first or arm not in (OURS_ONE, MASKED_ONE)]
