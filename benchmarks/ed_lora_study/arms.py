@@ -37,6 +37,7 @@ class Budget:
         text_rate: Of the LoRA in the text encoder.
         denoiser_rate: Of the LoRA in the denoiser.
         plain_rate: Of the ordinary LoRA in the denoiser.
+        timesteps: How noise levels are drawn, in every arm.
     """
 
     steps: int
@@ -45,10 +46,17 @@ class Budget:
     text_rate: float
     denoiser_rate: float
     plain_rate: float
+    timesteps: str
 
 
 BUDGET = Budget(
-    steps=300, rank=4, word_rate=3e-3, text_rate=1e-3, denoiser_rate=3e-3, plain_rate=3e-3
+    steps=300,
+    rank=4,
+    word_rate=3e-3,
+    text_rate=1e-3,
+    denoiser_rate=4e-3,
+    plain_rate=3e-3,
+    timesteps="logit-normal",
 )
 
 
@@ -117,7 +125,9 @@ class Cell:
                 run_name=f"{self.subject.kind} {self.subject.mark or ''}".strip(),
                 templates="as written",
                 learnt=learnt,
-                settings=TrainingSettings(batch_size=2, precision="bf16"),
+                settings=TrainingSettings(
+                    batch_size=2, precision="bf16", timesteps=self.budget.timesteps
+                ),
             )
             with torch.inference_mode():
                 (self.made[learnt],) = train_concept(request).concepts
@@ -137,7 +147,9 @@ class Cell:
             learning_rate=self.budget.plain_rate,
             seed=self.seed,
             run_name="plain",
-            settings=TrainingSettings(batch_size=2, schedule="linear"),
+            settings=TrainingSettings(
+                batch_size=2, schedule="linear", timesteps=self.budget.timesteps
+            ),
         )
         with torch.inference_mode():
             return train_plain(request).lora

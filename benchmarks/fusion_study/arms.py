@@ -109,7 +109,9 @@ def learn(base: ToyBase, one: Learnt) -> Concept:
                 learning_rate=BUDGET.plain_rate,
                 seed=0,
                 run_name=one.word,
-                settings=TrainingSettings(batch_size=2, schedule="linear"),
+                settings=TrainingSettings(
+                    batch_size=2, schedule="linear", timesteps=BUDGET.timesteps
+                ),
             )
             lora = train_plain(request).lora
             (found,) = concept_for_fusion(lora, None, one.triggers(), one.word, 1.0, 1.0, None)
@@ -130,7 +132,7 @@ def learn(base: ToyBase, one: Learnt) -> Concept:
             seed=0,
             run_name=one.word,
             templates="as written",
-            settings=TrainingSettings(batch_size=2, precision="bf16"),
+            settings=TrainingSettings(batch_size=2, precision="bf16", timesteps=BUDGET.timesteps),
         )
         (found,) = train_concept(asked).concepts
         return replace(found, prompts=tuple(one.triggers()))
