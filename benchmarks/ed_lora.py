@@ -25,6 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run what is not yet in the cache and write the report."""
     parser = argparse.ArgumentParser(prog="ed_lora", description=__doc__)
     parser.add_argument("--seeds", type=int, default=2, help="trainings per subject and arm")
+    parser.add_argument("--words-seeds", type=int, default=1, help="likewise, of words alone")
     parser.add_argument("--per-prompt", type=int, default=3, help="pictures; there are 20 prompts")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--arm", action="append", help="fill the cache for it, write no report")
@@ -67,17 +68,20 @@ class Study:
             "sampling": SAMPLING.split(", window")[0],
             "pictures": 20 * self.options.per_prompt,
             "seeds": self.options.seeds,
+            "seeds of words alone": self.options.words_seeds,
         }
 
     def flags(self, chosen: Sequence[str] | None) -> dict[str, list]:
         """Flags by arm, ``(training, picture, flag)``; a training is a subject with a seed."""
-        from ed_lora_study.arms import ARMS, SUBJECTS, Cell
+        from ed_lora_study.arms import ARMS, SUBJECTS, WORDS_ALONE, Cell
 
         found: dict[str, list] = {arm: [] for arm in chosen or ARMS}
         for seed in range(self.options.seeds):
             for subject in SUBJECTS:
                 cell = Cell(self.base, self.budget, subject, seed)
                 for arm in found:
+                    if arm == WORDS_ALONE and seed >= self.options.words_seeds:
+                        continue
                     place = [arm, subject.kind, subject.mark, seed, self.options.per_prompt]
                     found[arm].append(
                         self.kept(place, lambda a=arm, c=cell: self._judged(a, ARMS[a](c), c))

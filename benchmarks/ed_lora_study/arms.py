@@ -179,10 +179,11 @@ def _with_lora(cell: Cell) -> tuple[Any, str, Drawn]:
     return model, cell.called, cell.base.prompt
 
 
+WORDS_ALONE = "words alone"
 ARMS: Mapping[str, Callable[[Cell], tuple[Any, str, Drawn]]] = {
     "ED-LoRA": lambda cell: _with_concept(cell, LEARNT[0], 1.0),
     "ED-LoRA, its LoRA at 0": lambda cell: _with_concept(cell, LEARNT[0], 0.0),
-    "words alone": lambda cell: _with_concept(cell, LEARNT[2], 1.0),
+    WORDS_ALONE: lambda cell: _with_concept(cell, LEARNT[2], 1.0),
     "plain LoRA": _with_lora,
 }
 """The model, how the subject is called, and what encodes a prompt."""
