@@ -40,7 +40,8 @@ _SLACK = 1e-6
 def parse_regions(text: str) -> tuple[Region, ...]:
     """Return the regions of ``{"regions": [{"name": ..., "x": ..., ...}]}``; empty text has none.
 
-    ``x``, ``y``, ``width`` and ``height`` are shares of the picture, between 0 and 1.
+    ``x``, ``y``, ``width`` and ``height`` are shares of the picture, between 0 and 1. Spaces around
+    a name are none of it.
 
     Raises:
         ValueError: The text has a mistake; the line and the reason are named.
@@ -97,8 +98,10 @@ def regions_text(regions: Sequence[Region]) -> str:
     return '{\n  "regions": [' + inside + "]\n}"
 
 
-def parse_layout(text: str, names: Sequence[str] | None = None) -> tuple[Region, ...]:
+def parse_layout(text: str) -> tuple[Region, ...]:
     """Return the regions of rows of columns, left to right, then top to bottom.
+
+    They are ``region 1`` and so on.
 
     ``1,2,1 / 1`` is a row of three columns, the middle one twice as wide, above a row of one. Rows
     are equally high unless they begin with a height: ``3: 1,2,1 / 1: 1``. A new line begins a row
@@ -106,10 +109,9 @@ def parse_layout(text: str, names: Sequence[str] | None = None) -> tuple[Region,
 
     Args:
         text: The layout.
-        names: One for each region; ``region 1`` and so on by default.
 
     Raises:
-        ValueError: A row is not made of positive numbers, or the names don't fit.
+        ValueError: A row is not made of positive numbers.
     """
     if not text.strip():
         return ()
@@ -133,15 +135,7 @@ def parse_layout(text: str, names: Sequence[str] | None = None) -> tuple[Region,
         for (top, bottom), widths in zip(_edges(heights), columns, strict=True)
         for left, right in _edges(widths)
     ]
-    names = [f"region {i}" for i in range(1, len(boxes) + 1)] if names is None else list(names)
-    if len(names) != len(boxes):
-        raise ValueError(
-            f"the layout must have one name for each of its {len(boxes)} regions, got {len(names)}"
-        )
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f'the layout must have each name once, got "{name}" twice')
-    return tuple(Region(name, box) for name, box in zip(names, boxes, strict=True))
+    return tuple(Region(f"region {i}", box) for i, box in enumerate(boxes, 1))
 
 
 def _edges(sizes: Sequence[float | None]) -> list[tuple[float, float]]:
@@ -167,11 +161,11 @@ def _region(fields: Any, index: int, lines: dict[Path, int]) -> Region:
             'a region must be written in braces, such as {"name": "cat", "x": 0, ...}, '
             "got something else",
         )
-    title = f'region "{fields["name"]}"' if isinstance(fields.get("name"), str) else "a region"
+    name = fields.get("name")
+    title = f'region "{name.strip()}"' if isinstance(name, str) else "a region"
     missing = [f'"{name}"' for name in _NEEDED if name not in fields]
     if missing:
         raise _mistake(lines[at], f"{title} must have a {', '.join(missing)}; add what is missing")
-    name = fields["name"]
     if not isinstance(name, str) or not name.strip():
         raise _mistake(
             lines[(*at, "name")],
@@ -199,7 +193,7 @@ def _region(fields: Any, index: int, lines: dict[Path, int]) -> Region:
             )
         edges.append(min(1.0, _rounded(edge)))
     right, bottom = edges
-    return Region(name, Box(fields["x"], fields["y"], right, bottom), **given)
+    return Region(name.strip(), Box(fields["x"], fields["y"], right, bottom), **given)
 
 
 def _check_field(key: str, value: Any, title: str, line: int) -> None:

@@ -21,6 +21,9 @@ CELL_RULES: tuple[CellRule, ...] = ("centre", "paper")
 TIE = 1e-9
 """In cells: an edge this near to a cell's centre lies upon it, so neighbours agree."""
 
+_BEYOND = 1e6
+"""In shares of an area: farther than the feather of any picture reaches."""
+
 Grid = tuple[int, int]
 
 
@@ -134,15 +137,16 @@ def _whole_cells(low: float, high: float, count: int) -> tuple[int, int]:
 
 
 def _centred_cells(low: float, high: float, count: int) -> tuple[int, int]:
-    low, high = max(low, 0.0), min(high, 1.0)
-    if low >= high:
+    if min(high, 1.0) <= max(low, 0.0):
         return 0, 0
     first = math.ceil(low * count - 0.5 - TIE)
     last = math.ceil(high * count - 0.5 - TIE)
     if first >= last:
-        first = min(count - 1, int((low + high) / 2 * count))
+        first = min(math.floor((low + high) / 2 * count), math.ceil(high * count) - 1)
         last = first + 1
-    return first, last
+    # What reaches in from outside by less than a cell's half has its cells there, and keeps none.
+    first, last = max(first, 0), min(last, count)
+    return (first, last) if first < last else (0, 0)
 
 
 def region_mask(region: Region, grid: Grid, *, rule: CellRule = "centre") -> Tensor:
@@ -183,13 +187,42 @@ def _averaged_mask(mask: Tensor, grid: Grid, *, keep: bool) -> Tensor:
     whole = mask.detach().float().cpu().clamp(0, 1)
     found = F.adaptive_avg_pool2d(whole[None, None], grid)[0, 0]
     peak, largest = float(found.max()), float(whole.max())
-    return (found * (largest / peak)).clamp(max=1.0) if keep and 0 < peak < largest else found
+    if keep and 0 < peak < largest / 2:
+        found.view(-1)[found.argmax()] = largest
+    return found
 
 
 def token_masks(regions: Sequence[Region], grid: Grid, *, rule: CellRule = "centre") -> Tensor:
     """Return every region's mask over the tokens of a grid, ``(region, token)``, row by row."""
     masks = [region_mask(region, grid, rule=rule).flatten() for region in regions]
     return torch.stack(masks) if masks else torch.zeros(0, grid[0] * grid[1])
+
+
+def covered_regions(regions: Sequence[Region], grid: Grid) -> list[tuple[int, tuple[int, ...]]]:
+    """Return the index of each region that later ones cover wholly, and the indices of those."""
+    masks = token_masks(regions, grid)
+    found = []
+    for i, mask in enumerate(masks):
+        later = tuple(j for j in range(i + 1, len(masks)) if bool((mask * masks[j]).any()))
+        if later and bool((masks[list(later)].amax(0) >= mask).all()):
+            found.append((i, later))
+    return found
+
+
+def softened(mask: Tensor, feather: float) -> Tensor:
+    """Return a mask ``(h, w)`` whose edges fade over the feather; the picture's border is no edge.
+
+    Args:
+        mask: In 0..1.
+        feather: Width of the soft edge, as a share of the shorter side; below a pixel it does
+            nothing.
+    """
+    reach = round(feather * min(mask.shape) / 2)
+    if reach < 1:
+        return mask
+    padded = F.pad(mask[None, None], (reach,) * 4, mode="replicate")
+    across = F.avg_pool2d(padded, (1, 2 * reach + 1), stride=1)
+    return F.avg_pool2d(across, (2 * reach + 1, 1), stride=1)[0, 0]
 
 
 def within_area(region: Region, area: Box, shape: Grid) -> Region | None:
@@ -202,9 +235,12 @@ def within_area(region: Region, area: Box, shape: Grid) -> Region | None:
     """
     wide, high = area.right - area.left, area.bottom - area.top
     box = region.box
+    reach = region.feather * min(shape) / 2  # of the soft edge beyond the box, in cells
+    left, right = _faded(box.left, box.right, reach / shape[1])
+    top, bottom = _faded(box.top, box.bottom, reach / shape[0])
     if region.mask is None and (
-        min(box.right, area.right) <= max(box.left, area.left)
-        or min(box.bottom, area.bottom) <= max(box.top, area.top)
+        min(right, area.right) <= max(left, area.left)
+        or min(bottom, area.bottom) <= max(top, area.top)
     ):
         return None
     feather = region.feather * min(shape) / min(shape[0] * high, shape[1] * wide)
@@ -219,11 +255,23 @@ def within_area(region: Region, area: Box, shape: Grid) -> Region | None:
     return replace(region, box=Box(left, top, right, bottom), feather=feather, mask=mask)
 
 
+def _faded(low: float, high: float, reach: float) -> tuple[float, float]:
+    """Return both edges with what fades beyond them; the picture's border fades nothing."""
+    return (low - reach if low > 0 else low), (high + reach if high < 1 else high)
+
+
 def _seen(low: float, high: float, start: float, size: float) -> tuple[float, float]:
-    """Return both edges in the area's shares; the picture's border stays beyond any feather."""
+    """Return both edges in the area's shares: 0 and 1 for the picture's border alone.
+
+    A border that the area does not reach stays beyond any feather.
+    """
     first, last = (low - start) / size, (high - start) / size
-    first -= 1.0 if low == 0 and first < 0 else 0.0
-    last += 1.0 if high == 1 and last > 1 else 0.0
+    if first == 0 and low > 0:
+        first = -TIE
+    if last == 1 and high < 1:
+        last = 1 + TIE
+    first -= _BEYOND if low == 0 and first < 0 else 0.0
+    last += _BEYOND if high == 1 and last > 1 else 0.0
     return first, last
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from comfy.utils import common_upscale
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -55,14 +54,6 @@ def region_masks(regions: Sequence[Region], width: int, height: int, wanted: str
     chosen = [one for one in regions if wanted.strip() in ("", one.name)]
     masks = [region_mask(region, (height, width)) for region in chosen]
     return torch.stack([torch.zeros(height, width), *masks]).amax(0, keepdim=True)
-
-
-def resized(picture: Tensor | None, width: int, height: int) -> Tensor | None:
-    """Return a picture scaled to a size, ``(batch, height, width, 3)``, None if there is none."""
-    if picture is None:
-        return None
-    scaled = common_upscale(picture.movedim(-1, 1), width, height, "bilinear", "disabled")
-    return scaled.movedim(1, -1)
 
 
 def described(regions: Sequence[Region]) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ...lora_ops import Box, Region, parse_layout, parse_regions, region_mask
+from ...lora_ops import Box, Region, parse_layout, parse_regions
+from ...lora_ops.regions import covered_regions, softened
 from .progress import warn_on_node
 
 PALETTE = ("#e6553c", "#3c82e6", "#41ab5d", "#f2b134", "#9b5de5", "#21b5b5", "#e0559b", "#8d6e4a")
@@ -99,7 +99,7 @@ def regions_from_masks(
     found = [one for mask in masks.values() for one in mask.reshape(-1, *mask.shape[-2:])]
     if not found:
         raise ValueError("there must be at least one mask, got none; connect one for each region")
-    titles = listed(names) or [f"region {len(before) + i}" for i in range(1, len(found) + 1)]
+    titles = listed(names) or _numbered(len(found), before)
     if len(titles) != len(found):
         raise ValueError(
             f"there must be one name for each of the {len(found)} masks, got {len(titles)}; "
@@ -136,11 +136,15 @@ def masked(name: str, mask: Tensor, manner: Manner) -> Region:
             f'the mask of region "{name}" must be white somewhere, got one that is black all '
             "over; paint where the region is, or leave it out"
         )
-    return manner.of(Region(name, _bounds(whole), mask=_softened(whole, manner.feather)))
+    return manner.of(Region(name, _bounds(whole), mask=softened(whole, manner.feather)))
 
 
 def joined_regions(before: Sequence[Region], added: Sequence[Region]) -> tuple[Region, ...]:
-    """Return both, each with a colour.
+    """Return both, each with a colour; what is odd of them on the masks' picture is said.
+
+    Args:
+        before: Of any kind.
+        added: Of masks of one picture, at least one.
 
     Raises:
         ValueError: A name is there twice.
@@ -152,6 +156,8 @@ def joined_regions(before: Sequence[Region], added: Sequence[Region]) -> tuple[R
                 f'the regions must have each name once, got "{region.name}" twice; rename one'
             )
         names.append(region.name)
+    height, width = added[0].mask.shape
+    warn_of_oddities((*before, *added), width, height)
     return coloured((*before, *added))
 
 
@@ -170,16 +176,21 @@ def same_aspect(one: Sequence[int], other: Sequence[int]) -> bool:
 
 
 def warn_of_oddities(regions: Sequence[Region], width: int, height: int) -> None:
-    """Say which regions are smaller than a cell of the picture or lie wholly under another."""
+    """Say which regions are smaller than a cell of the picture or lie wholly under another.
+
+    Args:
+        regions: In order.
+        width: Of the picture, in pixels.
+        height: Of the picture, in pixels.
+    """
     rows, columns = max(1, height // _COARSEST), max(1, width // _COARSEST)
     for region in regions:
-        box = region.box
-        across, down = (box.right - box.left) * columns, (box.bottom - box.top) * rows
-        if min(across, down) < 0.5:
+        across, down = region.box.right - region.box.left, region.box.bottom - region.box.top
+        if min(across * columns, down * rows) < 0.5:
             warn_on_node(
-                f'region "{region.name}" is {across * _COARSEST:.0f} x {down * _COARSEST:.0f} '
-                f"pixels, less than half a cell of the coarsest layers; draw it {_COARSEST} "
-                "pixels wide and high or more"
+                f'region "{region.name}" is {across * width:.0f} x {down * height:.0f} of '
+                f"{width} x {height} pixels, less than half a cell of the coarsest layers; make it "
+                f"{_COARSEST} pixels wide and high or more"
             )
     for below, above in hidden_regions(regions, (rows * 8, columns * 8)):
         warn_on_node(
@@ -190,15 +201,18 @@ def warn_of_oddities(regions: Sequence[Region], width: int, height: int) -> None
 
 def hidden_regions(regions: Sequence[Region], grid: tuple[int, int]) -> list[tuple[str, str]]:
     """Return each region that later ones cover wholly, and the names of those, in words."""
-    masks = [region_mask(region, grid) for region in regions]
-    found = []
-    for i, region in enumerate(regions):
-        later = [j for j in range(i + 1, len(regions)) if bool((masks[i] * masks[j]).any())]
-        if later and not bool(
-            (masks[i] - torch.stack([masks[j] for j in later]).amax(0) > 0).any()
-        ):
-            found.append((region.name, ", ".join(f'"{regions[j].name}"' for j in later)))
-    return found
+    return [
+        (regions[below].name, ", ".join(f'"{regions[i].name}"' for i in above))
+        for below, above in covered_regions(regions, grid)
+    ]
+
+
+def _numbered(count: int, before: Sequence[Region]) -> list[str]:
+    """Return as many names, numbered on from the regions before and none of theirs."""
+    taken = {region.name for region in before}
+    numbers = itertools.count(len(before) + 1)
+    free = (f"region {number}" for number in numbers if f"region {number}" not in taken)
+    return list(itertools.islice(free, count))
 
 
 def _bounds(mask: Tensor) -> Box:
@@ -211,16 +225,6 @@ def _bounds(mask: Tensor) -> Box:
         (float(columns[-1]) + 1) / width,
         (float(rows[-1]) + 1) / height,
     )
-
-
-def _softened(mask: Tensor, feather: float) -> Tensor:
-    """Return a mask whose edges fade over the feather; the picture's border is no edge."""
-    reach = round(feather * min(mask.shape) / 2)
-    if reach < 1:
-        return mask
-    padded = F.pad(mask[None, None], (reach,) * 4, mode="replicate")
-    across = F.avg_pool2d(padded, (1, 2 * reach + 1), stride=1)
-    return F.avg_pool2d(across, (2 * reach + 1, 1), stride=1)[0, 0]
 
 
 def _size(mask: Tensor) -> str:

@@ -16,6 +16,7 @@ from ...lora_ops.regions import CellRule
 from .progress import warn_on_node
 from .region_sets import hidden_regions
 from .regional_attention import RULES
+from .regional_places import Grid, _require_aspect
 
 _LARGEST_STRENGTH = 10.0
 _GRID = (64, 64)
@@ -37,22 +38,44 @@ class StrengthMap:
     outside: float
     rule: CellRule
 
-    def weighted(self, residual: Tensor, shape: tuple[int, int]) -> Tensor:
+
+class LaidMap:
+    """A map of strengths as one ControlNet lays it on its residuals; each grid is made once.
+
+    Args:
+        strengths: Of the picture.
+    """
+
+    def __init__(self, strengths: StrengthMap):
+        self.strengths = strengths
+        self._laid: dict[tuple, Tensor] = {}
+
+    def weighted(self, residual: Tensor, shape: Grid) -> Tensor:
         """Return a residual times the strengths.
 
         Args:
             residual: ``(row, channel, h, w)``, or ``(row, token, channel)`` of a transformer.
             shape: Height and width of the latent.
+
+        Raises:
+            ValueError: A region's mask has other proportions than the latent.
         """
-        grid = (
-            tuple(residual.shape[-2:])
-            if residual.ndim >= 4
-            else token_grid(*shape, residual.shape[1])
-        )
-        found = strength_map(
-            self.regions, self.strengths, grid, outside=self.outside, rule=self.rule
-        ).to(residual)
-        return residual * (found if residual.ndim >= 4 else found.flatten()[:, None])
+        spatial = residual.ndim >= 4
+        grid = tuple(residual.shape[-2:]) if spatial else token_grid(*shape, residual.shape[1])
+        key = (shape, grid, spatial, residual.device, residual.dtype)
+        if key not in self._laid:
+            self._laid[key] = self._on(grid, shape, spatial).to(residual)
+        return residual * self._laid[key]
+
+    def clear(self) -> None:
+        """Forget what was laid down, at the end of a run."""
+        self._laid.clear()
+
+    def _on(self, grid: Grid, shape: Grid, spatial: bool) -> Tensor:
+        of = self.strengths
+        _require_aspect(of.regions, shape)
+        found = strength_map(of.regions, of.strengths, grid, outside=of.outside, rule=of.rule)
+        return found if spatial else found.flatten()[:, None]
 
 
 def weighted_control(
@@ -97,7 +120,7 @@ def weighted_control(
         )
     copied = control.copy()
     copied.__class__ = _weighted_class(type(control))
-    copied.pastiche_strengths = found
+    copied.pastiche_strengths = LaidMap(found)
     return copied
 
 
@@ -132,7 +155,7 @@ def _weighted_class(kind: type[ControlBase]) -> type[ControlBase]:
     """Return a class of ControlNets like ``kind`` whose own residuals are weighted."""
 
     class RegionallyWeighted(kind):
-        pastiche_strengths: StrengthMap
+        pastiche_strengths: LaidMap
 
         def get_control(
             self, x_noisy: Tensor, t: Tensor, cond: Any, batched_number: int, options: Any
@@ -175,7 +198,11 @@ def _weighted_class(kind: type[ControlBase]) -> type[ControlBase]:
         def copy(self) -> ControlBase:
             copied = super().copy()
             copied.__class__ = type(self)
-            copied.pastiche_strengths = self.pastiche_strengths
+            copied.pastiche_strengths = LaidMap(self.pastiche_strengths.strengths)
             return copied
+
+        def cleanup(self) -> None:
+            super().cleanup()
+            self.pastiche_strengths.clear()
 
     return RegionallyWeighted

@@ -46,6 +46,49 @@ const walk = (graph) => graph.nodes.flatMap(
 const node = walk(window.app.rootGraph).find((one) => one.type === "PasticheRegions");
 const widget = (name) => node.widgets.find((one) => one.name === name);
 """
+SAVED = "() => JSON.stringify(window.app.rootGraph.serialize())"
+DROP = """
+async (text) => {
+  await window.app.handleFile(new File([text], "saved.json", { type: "application/json" }));
+  await window.app.extensionManager.command.execute("Comfy.Canvas.FitView");
+}
+"""
+QUEUE = """
+() => new Promise((resolve, reject) => {
+  const { api } = window.app;
+  api.addEventListener("executed", ({ detail }) => {
+    if (detail.output?.images) resolve(detail.output.images[0]);
+  });
+  api.addEventListener("execution_error", ({ detail }) => reject(detail.exception_message));
+  window.app.queuePrompt(0, 1);
+})
+"""
+SUBGRAPH = """
+() => {
+  const { canvas, rootGraph } = window.app;
+  const { node } = rootGraph.convertToSubgraph(new Set([rootGraph.getNodeById(1)]));
+  canvas.openSubgraph(node.subgraph, node);
+}
+"""
+OPEN = """
+() => {
+  const { canvas, rootGraph } = window.app;
+  const host = rootGraph.nodes.find((one) => one.subgraph);
+  canvas.openSubgraph(host.subgraph, host);
+}
+"""
+FOLLOWERS = """
+async () => {
+  const { Editor } = await import("/extensions/ComfyUI-Pastiche/js/regions_editor_view.js");
+  const { refresh } = Editor.prototype;
+  const asked = new Set();
+  Editor.prototype.refresh = function () { asked.add(this); refresh.call(this) };
+  window.app.api.dispatchCustomEvent("graphChanged", {});
+  Editor.prototype.refresh = refresh;
+  return asked.size;
+}
+"""
+FIT = '() => window.app.extensionManager.command.execute("Comfy.Canvas.FitView")'
 TEXT = "(name) => {" + WALK + "return widget(name).value }"
 
 
@@ -104,6 +147,36 @@ class Canvas:
             edges = (left * WIDTH, top * HEIGHT, right * WIDTH, bottom * HEIGHT)
             found[region.name] = tuple(round(edge) for edge in edges)
         return found
+
+    def saved(self) -> str:
+        """Return the graph as a file of it holds it."""
+        return self.page.evaluate(SAVED)
+
+    def drop(self, saved: str) -> None:
+        """Open such a file."""
+        self.page.evaluate(DROP, saved)
+
+    def queue(self) -> dict[str, str]:
+        """Run the graph and return where its picture lies."""
+        return self.page.evaluate(QUEUE)
+
+    def into_subgraph(self) -> None:
+        """Put the node into a subgraph and look at it there."""
+        self.page.evaluate(SUBGRAPH)
+        self.page.wait_for_timeout(1000)
+        self.page.evaluate(FIT)
+        self.page.wait_for_timeout(1500)
+
+    def open_subgraph(self) -> None:
+        """Look into the graph's subgraph."""
+        self.page.evaluate(OPEN)
+        self.page.wait_for_timeout(1000)
+        self.page.evaluate(FIT)
+        self.page.wait_for_timeout(1500)
+
+    def followers(self) -> int:
+        """Return how many editors follow a change of the graph."""
+        return self.page.evaluate(FOLLOWERS)
 
     def screenshot(self, name: str) -> None:
         self.frontend.screenshot(f"regions-{name}-{self.mode}")

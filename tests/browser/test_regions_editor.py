@@ -12,32 +12,7 @@ from PIL import Image
 from regions_canvas import HEIGHT, WALK, WIDTH, WORKFLOW, Canvas
 
 ERROR = "regions, line"
-SAVED = "() => JSON.stringify(window.app.rootGraph.serialize())"
-DROP = """
-async (text) => {
-  await window.app.handleFile(new File([text], "saved.json", { type: "application/json" }));
-  await window.app.extensionManager.command.execute("Comfy.Canvas.FitView");
-}
-"""
-QUEUE = """
-() => new Promise((resolve, reject) => {
-  const { api } = window.app;
-  api.addEventListener("executed", ({ detail }) => {
-    if (detail.output?.images) resolve(detail.output.images[0]);
-  });
-  api.addEventListener("execution_error", ({ detail }) => reject(detail.exception_message));
-  window.app.queuePrompt(0, 1);
-})
-"""
 UNDONE = "() => window.app.extensionManager.workflow.activeWorkflow.changeTracker.redoQueue.length"
-SUBGRAPH = """
-() => {
-  const { canvas, rootGraph } = window.app;
-  const { node } = rootGraph.convertToSubgraph(new Set([rootGraph.getNodeById(1)]));
-  canvas.openSubgraph(node.subgraph, node);
-}
-"""
-FIT = '() => window.app.extensionManager.command.execute("Comfy.Canvas.FitView")'
 CONNECT = (
     "() => {"
     + WALK
@@ -80,6 +55,11 @@ TEXTS = [
     '{"regions": [{"name": "a", "x": 0, "y": 0, "width": 1, "height": 1,\n "end_percent": 0}]}',
     '{"regions": [{"name": "a", "x": 0, "y": 0, "width": 1, "height": 1},\n'
     ' {"name": "a", "x": 0, "y": 0, "width": 1, "height": 1}]}',
+    '{"regions": [{"name": " cat", "x": 0, "y": 0, "width": 1, "height": 1},\n'
+    ' {"name": "the dog\\n", "x": 0, "y": 0, "width": 1, "height": 1}]}',
+    '{"regions": [{"name": "cat", "x": 0, "y": 0, "width": 1, "height": 1},\n'
+    ' {"name": " cat ", "x": 0, "y": 0, "width": 1, "height": 1}]}',
+    '{"regions": [{"name": " cat ", "x": "left", "y": 0, "width": 1, "height": 1}]}',
     '{"regions": [{"name": "d\\u00e9 \\"x\\"", "x": 1e-1, "y": 0, "width": 0.1, "height": 1,\n'
     ' "feather": 0.25, "weight": 3, "blend": 0.5, "start_percent": 0.1, "colour": "#a0B0c0"}],\n'
     ' "editor": {"of": ["others", {"a": null}]}}',
@@ -133,7 +113,7 @@ def test_three_regions_are_drawn_named_saved_reopened_and_queued(
     regions |= {"region 3": (640, 320, 896, 512)}
     assert canvas.pixels() == regions
     canvas.screenshot("drawn")
-    text, saved = canvas.text(), page.evaluate(SAVED)
+    text, saved = canvas.text(), canvas.saved()
     assert regions_text(parse_regions(text)).count("\n") == text.count("\n")
     assert frontend.prompt()["1"]["inputs"]["regions"] == text
     assert "background" not in frontend.prompt()["1"]["inputs"]
@@ -148,16 +128,21 @@ def test_three_regions_are_drawn_named_saved_reopened_and_queued(
     context = chromium.new_context(viewport={"width": 1600, "height": 1000})
     fresh = type(frontend)(context.new_page(), comfy_server, frontend._screenshots)
     fresh.open(vue_nodes=frontend.vue_nodes)
-    fresh.page.evaluate(DROP, saved)
     there = Canvas(fresh)
+    there.drop(saved)
     there.box("cat").wait_for()
     there.screenshot("fresh-profile")
-    image = fresh.page.evaluate(QUEUE)
+    image = there.queue()
     context.close()
-    picture = Image.open(io.BytesIO(comfy_server.get("/view", **image))).convert("RGB")
+    assert {region.name: region.colour for region in parse_regions(text)}["dog"] == "#123456"
+    assert_picture_shows(comfy_server.get("/view", **image), text, regions)
+
+
+def assert_picture_shows(file: bytes, text: str, regions: dict[str, tuple[int, ...]]) -> None:
+    """Check that a picture has each region's colour within its edges and nowhere else."""
+    picture = Image.open(io.BytesIO(file)).convert("RGB")
     assert picture.size == (WIDTH, HEIGHT)
     colours = {region.name: region.colour for region in parse_regions(text)}
-    assert colours["dog"] == "#123456"
     for name, (left, top, right, bottom) in regions.items():
         colour = [int(colours[name][i : i + 2], 16) for i in (1, 3, 5)]
         rows, columns = np.nonzero((np.array(picture) == colour).all(-1))
@@ -308,13 +293,10 @@ def test_rows_and_columns_and_a_background(canvas, frontend):
     canvas.screenshot("background")
 
 
-def test_inside_a_subgraph(canvas, frontend):
+def test_inside_a_subgraph(canvas, frontend, comfy_server, chromium):
     page = canvas.page
     canvas.drag((70, 60), (440, 450))
-    page.evaluate(SUBGRAPH)
-    page.wait_for_timeout(1000)
-    page.evaluate(FIT)
-    page.wait_for_timeout(1500)
+    canvas.into_subgraph()
     canvas.drag((570, 70), (960, 250))
     assert canvas.pixels()["region 2"] == (576, 64, 960, 256)
     canvas.drag((640, 310), (900, 500))
@@ -322,10 +304,49 @@ def test_inside_a_subgraph(canvas, frontend):
     page.wait_for_timeout(200)
     assert canvas.boxes.count() == 2
     assert page.evaluate(UNDONE) == 0
+    canvas.box("region 2").click()
+    canvas.type("Name of the region", "dog")
     canvas.screenshot("subgraph")
+    text, saved = canvas.text(), canvas.saved()
+    drawn = {"region 1": (64, 64, 448, 448), "dog": (576, 64, 960, 256)}
+    assert canvas.pixels() == drawn
     (node,) = [n for n in frontend.prompt().values() if n["class_type"] == "PasticheRegions"]
-    assert node["inputs"]["regions"] == canvas.text()
+    assert node["inputs"]["regions"] == text
+
+    page.wait_for_timeout(1500)  # the page keeps its graph for the next visit a moment later
+    frontend.open(vue_nodes=frontend.vue_nodes)
+    canvas.open_subgraph()
+    canvas.box("dog").wait_for()
+    assert canvas.text() == text
+    assert canvas.boxes.count() == 2
     assert [error for error in frontend.errors if "astiche" in error] == []
+
+    context = chromium.new_context(viewport={"width": 1600, "height": 1000})
+    fresh = type(frontend)(context.new_page(), comfy_server, frontend._screenshots)
+    fresh.open(vue_nodes=frontend.vue_nodes)
+    there = Canvas(fresh)
+    there.drop(saved)
+    there.open_subgraph()
+    there.box("dog").wait_for()
+    there.screenshot("subgraph-fresh-profile")
+    assert there.pixels() == drawn
+    image = there.queue()
+    context.close()
+    assert_picture_shows(comfy_server.get("/view", **image), text, drawn)
+
+
+def test_editors_inside_subgraphs_go_with_their_graph(canvas, frontend):
+    canvas.into_subgraph()
+    assert canvas.followers() == 1
+    saved = canvas.saved()
+    for _ in range(3):
+        canvas.drop(saved)
+    assert canvas.followers() == 1
+    canvas.open_subgraph()
+    canvas.drag((70, 60), (440, 450))
+    assert canvas.pixels() == {"region 1": (64, 64, 448, 448)}
+    frontend.load(WORKFLOW)
+    assert canvas.followers() == 1
 
 
 def test_the_page_and_the_server_read_the_same_text(frontend):
@@ -337,8 +358,10 @@ def test_the_page_and_the_server_read_the_same_text(frontend):
             with pytest.raises(ValueError, match=re.escape(said)):
                 parse_regions(text)
         else:
-            again = json.dumps({"regions": drop_unset(told["read"]["regions"])})
+            read = told["read"]["regions"]
+            again = json.dumps({"regions": drop_unset(read)})
             assert parse_regions(again) == parse_regions(text), text
+            assert [one["name"] for one in read] == [one.name for one in parse_regions(text)]
     for text in LAYOUTS:
         told = frontend.page.evaluate(READ, ["layout", "parseLayout", text])
         if "error" in told:

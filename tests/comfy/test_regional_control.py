@@ -1,16 +1,32 @@
 """A ControlNet's strength for each region, on residuals of every level."""
 
+import logging
+from dataclasses import replace
+
 import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.ops
 import comfy.t2i_adapter.adapter
 import pytest
 import torch
-from pack.lora_ops import Box, Region
+from pack.lora_ops import Box, Region, strength_map
+from pack.nodes.bridge import regional_control
+from pack.nodes.bridge.region_sets import Manner, regions_from_masks
 from pack.nodes.bridge.regional_attention import KEEPS_A_CELL, WHOLE_CELLS
 from pack.nodes.regional import RegionalControlWeight
 from regional import overwritten, paper_cells
-from regional_case import EXACT, LEFT, WHOLE, cond, ksample, latent_of, lora_of, regional, said
+from regional_case import (
+    EXACT,
+    LEFT,
+    RIGHT,
+    WHOLE,
+    cond,
+    ksample,
+    latent_of,
+    lora_of,
+    regional,
+    said,
+)
 from test_gates import relative
 from tiny import tiny, tiny_controlnet
 
@@ -137,6 +153,46 @@ def test_left_alone_where_it_has_no_strength(controlnet):
     assert tokens[0, :, 0].reshape(4, 4).sum(0).tolist() == [4, 4, 0, 0]
 
 
+def test_a_mask_lies_on_residuals_of_other_sizes(controlnet):
+    """A mask of any size, of the picture's proportions, is averaged onto each level's cells."""
+    mask = torch.zeros(1, 48, 48)
+    mask[..., :24] = 1.0
+    regions = regions_from_masks({"mask0": mask}, "left", Manner())
+    assert (
+        relative(sampled(weighted(controlnet, regions)), sampled(weighted(controlnet, [LEFT])))
+        < EXACT
+    )
+
+
+def test_a_mask_of_another_shape_is_refused(controlnet):
+    regions = regions_from_masks({"mask0": torch.ones(1, 32, 64)}, "wide", Manner())
+    with pytest.raises(ValueError, match=r'"wide" must have the proportions .* got 64 x 32 for'):
+        sampled(weighted(controlnet, regions))
+
+
+def test_a_level_is_laid_once_in_a_run_and_forgotten_after_it(controlnet, monkeypatch):
+    made = []
+
+    def counted(*args, **options):
+        made.append(args[2])
+        return strength_map(*args, **options)
+
+    monkeypatch.setattr(regional_control, "strength_map", counted)
+    control = weighted(controlnet, [LEFT])
+    pair = controlled(control, cond("sd15", 0), cond("sd15", 1))
+    ksample(tiny("sd15"), *pair, latent_of("sd15"))
+    assert made
+    assert len(made) == len(set(made))  # once for each grid, over several steps
+    assert not pair[0][0][1]["control"].pastiche_strengths._laid
+
+
+def test_settings_of_the_prompt_change_no_strength(controlnet):
+    acting = replace(LEFT, weight=0.0, blend=1.0, start_percent=0.9)
+    assert torch.equal(
+        sampled(weighted(controlnet, [acting])), sampled(weighted(controlnet, [LEFT]))
+    )
+
+
 def test_beside_regional_attention(controlnet):
     """The ControlNet reads the sampler's prompt, the picture hears its regions."""
     own, negative, lora = cond("sd15", 0), cond("sd15", 1), lora_of("sd15")
@@ -165,6 +221,17 @@ def test_mistakes_in_strengths(controlnet, strengths, message):
     with pytest.raises(ValueError, match=message) as caught:
         weighted(controlnet, [LEFT], strengths)
     assert "\n" not in str(caught.value)
+
+
+def test_a_strength_without_effect_is_said(controlnet, caplog):
+    with caplog.at_level(logging.WARNING):
+        weighted(controlnet, [LEFT, RIGHT], "left 0.5")
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        weighted(controlnet, [LEFT, WHOLE], "left 0.5")
+    (record,) = caplog.records
+    assert 'the strength of region "left" has no effect' in record.getMessage()
+    assert 'under "all"' in record.getMessage()
 
 
 def test_strengths_are_given_once(controlnet):

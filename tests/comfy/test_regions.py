@@ -21,6 +21,9 @@ TEXT = json.dumps(
 MANNER = {"feather": 0.0, "weight": 1.0, "blend": 0.0, "start_percent": 0.0, "end_percent": 1.0}
 
 
+REGION = (Region("cat", Box(0, 0, 0.5, 1)),)
+
+
 def show(regions, width=128, height=64, opacity=0.4, region="", picture=None):
     locked = ShowRegions.PREPARE_CLASS_CLONE(None)
     return locked.execute(regions, width, height, opacity, region, picture)
@@ -96,8 +99,35 @@ def test_tiny_and_covered_regions_are_said(caplog):
     with caplog.at_level(logging.WARNING):
         Regions.execute(text, 512, 512)
     found = [record.getMessage() for record in caplog.records]
-    assert any('region "dot" is 10 x 10 pixels' in line for line in found)
+    assert any('region "dot" is 10 x 10 of 512 x 512 pixels' in line for line in found)
     assert any('region "dot" lies wholly under "top"' in line for line in found)
+
+
+def test_tiny_and_covered_masks_and_colours_are_said(caplog):
+    dot = torch.zeros(1, 512, 512)
+    dot[0, 40:50, 40:60] = 1.0
+    with caplog.at_level(logging.WARNING):
+        from_masks([dot, torch.ones(1, 512, 512)], "dot, top")
+    found = [record.getMessage() for record in caplog.records]
+    assert any('region "dot" is 20 x 10 of 512 x 512 pixels' in line for line in found)
+    assert any('region "dot" lies wholly under "top"' in line for line in found)
+    caplog.clear()
+    picture = torch.ones(1, 512, 512, 3)
+    picture[0, 40:50, 40:60] = torch.tensor([1.0, 0.0, 0.0])
+    with caplog.at_level(logging.WARNING):
+        from_colours(picture, "dot #ff0000")
+        from_masks([torch.ones(1, 512, 512)], "top", more_regions=from_masks([dot], "under"))
+        from_colours(torch.ones(1, 512, 512, 3), "all #ffffff", more_regions=REGION)
+    found = [record.getMessage() for record in caplog.records]
+    assert any('region "dot" is 20 x 10 of 512 x 512 pixels' in line for line in found)
+    assert any('region "under" lies wholly under "top"' in line for line in found)
+    assert any('region "cat" lies wholly under "all"' in line for line in found)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        half = torch.zeros(2, 64, 64)
+        half[0, :, :32], half[1, :, 32:] = 1.0, 1.0
+        from_masks([half])
+    assert not caplog.records
 
 
 def test_regions_from_masks():
@@ -192,6 +222,13 @@ def test_more_regions_come_first():
         RegionsFromMasks.execute(
             {"mask0": torch.ones(1, 8, 8)}, "cat", *MANNER.values(), more_regions=first
         )
+
+
+def test_numbers_of_masks_leave_out_those_that_are_taken():
+    kept = tuple(Region(name, Box(0, 0, 1, 1)) for name in ("region 1", "region 4"))
+    found = from_masks([torch.ones(3, 8, 8)], more_regions=kept)
+    names = ["region 1", "region 4", "region 3", "region 5", "region 6"]
+    assert [region.name for region in found] == names
 
 
 def test_shown_regions():

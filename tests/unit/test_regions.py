@@ -156,6 +156,34 @@ def test_a_tiny_region_keeps_a_cell_at_coarse_levels():
     assert float(region_mask(Region("a", tiny), (4, 4), rule="paper").sum()) == 0.0
 
 
+def test_a_box_that_reaches_in_from_outside_keeps_its_cell_there():
+    outside = Region("a", Box(-0.5, 0, 0.05, 1))
+    assert not region_mask(outside, (2, 4)).any()
+    assert region_mask(Region("a", Box(-0.5, 0, 0.15, 1)), (2, 4)).equal(
+        mask_of({(0, 0), (1, 0)}, (2, 4))
+    )
+    edge = Region("a", Box(1 - 1e-16 * 2, 0, 1, 1))
+    assert region_mask(edge, (1, 4)).equal(mask_of({(0, 3)}, (1, 4)))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (512, 512), (500, 700)])
+def test_a_speck_in_a_grey_mask_raises_one_cell_alone(size):
+    mask = torch.full(size, 0.3)
+    mask[1, 2] = 1.0
+    found = region_mask(Region("a", Box(0, 0, 1, 1), mask=mask), (8, 8))
+    assert float(found[0, 0]) == 1.0
+    found[0, 0] = 0.3
+    # The mean of thousands of pixels in fp32.
+    torch.testing.assert_close(found, torch.full((8, 8), 0.3), atol=1e-4, rtol=0)
+
+
+def test_a_masks_peak_of_half_its_white_is_left_as_it_is():
+    mask = torch.full((16, 16), 0.2)
+    mask[:2, :1] = 1.0
+    found = region_mask(Region("a", Box(0, 0, 1, 1), mask=mask), (8, 8))
+    assert float(found.max()) == pytest.approx(0.6)
+
+
 def test_an_empty_mask_stays_empty():
     region = Region("a", Box(0, 0, 1, 1), mask=torch.zeros(6, 6))
     assert region_mask(region, (3, 3)).equal(torch.zeros(3, 3))
@@ -177,6 +205,42 @@ def test_a_part_of_the_picture_sees_its_part_of_a_region():
     masked = Region("d", Box(0, 0, 1, 1), mask=mask_of({(0, 5)}, (4, 8)))
     part = within_area(masked, Box(0.5, 0, 1, 1), (4, 8))
     assert region_mask(part, (4, 4)).equal(mask_of({(0, 1)}, (4, 4)))
+
+
+def random_edges(draw: random.Random, area: tuple[float, float], cells: int):
+    """Two edges, often upon the border of the picture, of the area, or of a cell."""
+    while True:
+        low, high = sorted(
+            draw.choice([0.0, 1.0, *area, draw.randint(0, cells) / cells, draw.random()])
+            for _ in range(2)
+        )
+        if low < high:
+            return low, high
+
+
+def test_parts_of_the_picture_see_random_regions_as_the_whole_does():
+    draw = random.Random(4)
+    touched_softly = on_the_border = 0
+    for _ in range(2000):
+        grid = draw.randrange(2, 30), draw.randrange(2, 30)
+        spans = [sorted(draw.sample(range(count + 1), 2)) for count in grid]
+        (top, bottom), (left, right) = spans
+        part = Box(left / grid[1], top / grid[0], right / grid[1], bottom / grid[0])
+        x = random_edges(draw, (part.left, part.right), grid[1])
+        y = random_edges(draw, (part.top, part.bottom), grid[0])
+        box = Box(x[0], y[0], x[1], y[1])
+        # A feather below a cell keeps one cell of a faint region, which a part can't know of.
+        feather = draw.choice([0.0, draw.uniform(1 / min(grid), 1.0)])
+        region = Region("a", box, feather=feather)
+        seen = within_area(region, part, grid)
+        wanted = region_mask(region, grid)[top:bottom, left:right]
+        shape = (bottom - top, right - left)
+        found = torch.zeros(shape) if seen is None else region_mask(seen, shape)
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0, msg=f"{region} in {part}")
+        apart = box.right <= part.left or part.right <= box.left
+        touched_softly += apart and bool(wanted.any())
+        on_the_border += 0 < box.left == part.left and bool((wanted > 0).any()) and feather > 0
+    assert min(touched_softly, on_the_border) > 50
 
 
 # R2

@@ -8,7 +8,7 @@ const NODE = "PasticheRegions";
 const NAME = "pastiche_regions_editor";
 const FOLLOWED = ["regions", "width", "height", "layout"]; // the node's widgets
 
-const editors = new Set();
+const editors = new Set(); // of nodes in a graph: the page also makes nodes only to copy them
 
 function chain(object, name, after) {
   const before = object[name];
@@ -21,7 +21,6 @@ function chain(object, name, after) {
 
 function addEditor(node) {
   const editor = new Editor(node);
-  editors.add(editor);
   editor.hideTexts();
   for (const name of FOLLOWED) {
     const widget = editor.widget(name);
@@ -40,17 +39,28 @@ function addEditor(node) {
     editor.refresh();
   });
   chain(node, "onConnectionsChange", () => setTimeout(() => editor.refresh()));
+  chain(node, "onAdded", () => editors.add(editor));
   chain(node, "onRemoved", () => editors.delete(editor));
   const [width, height] = node.computeSize();
   node.setSize([Math.max(node.size[0], width, 460), Math.max(node.size[1], height, 720)]);
   editor.redraw();
 }
 
+// A graph that makes room for another tells only its own nodes, not those inside its subgraphs.
+function refresh() {
+  const { rootGraph } = app;
+  const open = new Set([rootGraph, ...rootGraph.subgraphs.values()]);
+  for (const editor of editors) {
+    if (open.has(editor.node.graph)) editor.refresh();
+    else editors.delete(editor);
+  }
+}
+
 app.registerExtension({
   name: "Pastiche.RegionsEditor",
   setup() {
     // Anything may have changed the node's texts, or the picture that is wired to it.
-    api.addEventListener("graphChanged", () => editors.forEach((editor) => editor.refresh()));
+    api.addEventListener("graphChanged", refresh);
   },
   nodeCreated(node) {
     if (node.comfyClass === NODE) addEditor(node);

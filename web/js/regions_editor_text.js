@@ -69,7 +69,7 @@ function checked(fields, line, lineOf) {
     );
   }
   const { name } = fields;
-  const title = typeof name === "string" ? `region "${name}"` : "a region";
+  const title = typeof name === "string" ? `region "${name.trim()}"` : "a region";
   const missing = NEEDED.filter((key) => !(key in fields)).map((key) => `"${key}"`);
   if (missing.length) {
     throw new Mistake(line, `${title} must have a ${missing.join(", ")}; add what is missing`);
@@ -83,7 +83,7 @@ function checked(fields, line, lineOf) {
     const wrong = whyWrong(key, value, title);
     if (wrong) throw new Mistake(lineOf(key), wrong);
   }
-  const region = { ...DEFAULTS, ...fields };
+  const region = { ...DEFAULTS, ...fields, name: name.trim() };
   const { start_percent: start, end_percent: end } = region;
   if (end <= start) {
     const key = "end_percent" in fields ? "end_percent" : "start_percent";
