@@ -195,7 +195,28 @@ def _heard_alone(
     return out if alone.back is None else out[:, alone.back]
 
 
-def stream_bias(mixed: Mixing, lengths: Sequence[int]) -> Tensor:
+def mix_outputs(base: Tensor, regions: Sequence[Tensor | None], mixed: Mixing) -> Tensor:
+    """Return the mean of a layer's outputs for each prompt, token by token.
+
+    Where only whole outputs can be had, as of another's replacement of attention.
+
+    Args:
+        base: ``(batch, token, channel)``, for the global prompt.
+        regions: For each region's prompt; ``None`` is served by the global one's.
+        mixed: Of the layer's tokens.
+    """
+    mixed = mixed.to(base)
+    outputs = [base, *(base if output is None else output for output in regions)]
+    out = torch.zeros_like(base)
+    for coefficient, place, output in zip(mixed.coefficients, mixed.places, outputs, strict=True):
+        if place is None or len(place):
+            out = out + coefficient[:, None] * output
+    return out
+
+
+def stream_bias(
+    mixed: Mixing, lengths: Sequence[int], filled: Sequence[int] | None = None
+) -> Tensor:
     """Return the additive mask of joint attention over ``[texts, image tokens]``, fp32 on the CPU.
 
     All prompts follow each other in one text stream. An image token hears a prompt by the
@@ -205,6 +226,8 @@ def stream_bias(mixed: Mixing, lengths: Sequence[int]) -> Tensor:
     Args:
         mixed: Of the image tokens, in the stream's order.
         lengths: Tokens of each prompt, the global one first.
+        filled: How many of them are the prompt's own; what follows is heard by nobody. All of them
+            by default.
 
     Returns:
         ``(text + token, text + token)``, rows for queries; add it to the scaled scores.
@@ -217,14 +240,17 @@ def stream_bias(mixed: Mixing, lengths: Sequence[int]) -> Tensor:
     size = text + mixed.coefficients.shape[1]
     bias = torch.full((size, size), float("-inf"))
     bias[text:, text:] = 0.0
+    bias.fill_diagonal_(0.0)  # a row of softmax must hear something
     begin = 0
-    for coefficient, length in zip(mixed.coefficients, lengths, strict=True):
-        end = begin + length
+    for coefficient, length, own in zip(
+        mixed.coefficients, lengths, filled or lengths, strict=True
+    ):
+        end = begin + own
         heard = coefficient.log().float()  # (token,)
         bias[begin:end, begin:end] = 0.0
         bias[begin:end, text:] = heard
         bias[text:, begin:end] = heard[:, None]
-        begin = end
+        begin += length
     return bias
 
 

@@ -20,7 +20,7 @@ from .progress import warn_on_node
 
 Lora = Mapping[str, Tensor]
 
-_READ_OF_TEXT = frozenset({"pooled_output", PROMPT, "hooks"})
+_READ_OF_TEXT = frozenset({"pooled_output", PROMPT})
 """Of a region's CONDITIONING, beside its text: all else is the whole picture's."""
 
 
@@ -122,6 +122,11 @@ def with_region_prompt(
             "node, or correct the name"
         )
     common = said.common.strip() or prompts.common
+    if common and said.positive_conditioning is not None:
+        warn_on_node(
+            f'the common words do not stand before the CONDITIONING of region "{name}"; write them '
+            "into its text where it is encoded"
+        )
     loras = [] if said.lora is None else [(sound(said.lora), said.strength)]
     for concept in said.concepts:
         if concept.lora:
@@ -161,8 +166,8 @@ def _encoded(
             "checkpoint's CLIP, or CONDITIONING in place of the text"
         )
     if said.concepts:
-        return encode_concept_prompt(clip, said.concepts, text)
-    return encode_prompt(clip, text)
+        return _single(encode_concept_prompt(clip, said.concepts, text), name, what)
+    return _single(encode_prompt(clip, text), name, what)
 
 
 def _single(given: Conditioning, name: str, what: str) -> Conditioning:
@@ -170,13 +175,14 @@ def _single(given: Conditioning, name: str, what: str) -> Conditioning:
         raise ValueError(
             f'the {what} of region "{name}" must be one prompt, got '
             f"{len(given)} combined parts of {', '.join(str(len(one[0])) for one in given)}; "
-            "connect one text prompt"
+            "connect one text prompt, and a CLIP without scheduled hooks"
         )
     unused = sorted(set(given[0][1]) - _READ_OF_TEXT)
     if unused:
+        lora = "; connect a LoRA of the region to its lora input" if "hooks" in unused else ""
         warn_on_node(
             f'the {", ".join(unused)} of the {what} of region "{name}" has no effect: a region is '
-            "of its prompt's words alone, all else is the global prompt's"
+            f"of its prompt's words alone, all else is the global prompt's{lora}"
         )
     return given
 

@@ -14,7 +14,7 @@ from ...lora_ops import Region
 from ...lora_ops.regions import CellRule
 from .progress import warn_on_node
 from .region_prompts import RegionPrompts
-from .regional_loras import warn_of_tokenless
+from .regional_loras import warn_of_tokenless, warn_of_unmatched
 from .regional_run import KEY, RegionalPlan, RegionalRun, Wrapped, listening_on
 
 KEEPS_A_CELL, WHOLE_CELLS = "at least one cell", "whole cells (paper)"
@@ -58,7 +58,8 @@ def with_regions(
     said = (prompts or RegionPrompts()).of(regions)
     plan = RegionalPlan(tuple(regions), said, RULES[rule], pooled, isolate, tokenless)
     loras = plan.loras(model)
-    listening_on(model.model.diffusion_model, loras, keeps=False)
+    listening_on(model, loras, keeps=False)
+    warn_of_unmatched(model, said)
     warn_of_tokenless(loras)
     clone = model.clone()
     if not plan.regions:

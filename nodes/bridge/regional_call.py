@@ -6,7 +6,9 @@ there is the same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...lora_ops import regional_attention
+from ...lora_ops.mixing import mix_outputs
 from .regional_places import Places
 from .regional_texts import Role, Text, repeated
 
@@ -65,7 +68,17 @@ class Call:
 
 
 class Listening(Protocol):
-    """How the texts of regions reach the attention of one kind of network."""
+    """How the texts of regions reach the attention of one kind of network.
+
+    Args:
+        repeats: Whether texts of a call are repeated to a common length.
+    """
+
+    repeats: bool
+
+    def attached(self) -> AbstractContextManager[None]:
+        """Hold what is needed while the network computes a call that was prepared."""
+        ...
 
     def prepare(
         self, call: Call, context: Tensor, options: Mapping[str, Any]
@@ -101,12 +114,7 @@ def mixed_attention(
         heads: Of the layer.
         attend: Attention of ``(q, k, v)``.
     """
-    if q.shape[0] != len(call.roles):
-        raise RuntimeError(
-            "regions must know each row of an attention layer, got "
-            f"{q.shape[0]} rows for {len(call.roles)} of the call; remove the node that regroups "
-            "the batch"
-        )
+    _require_rows(call, q)
     parts = [
         _attention(rows, _of(rows, q), base, regions, heads, attend, whole=len(call.groups) == 1)
         for rows in call.groups
@@ -117,6 +125,49 @@ def mixed_attention(
     for rows, part in zip(call.groups, parts, strict=True):
         out[list(rows.numbers)] = part
     return out
+
+
+def mixed_replacement(
+    call: Call,
+    q: Tensor,
+    base: KeysValues,
+    regions: Sequence[KeysValues | None],
+    replacement: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Return what another's replacement of a layer makes of each text, mixed token by token.
+
+    It is asked for all rows and tokens at once, as it may count them, and for each text that is
+    heard: whatever it does with its attention holds in every region.
+
+    Args:
+        call: The call.
+        q: ``(row, token, channel)``.
+        base: Keys and values of the rows' own prompts, ``(row, text, channel)``.
+        regions: Those of each region; None where all rows hear their own prompt in it.
+        replacement: Of ``(q, k, v)``.
+    """
+    _require_rows(call, q)
+    plain = replacement(q, *base)
+    heard = [rows for rows in call.groups if rows.regional and not rows.places.empty]
+    if not heard:
+        return plain
+    outputs = [None if pair is None else replacement(q, *pair) for pair in regions]
+    out = plain.clone()
+    for rows in heard:
+        grid, frames = rows.places.grid_of(q.shape[1])
+        own = [None if output is None else _of(rows, output) for output in outputs]
+        mixed = rows.places.heard(grid, frames, plain)
+        out[list(rows.numbers)] = mix_outputs(_of(rows, plain), own, mixed)
+    return out
+
+
+def _require_rows(call: Call, q: Tensor) -> None:
+    if q.shape[0] != len(call.roles):
+        raise RuntimeError(
+            "regions must know each row of an attention layer, got "
+            f"{q.shape[0]} rows for {len(call.roles)} of the call; remove the node that regroups "
+            "the batch"
+        )
 
 
 def _of(rows: Rows, x: Tensor) -> Tensor:
@@ -143,6 +194,22 @@ def _attention(
     return regional_attention(q, *own(base), texts, heard, heads=heads, attend=attend)
 
 
+def text_tokens(call: Call, own: int) -> tuple[int, ...]:
+    """Return the tokens of the global prompt and of each region's text in a widened context.
+
+    Args:
+        call: The call.
+        own: Tokens of the rows' own prompts.
+    """
+    lengths = [own]
+    for region in call.regions:
+        texts = [call.text(row, region) for row in range(len(call.roles))]
+        spoken = any(text is not None for text in texts)
+        tokens = [own if text is None else text.context.shape[-2] for text in texts]
+        lengths.append(math.lcm(*tokens) if spoken else 0)
+    return tuple(lengths)
+
+
 def widened(call: Call, context: Tensor, layer: int = 0) -> tuple[Tensor, tuple[int, ...]]:
     """Return the context followed by every region's text, and the tokens of each.
 
@@ -154,19 +221,17 @@ def widened(call: Call, context: Tensor, layer: int = 0) -> tuple[Tensor, tuple[
         context: ``(row, token, dim)``.
         layer: Whose contexts are read, where a text has one for each.
     """
-    parts, lengths = [context], [context.shape[1]]
+    parts, lengths = [context], text_tokens(call, context.shape[1])
     for region in call.regions:
-        texts = [call.text(row, region) for row in range(len(call.roles))]
-        if all(text is None for text in texts):
-            lengths.append(0)
+        if not lengths[1 + region]:
             continue
+        texts = [call.text(row, region) for row in range(len(call.roles))]
         rows = [
             context[row] if text is None else text.at(layer, row % call.batch, context)
             for row, text in enumerate(texts)
         ]
         parts.append(repeated(rows))
-        lengths.append(parts[-1].shape[1])
-    return torch.cat(parts, dim=1), tuple(lengths)
+    return torch.cat(parts, dim=1), lengths
 
 
 def split_texts(
@@ -193,6 +258,22 @@ def split_texts(
     return pairs[0], [
         pair if length else None for pair, length in zip(pairs[1:], lengths[1:], strict=True)
     ]
+
+
+def require_reached(waiting: bool) -> None:
+    """Check, behind a layer that reads the text, that its attention was computed with the regions.
+
+    Args:
+        waiting: Whether the layer was announced and its attention has not been met since.
+
+    Raises:
+        RuntimeError: Another node computes it where regions don't reach.
+    """
+    if waiting:
+        raise RuntimeError(
+            "regions must reach every layer that reads the text, got one whose forward another "
+            "node has replaced; remove that node"
+        )
 
 
 def overridden(options: Mapping[str, Any], ours: Callable[..., Tensor]) -> dict[str, Any]:

@@ -59,6 +59,51 @@ class _Layer:
     ranks: tuple[tuple[int, int], ...]
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What one region's LoRA changes of a layer; tensors are the file's own.
+
+    Args:
+        region: Its number.
+        factors: Of the LoRA.
+        strength: Of the region's prompt.
+        rows: Of ``up``; None for all.
+    """
+
+    region: int
+    factors: LowRank
+    strength: float
+    rows: tuple[int, int] | None
+
+    def scaled_up(self) -> Tensor:
+        """Return ``up`` with the scale and the strength in it, fp32."""
+        up = self.factors.up if self.rows is None else self.factors.up[slice(*self.rows)]
+        return up.float() * (self.factors.scale * self.strength)
+
+
+class _SideBySide:
+    """An adapter whose ranks are those of all regions, put together when a layer is first met.
+
+    Args:
+        parts: By layer.
+    """
+
+    def __init__(self, parts: Mapping[str, Sequence[_Part]]):
+        self._parts = parts
+        self._placed: dict[tuple[str, torch.device, torch.dtype], LowRank] = {}
+
+    def factors(self, site: str, frozen: frozenset[str], like: Tensor) -> LowRank:
+        """Return a layer's factors beside a tensor, each LoRA's scale in its ``up``; kept."""
+        place = (site, like.device, like.dtype)
+        if place not in self._placed:
+            parts = self._parts[site]
+            self._placed[place] = LowRank(
+                torch.cat([part.factors.down.to(like) for part in parts]),
+                torch.cat([part.scaled_up().to(like) for part in parts], dim=1),
+            )
+        return self._placed[place]
+
+
 @dataclass
 class RegionalLoras:
     """The LoRAs of all regions on one model.
@@ -66,19 +111,19 @@ class RegionalLoras:
     Args:
         sites: Layers by name.
         layers: What is known of each.
-        factors: All regions' factors side by side.
+        parts: What each region's LoRAs change of them.
         tokenless: One of ``TOKENLESS``.
     """
 
     sites: Mapping[str, Site]
     layers: Mapping[str, _Layer]
-    factors: Mapping[str, LowRank]
+    parts: Mapping[str, Sequence[_Part]]
     tokenless: str
     gates: GatedAdapters = field(init=False)
 
     def __post_init__(self) -> None:
         """Make the gated adapter."""
-        self.gates = GatedAdapters(self.sites, {ADAPTER: FixedFactors(self.factors)})
+        self.gates = GatedAdapters(self.sites, {ADAPTER: _SideBySide(self.parts)})
         self._shares: dict[tuple[Places, tuple[int, ...]], RegionShares] = {}
 
     def rows(self, places: Places, lengths: tuple[int, ...]) -> RowGates:
@@ -125,25 +170,25 @@ def regional_loras(
     """
     paths = {module: path for path, module in model.model.diffusion_model.named_modules()}
     sites: dict[str, Site] = {}
-    found: dict[str, list[tuple[int, LowRank]]] = {}
+    found: dict[str, list[_Part]] = {}
     kinds: dict[str, tuple[str, bool]] = {}
     for region, prompt in enumerate(prompts):
         for lora, strength in prompt.loras:
             own, fixed = _fitting(model, prompt, lora)
             for name, site in own.items():
-                factors = fixed.layers[name]
-                scaled = replace(factors, up=factors.up * factors.scale * strength, alpha=None)
                 path = paths.get(site.module, "")
                 for part, kind, image in _parts(path, site, isolate):
                     title = f"{name}{part or ''}"
                     sites[title] = site if part is None else _slice_of(site, part)
                     kinds[title] = (kind, image)
-                    found.setdefault(title, []).append((region, _rows_of(scaled, part)))
+                    found.setdefault(title, []).append(
+                        _Part(region, fixed.layers[name], strength, part)
+                    )
     layers = {
-        name: _Layer(*kinds[name], tuple((region, one.rank) for region, one in here))
+        name: _Layer(*kinds[name], tuple((one.region, one.factors.rank) for one in here))
         for name, here in found.items()
     }
-    return RegionalLoras(sites, layers, {n: _side_by_side(h) for n, h in found.items()}, tokenless)
+    return RegionalLoras(sites, layers, found, tokenless)
 
 
 @dataclass(eq=False)
@@ -232,20 +277,25 @@ def warn_of_tokenless(loras: RegionalLoras) -> None:
         )
 
 
+def warn_of_unmatched(model: ModelPatcher, prompts: Sequence[RegionPrompt]) -> None:
+    """Say which layers of the regions' LoRAs the model does not have."""
+    for prompt in prompts:
+        for lora, _ in prompt.loras:
+            unknown = unmatched_keys(model, lora)
+            if unknown:
+                warn_on_node(
+                    f'{len(unknown)} layers of the LoRA of region "{prompt.region}" are not in '
+                    f"this model and are left out (first: {unknown[0][:80]!r})"
+                )
+
+
 def _fitting(
     model: ModelPatcher, prompt: RegionPrompt, lora: Mapping[str, Tensor]
 ) -> tuple[Mapping[str, Site], FixedFactors]:
     try:
-        found = file_sites(model, lora)
+        return file_sites(model, lora)
     except ValueError as error:
         raise ValueError(f'region "{prompt.region}": {error}') from error
-    unknown = unmatched_keys(model, lora)
-    if unknown:
-        warn_on_node(
-            f'{len(unknown)} layers of the LoRA of region "{prompt.region}" are not in this model '
-            f"and are left out (first: {unknown[0][:80]!r})"
-        )
-    return found
 
 
 def _parts(path: str, site: Site, isolate: bool) -> list[tuple[tuple[int, int] | None, str, bool]]:
@@ -285,18 +335,6 @@ def _kind(path: str) -> str:
 def _slice_of(site: Site, rows: tuple[int, int]) -> Site:
     start = (site.start or 0) + rows[0]
     return replace(site, shape=(rows[1] - rows[0], *site.shape[1:]), start=start)
-
-
-def _rows_of(factors: LowRank, rows: tuple[int, int] | None) -> LowRank:
-    return factors if rows is None else replace(factors, up=factors.up[rows[0] : rows[1]])
-
-
-def _side_by_side(here: Sequence[tuple[int, LowRank]]) -> LowRank:
-    """Return one low-rank change whose ranks are those of all, each LoRA's scale in its ``up``."""
-    return LowRank(
-        torch.cat([factors.down.float() for _, factors in here]),
-        torch.cat([factors.up.float() for _, factors in here], dim=1),
-    )
 
 
 def _per_rank(layer: _Layer, shares: Tensor) -> Tensor:

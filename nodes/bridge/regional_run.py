@@ -7,31 +7,32 @@ call into texts, places and gates.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from comfy.conds import CONDRegular
+from comfy import model_base
 from comfy.ldm.flux.model import Flux
-from comfy.ldm.modules.attention import SpatialVideoTransformer
-from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
+from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.ldm.wan.model import WanModel, WanT2VCrossAttention
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from comfy.samplers import CFGGuider
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...lora_ops import Region, pooled_mean
 from ...lora_ops.regions import CellRule
 from .region_prompts import RegionPrompt
 from .regional_call import Call, Listening, Rows
+from .regional_joint import JointListening
 from .regional_loras import RegionalLoras, regional_loras
 from .regional_places import Area, Grid, Places
-from .regional_streams import CrossListening, JointListening
-from .regional_texts import Reading, Role, SaidTexts, is_positive, pooled_of
+from .regional_streams import CrossListening
+from .regional_texts import Reading, Role, SaidTexts, pooled_of, spoken
 from .regional_unet import UNetListening
 from .style_run import KEY as STYLES
 from .style_run import POSITIVE
@@ -46,6 +47,9 @@ POOLED = (MEAN, GLOBAL)
 """Of which prompts the pooled vector is, in models that have one."""
 
 Wrapped = Callable[..., Any]
+
+_UNETS = {(model_base.BaseModel, UNetModel), (model_base.SDXL, UNetModel)}
+_FLUXES = {(model_base.Flux, Flux), (model_base.Flux2, Flux)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,32 +77,33 @@ class RegionalPlan:
         return regional_loras(model, self.prompts, self.isolate, self.tokenless)
 
 
-def listening_on(network: nn.Module, loras: RegionalLoras, keeps: bool) -> Listening:
-    """Return how regions' texts reach a network's attention.
+def listening_on(model: ModelPatcher, loras: RegionalLoras, keeps: bool) -> Listening:
+    """Return how regions' texts reach a model's attention.
 
     Args:
-        network: A MODEL's.
+        model: Any MODEL. Its classes must be the very ones: those derived from them read text in
+            more layers, or place it by its length.
         loras: Of the regions.
         keeps: Whether its weights are the same in every step.
 
     Raises:
-        ValueError: It is a network that regions don't work on.
+        ValueError: It is a model that regions don't work on.
     """
-    if isinstance(network, UNetModel) and not any(
-        isinstance(module, SpatialVideoTransformer) for module in network.modules()
-    ):
+    network = model.model.diffusion_model
+    kinds = type(model.model), type(network)
+    if kinds in _UNETS:
         return UNetListening(network, loras, keeps)
-    if isinstance(network, Flux):
+    if kinds in _FLUXES:
         return JointListening(network.patch_size, network.params.txt_ids_dims)
-    if isinstance(network, MMDiT):
+    if kinds == (model_base.SD3, OpenAISignatureMMDITWrapper):
         return JointListening(network.patch_size)
-    if isinstance(network, WanModel):
+    if kinds == (model_base.WAN21, WanModel):
         layers = [block.cross_attn for block in network.blocks]
         if all(type(layer) is WanT2VCrossAttention for layer in layers):
             return CrossListening(layers)
     raise ValueError(
         "regions must be on a model of SD1.5, SD2, SDXL, SD3, Flux, Flux.2 or Wan 2.1 "
-        f"text-to-video, got {type(network).__name__}; load one of these"
+        f"text-to-video, got {kinds[0].__name__} with {kinds[1].__name__}; load one of these"
     )
 
 
@@ -126,8 +131,7 @@ class RegionalRun:
         hooked = any("hooks" in entry for entries in guider.conds.values() for entry in entries)
         # A style's LoRA changes the keys of its own rows alone, whatever their text.
         styled = bool(patcher.get_wrappers(WrappersMP.OUTER_SAMPLE, STYLES))
-        network = patcher.model.diffusion_model
-        self._listening = listening_on(network, self._loras, keeps=not (hooked or styled))
+        self._listening = listening_on(patcher, self._loras, keeps=not (hooked or styled))
         to_sigma = patcher.get_model_object("model_sampling").percent_to_sigma
         self._windows = [
             (float(to_sigma(one.start_percent)), float(to_sigma(one.end_percent)))
@@ -137,6 +141,7 @@ class RegionalRun:
         self._whole: Grid = (0, 0)
         self._dimensions = 2
         self._roles: list[Role] = []
+        self._said = False
         self._places: dict[tuple[tuple[bool, ...], Area | None, int], Places] = {}
 
     @contextmanager
@@ -149,10 +154,7 @@ class RegionalRun:
         add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, self.prepare, options, True)
         add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, self.sample, options, True)
         wrap_model_call(options, KEY, self.apply_model)
-        with ExitStack() as stack:
-            stack.enter_context(self._loras.gates.attached())
-            if not isinstance(self._listening, UNetListening):
-                stack.enter_context(self._listening.attached())
+        with self._loras.gates.attached():
             yield
 
     def prepare(
@@ -176,11 +178,12 @@ class RegionalRun:
             )
         if self._plan.pooled == MEAN:
             mixed = self._placed(tuple(True for _ in self._plan.regions), None).mixed(self._whole)
+            vectors = (
+                [pooled_of(one.positive) for one in self._plan.prompts],
+                [pooled_of(one.negative) for one in self._plan.prompts],
+            )
             for name, entries in conds.items():
-                said = [
-                    pooled_of(one.positive if is_positive(name) else one.negative)
-                    for one in self._plan.prompts
-                ]
+                said = spoken(name, *vectors)
                 for entry in entries:
                     own = entry.get("pooled_output")
                     if own is not None and any(vector is not None for vector in said):
@@ -194,9 +197,11 @@ class RegionalRun:
         texts = SaidTexts.of(self._plan.prompts, self._reading(guider))
         for name, entries in guider.conds.items():
             for entry in entries:
-                number = CONDRegular(torch.tensor([[len(self._roles)]]))
-                self._roles.append(texts.role(name, entry, self._dimensions))
-                entry["model_conds"] = {**entry["model_conds"], ROLE: number}
+                role, own = texts.role(name, entry, self._dimensions), entry["model_conds"]
+                tokens = own["c_crossattn"].cond.shape[1]
+                number = role.number(len(self._roles), tokens, self._listening.repeats)
+                self._roles.append(role)
+                entry["model_conds"] = {**own, ROLE: number}
         return executor(guider, *args, **kwargs)
 
     def apply_model(
@@ -213,6 +218,7 @@ class RegionalRun:
         """Let the rows of a call hear their regions, through texts, places and gates."""
         numbers, options = kwargs.pop(ROLE, None), transformer_options or {}
         if numbers is None:
+            self._say_unreached()
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         call = self._call(x, t, [self._roles[i] for i in numbers.flatten().tolist()], options)
         if all(rows.places.empty for rows in call.groups):
@@ -223,8 +229,17 @@ class RegionalRun:
             for rows in call.groups
             for number in rows.numbers
         }
-        with self._loras.gates.gated([gates[number] for number in range(len(call.roles))]):
+        rows = [gates[number] for number in range(len(call.roles))]
+        with self._loras.gates.gated(rows), self._listening.attached():
             return executor(x, t, c_concat, context, control, options, **kwargs)
+
+    def _say_unreached(self) -> None:
+        if not self._said:
+            self._said = True
+            logging.warning(
+                "Pastiche: regions do not reach a prompt that a node predicts on its own, such as "
+                "the negative of Dual Model Guider; it holds in the whole picture."
+            )
 
     def _reading(self, guider: CFGGuider) -> Reading:
         """Return what the model makes of a context: UNets take it as it is, Flux.2 fills it up."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from comfy.conds import CONDRegular
 from comfy.samplers import add_area_dims
 from torch import Tensor
 
@@ -20,6 +21,12 @@ from .style_rows import Entry
 from .style_run import KEY as STYLES
 from .style_run import OWN_PROMPT, POSITIVE
 
+NEGATIVE = "negative"  # what ComfyUI's guiders call the prompt they lead away from
+
+_REPEATS = 4
+"""How often a text is repeated at most beside one of another length, as in ComfyUI."""
+
+Spoken = TypeVar("Spoken")
 Reading = Callable[[Tensor], Tensor]
 """What a model makes of a prompt's context ``(1, token, dim)``, such as filling it up."""
 
@@ -53,6 +60,17 @@ class Role:
     texts: tuple[Text | None, ...]
     area: Area | None
     regional: bool = True
+
+    def number(self, number: int, own: int, repeats: bool) -> RoleNumber:
+        """Return the number that the entry's rows are known by.
+
+        Args:
+            number: Of the role.
+            own: Tokens of the entry's own prompt.
+            repeats: Whether texts of a call are repeated to a common length.
+        """
+        lengths = tuple(own if text is None else text.context.shape[-2] for text in self.texts)
+        return RoleNumber(torch.tensor([[number]]), lengths if repeats else ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +109,7 @@ class SaidTexts:
             entry: With its area in latent pixels.
             dimensions: Of the latent, without batch and channel.
         """
-        said = self.positive if is_positive(name) else self.negative
+        said = spoken(name, self.positive, self.negative)
         own = None
         if any(alone and text is None for alone, text in zip(self.alone, said, strict=True)):
             conds = entry["model_conds"]
@@ -103,14 +121,53 @@ class SaidTexts:
         return Role(texts, _area(entry, dimensions), not entry.get(OWN_PROMPT, False))
 
 
-def is_positive(name: str) -> bool:
-    """Return whether a guider's list holds prompts to follow: the positive's, or a style's."""
-    return name == POSITIVE or name.startswith(STYLES)
+def spoken(
+    name: str, positive: Sequence[Spoken | None], negative: Sequence[Spoken | None]
+) -> Sequence[Spoken | None]:
+    """Return what a guider's list hears in each region, None for its own prompt.
+
+    Prompts to follow are the positive's and the styles'. Lists that are neither these nor the
+    negative, such as the empty prompt of Perp-Neg, keep their own words everywhere.
+
+    Args:
+        name: Of the list in the guider.
+        positive: Of each region.
+        negative: Likewise.
+    """
+    if name == POSITIVE or name.startswith(STYLES):
+        return positive
+    return negative if name == NEGATIVE else [None] * len(positive)
 
 
 def pooled_of(conditioning: Conditioning | None) -> Tensor | None:
     """Return a prompt's pooled vector, ``(1, channel)``, None if it has none."""
     return None if conditioning is None else conditioning[0][1].get("pooled_output")
+
+
+class RoleNumber(CONDRegular):
+    """A role's number among a condition's ``model_conds``: ``(row, 1)``.
+
+    ComfyUI asks it whether rows of another role may share a call. Texts that share one are repeated
+    to a common length, so those whose lengths would multiply run apart, as ComfyUI's own do.
+
+    Args:
+        cond: The number.
+        lengths: Tokens of what the role hears in each region; empty where texts are not repeated.
+    """
+
+    def __init__(self, cond: Tensor, lengths: tuple[int, ...] = ()):
+        super().__init__(cond)
+        self._lengths = lengths
+
+    def _copy_with(self, cond: Tensor) -> RoleNumber:
+        return RoleNumber(cond, self._lengths)
+
+    def can_concat(self, other: RoleNumber) -> bool:
+        """Return whether no text is repeated more than ``_REPEATS`` times."""
+        return super().can_concat(other) and all(
+            math.lcm(one, two) <= _REPEATS * min(one, two)
+            for one, two in zip(self._lengths, other._lengths, strict=True)
+        )
 
 
 def repeated(texts: Sequence[Tensor]) -> Tensor:

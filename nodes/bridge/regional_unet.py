@@ -5,12 +5,13 @@ The keys and values of the regions' texts are the same in every step, so they ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from comfy.ldm.modules.attention import CrossAttention, SpatialTransformer, optimized_attention
+from comfy.ldm.modules.attention import CrossAttention, SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
@@ -20,12 +21,18 @@ from .regional_call import (
     Call,
     KeysValues,
     mixed_attention,
+    mixed_replacement,
     overridden,
+    require_reached,
     split_texts,
+    text_tokens,
     widened,
 )
 from .regional_loras import RegionalLoras
 from .regional_texts import repeated
+
+_OUTPUT = "attn2_output_patch"
+"""ComfyUI's slot for what is done with a text layer's output, however it was computed."""
 
 _BLOCKS = {"input": "input_blocks", "middle": "middle_block", "output": "output_blocks"}
 
@@ -56,6 +63,8 @@ class UNetListening:
         keeps: Whether keys may be kept: weights that change within the run forbid it.
     """
 
+    repeats = True
+
     def __init__(self, network: UNetModel, loras: RegionalLoras, keeps: bool):
         self._modules = _cross_attention(network)
         self._loras = loras
@@ -63,13 +72,19 @@ class UNetListening:
         self._kept: dict[tuple, KeysValues] = {}
         self._layer: _Layer | None = None
 
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hold nothing but what is announced: the options carry all else."""
+        self._layer = None
+        yield
+
     def prepare(
         self, call: Call, context: Tensor, options: Mapping[str, Any]
     ) -> tuple[Tensor, dict[str, Any], tuple[int, ...]]:
         """Return the context as it is, and options whose attention layers hear the regions.
 
         Another pack's patches of the text see the regions' texts too, behind the global one's: then
-        nothing is kept. Its replacements of whole layers go on adding what they add.
+        nothing is kept. Its replacements of whole layers are asked for each text that is heard.
         """
         patches = options.get("patches", {})
         others = patches.get(ATTENTION_PATCHES, [])
@@ -89,19 +104,30 @@ class UNetListening:
             self._layer = _Layer(call, module, number, lengths)
             return n, context, value
 
+        def behind(n: Tensor, extra: Mapping[str, Any]) -> Tensor:
+            require_reached(self._layer is not None)
+            return n
+
         replaced = options.get("patches_replace", {})
         ours = {
             **options,
-            "patches": {**patches, ATTENTION_PATCHES: [announce, *others]},
+            "patches": {
+                **patches,
+                ATTENTION_PATCHES: [announce, *others],
+                _OUTPUT: [behind, *patches.get(_OUTPUT, [])],
+            },
             "patches_replace": {
                 **replaced,
                 "attn2": {
-                    block: self._added_to(patch)
+                    block: self._regional(patch)
                     for block, patch in replaced.get("attn2", {}).items()
                 },
             },
         }
-        return context, overridden(ours, self._attention), _lengths(call, context, widens)
+        # what the layers' own key projections see in this call
+        own = context.shape[1]
+        lengths = text_tokens(call, own) if widens else (own, *(0 for _ in call.regions))
+        return context, overridden(ours, self._attention), lengths
 
     def _attention(
         self,
@@ -124,22 +150,17 @@ class UNetListening:
         base, regions = self._texts(layer, k, v)
         return mixed_attention(layer.call, q, base, regions, heads, attend)
 
-    def _added_to(self, patch: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Return another pack's replacement of a layer, with what regions change beside it."""
+    def _regional(self, patch: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return another pack's replacement of a layer, asked for the text of every region."""
 
         def replacement(q: Tensor, k: Tensor, v: Tensor, extra: Mapping[str, Any]) -> Tensor:
             layer, self._layer = self._layer, None
             if layer is None:
                 return patch(q, k, v, extra)
             base, regions = self._texts(layer, k, v)
-            heads, precision = extra["n_heads"], extra.get("attn_precision")
-
-            def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                return optimized_attention(q, k, v, heads, attn_precision=precision)
-
-            mixed = mixed_attention(layer.call, q, base, regions, heads, attend)
-            # Such patches add their attention to the text's: so the text's is exchanged below.
-            return patch(q, *base, extra) + (mixed - attend(q, *base))
+            return mixed_replacement(
+                layer.call, q, base, regions, lambda q, k, v: patch(q, k, v, extra)
+            )
 
         return replacement
 
@@ -156,21 +177,11 @@ class UNetListening:
         texts = [call.text(row, region) for row in range(len(call.roles))]
         if all(text is None for text in texts):
             return None
-        if any(text is None for text in texts):
-            pairs = [
-                (k[row], v[row]) if text is None else self._projected(layer, region, row, k)
-                for row, text in enumerate(texts)
-            ]
-            return repeated([pair[0] for pair in pairs]), repeated([pair[1] for pair in pairs])
-        rows = tuple((text, row % call.batch % len(text.context)) for row, text in enumerate(texts))
-        key = (layer.module, region, rows, k.dtype)
-        if key not in self._kept:
-            pairs = [self._projected(layer, region, row, k) for row in range(len(rows))]
-            self._kept[key] = (
-                repeated([pair[0] for pair in pairs]),
-                repeated([pair[1] for pair in pairs]),
-            )
-        return self._kept[key]
+        pairs = [
+            (k[row], v[row]) if text is None else self._projected(layer, region, row, k)
+            for row, text in enumerate(texts)
+        ]
+        return repeated([pair[0] for pair in pairs]), repeated([pair[1] for pair in pairs])
 
     def _projected(self, layer: _Layer, region: int, row: int, like: Tensor) -> KeysValues:
         """Return one row's keys and values in a region, ``(token, channel)``, under its LoRAs."""
@@ -183,13 +194,6 @@ class UNetListening:
                 keys, values = layer.module.to_k(context), layer.module.to_v(context)
             self._kept[key] = keys[0], values[0]
         return self._kept[key]
-
-
-def _lengths(call: Call, context: Tensor, widens: bool) -> tuple[int, ...]:
-    """Return the tokens of each text that the layers' own key projections see in this call."""
-    if not widens:
-        return (context.shape[1], *(0 for _ in call.regions))
-    return widened(call, context)[1]
 
 
 def _cross_attention(network: UNetModel) -> dict[tuple[str, int, int], CrossAttention]:

@@ -166,8 +166,6 @@ def test_the_papers_routing(name, height, width, batch):
 @pytest.mark.parametrize(("height", "width", "batch"), [(8, 8, 3), (7, 9, 1), (16, 16, 1)])
 def test_batches_odd_sizes_and_a_second_pass(name, height, width, batch):
     """Each size has the regions where they are; a full frame of two halves is one prompt."""
-    if name == "wan21" and batch > 1:
-        batch = 1
     positive, negative, own = (cond(name, seed) for seed in range(3))
     prompts = said(("left", own, None), ("right", own, None))
     model = regional(tiny(name), [LEFT, RIGHT], prompts)

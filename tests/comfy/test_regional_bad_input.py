@@ -2,11 +2,14 @@
 
 import logging
 
+import comfy.hooks
 import comfy.ldm.flux.math
 import comfy.ldm.modules.attention
 import comfy.model_management
 import pytest
 import torch
+from comfy import model_base
+from comfy_extras.nodes_hooks import SetClipHooks
 from pack.lora_ops import Box, Region
 from pack.nodes.regional import RegionPrompt
 from regional_case import (
@@ -74,6 +77,39 @@ def test_options_of_a_ready_conditioning_are_said_to_have_no_effect(caplog):
     assert 'the mask of the text of region "left" has no effect' in caplog.text
 
 
+def test_common_words_do_not_reach_a_ready_conditioning_which_is_said(caplog):
+    first = RegionPrompt.execute("a", "a cat", "", "in ink,", 1.0, clip=tiny_clip())[0]
+    with caplog.at_level(logging.WARNING):
+        prompt("b", before=first, positive_conditioning=cond("sd15"))
+    assert 'the common words do not stand before the CONDITIONING of region "b"' in caplog.text
+
+
+def lora_hooks():
+    return comfy.hooks.create_hook_lora(dict(lora_of("sd15")), 1.0, 1.0)
+
+
+def test_hooks_of_a_ready_conditioning_are_said_to_have_no_effect(caplog):
+    hooked = comfy.hooks.set_hooks_for_conditioning(cond("sd15"), lora_hooks())
+    with caplog.at_level(logging.WARNING):
+        prompt(positive_conditioning=hooked)
+    assert 'the hooks of the text of region "left" has no effect' in caplog.text
+    assert "connect a LoRA of the region to its lora input" in caplog.text
+
+
+def test_a_clip_with_scheduled_hooks_is_refused():
+    hooks = lora_hooks()
+    hooks.set_keyframes_on_hooks(two_keyframes())
+    clip = SetClipHooks().apply_hooks(tiny_clip(), True, True, hooks)[0]
+    refused("must be one prompt, got 2 combined parts", prompt, text="a cat", clip=clip)
+
+
+def two_keyframes():
+    frames = comfy.hooks.HookKeyframeGroup()
+    frames.add(comfy.hooks.HookKeyframe(strength=1.0))
+    frames.add(comfy.hooks.HookKeyframe(strength=0.5, start_percent=0.5))
+    return frames
+
+
 def test_a_prompt_of_no_region():
     refused(
         "every region prompt must name a region, got \"dog\", where there is 'left'",
@@ -111,7 +147,31 @@ def test_a_network_without_regions_is_refused_by_name():
 
     model = tiny("sd15", fresh=True)
     model.model.diffusion_model = Unknown()
-    refused("regions must be on a model of SD1.5.*, got Unknown", regional, model, [LEFT])
+    refused("of SD1.5.*, got BaseModel with Unknown", regional, model, [LEFT])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("flux", model_base.LongCatImage),
+        ("flux", model_base.Chroma),
+        ("wan21", model_base.WAN21_Vace),
+    ],
+)
+def test_a_model_that_reads_its_text_in_another_way_is_refused_by_name(name, kind):
+    """Its network may be of a known class, as LongCat-Image's is."""
+    model = tiny(name, fresh=True)
+    model.model.__class__ = kind
+    refused(f"of SD1.5.*, got {kind.__name__} with", regional, model, [LEFT])
+
+
+def test_a_network_with_more_text_layers_is_refused_by_name():
+    class More(type(tiny("wan21").model.diffusion_model)):
+        pass
+
+    model = tiny("wan21", fresh=True)
+    model.model.diffusion_model.__class__ = More
+    refused("of SD1.5.*, got WAN21 with More", regional, model, [LEFT])
 
 
 def test_a_mask_of_another_shape():

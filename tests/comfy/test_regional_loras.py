@@ -4,11 +4,14 @@ import logging
 
 import pytest
 import torch
+from comfy.ldm.modules.attention import BasicTransformerBlock
 from concept_case import NAME, NEGATIVE, applied, encode
 from concept_inputs import concept_for, stock
+from half_inputs import make, trained
 from pack.lora_ops import Box, Region
 from pack.nodes.bridge.conditioning import encode_prompt
 from pack.nodes.bridge.lora_patches import apply_lora
+from pack.nodes.bridge.regional_unet import UNetListening
 from pack.nodes.regional import RegionPrompt
 from regional_case import (
     EXACT,
@@ -23,7 +26,7 @@ from regional_case import (
     said,
 )
 from test_gates import FILES, gaussian, hook_count, layer_file, patched, relative
-from tiny import tiny, tiny_clip
+from tiny import restore_shared, tiny, tiny_clip
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd3", "flux", "wan21"])
@@ -180,6 +183,16 @@ def test_layers_without_tokens(without_tokens, caplog):
     assert relative(found, ksample(base, positive, negative, latent_of("sd15"))) < EXACT
 
 
+def test_layers_that_the_model_lacks_are_said_once(caplog):
+    lora = {**lora_of("sd15"), "lora_unet_no_such_layer.lora_up.weight": torch.zeros(4, 4)}
+    lora["lora_unet_no_such_layer.lora_down.weight"] = torch.zeros(4, 4)
+    with caplog.at_level(logging.WARNING):
+        model = regional(tiny("sd15"), [LEFT], said(("left", None, None, {"lora": lora})))
+        for _ in range(2):
+            ksample(model, cond("sd15"), cond("sd15", 1), latent_of("sd15"), steps=1)
+    assert len([r for r in caplog.records if "are left out" in r.getMessage()]) == 1
+
+
 def test_overlapping_loras_are_averaged_not_added():
     positive, negative, lora = cond("sd15", 0), cond("sd15", 1), lora_of("sd15")
     twice = [WHOLE, Region("again", Box(0, 0, 1, 1))]
@@ -251,3 +264,85 @@ def test_a_concept_in_a_region_needs_no_apply_concept():
     model = regional(tiny(NAME), [WHOLE], prompts)
     found = ksample(model, stock(tiny_clip(), "two things"), negative, latent_of(NAME))
     assert relative(found, wanted) < EXACT
+
+
+def test_no_copy_of_a_lora_is_made_before_a_layer_meets_it(monkeypatch):
+    """Checking the fit costs no memory; a layer's factors are put together once, where it runs."""
+    lora = lora_of("sd15", targets="all linear")
+    prompts = said(("left", None, None, {"lora": lora}), ("right", None, None, {"lora": lora}))
+    concatenated, concatenate = [], torch.cat
+    kinds = {tuple(value.shape) for key, value in lora.items() if "lora_down" in key}
+
+    def watched(tensors, *args, **kwargs):
+        concatenated.extend(t for t in tensors if tuple(t.shape) in kinds and t.shape[0] == 4)
+        return concatenate(tensors, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "cat", watched)
+    model = regional(tiny("sd15"), [LEFT, RIGHT], prompts)
+    assert not concatenated
+    ksample(model, cond("sd15"), cond("sd15", 1), latent_of("sd15"))
+    assert len(concatenated) == 2 * sum("lora_down" in key for key in lora)
+
+
+def test_the_keys_of_a_text_are_kept_once(monkeypatch):
+    """For a picture of a batch, and for rows that hear it, there is no copy of them."""
+    kept = []
+    prepare = UNetListening.prepare
+
+    def watched(self, *args):
+        kept.append(self)
+        return prepare(self, *args)
+
+    monkeypatch.setattr(UNetListening, "prepare", watched)
+    prompts = said(("left", cond("sd15", 2), cond("sd15", 3)))
+    model = regional(tiny("sd15"), [LEFT], prompts)
+    ksample(model, cond("sd15"), cond("sd15", 1), latent_of("sd15", batch=4))
+    layers = len(kept[-1]._modules)
+    assert sum(len(pair) for pair in kept[-1]._kept.values()) == layers * 2 * 2
+    assert all(value.shape == (12, 320) for pair in kept[-1]._kept.values() for value in pair)
+
+
+def test_two_concepts_in_two_regions():
+    """Behind the first transformer each half is as with its concept everywhere.
+
+    With ``isolate`` no half sees another's LoRA in keys and values of the picture.
+    """
+    clip, base = tiny_clip(), stock(tiny_clip(), "two things on a beach")
+    concepts = {key: concept_for(tiny(NAME), key, seed=100 * i) for i, key in enumerate("ab", 1)}
+
+    def block_output(*regions):
+        prompts = None
+        for region, key in regions:
+            text, wire = f"a photo of <{key}> on a beach", {"concept0": (concepts[key],)}
+            prompts = RegionPrompt.execute(
+                region.name, text, "", "", 0.7, prompts, clip=clip, concepts=wire
+            )[0]
+        model = regional(tiny(NAME), [region for region, _ in regions], prompts, isolate=True)
+        network, seen = model.model.diffusion_model, []
+        block = next(m for m in network.modules() if isinstance(m, BasicTransformerBlock))
+        handle = block.register_forward_hook(lambda module, args, output: seen.append(output))
+        try:
+            ksample(model, base, [], latent_of(NAME), cfg=1.0, steps=1)
+        finally:
+            handle.remove()
+        return seen[0].unflatten(1, (8, 8))
+
+    found = block_output((LEFT, "a"), (RIGHT, "b"))
+    first, second = block_output((WHOLE, "a")), block_output((WHOLE, "b"))
+    assert relative(found[:, :, :4], first[:, :, :4]) < EXACT
+    assert relative(found[:, :, 4:], second[:, :, 4:]) < EXACT
+    assert relative(first, second) > 1e-2
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd3"])
+def test_a_lora_of_break_for_make_in_a_region(name):
+    lora = make([trained("content", name)], [trained("style", name)]).result[0][0]
+    restore_shared()
+    own, negative = cond(name, 2), cond(name, 1)
+    strong = {k: v * 5 if "lora_up" in k or "lora_B" in k else v for k, v in lora.items()}
+    wanted = ksample(patched(tiny(name), strong), own, negative, latent_of(name))
+    restore_shared()
+    model = regional(tiny(name), [WHOLE], said(("all", own, None, {"lora": lora, "strength": 5.0})))
+    found = ksample(model, cond(name, 0), negative, latent_of(name))
+    assert relative(found, wanted) < EXACT
+    assert relative(ksample(tiny(name), own, negative, latent_of(name)), wanted) > 10 * EXACT

@@ -207,6 +207,31 @@ def test_style_guidance(name, ours_first):
         assert relative(found, wanted) < EXACT
 
 
+@pytest.mark.parametrize("name", ["sd15", "flux"])
+def test_a_style_in_one_region_leaves_the_others_bit_for_bit(name):
+    """Its term is multiplied by the mask: after one step it is whole inside and nothing outside."""
+    positive, negative, style, own, other = (cond(name, seed) for seed in range(5))
+    prompts = said(("left", own, None), ("right", other, None))
+    latent = latent_of(name, 8, 16)
+    left = torch.zeros(1, 64, 128)
+    left[..., :64] = 1.0
+
+    def found(mask=None):
+        model = regional(tiny(name), [LEFT, RIGHT], prompts)
+        if mask is not None:
+            model = styled(model, lora_of(name), style, start=0.0, mask=mask)
+        return ksample(model, positive, negative, latent, steps=1)
+
+    plain, everywhere, inside = found(), found(torch.ones(1, 64, 128)), found(left)
+    assert torch.equal(inside[..., :8], everywhere[..., :8])
+    assert relative(inside[..., 8:], plain[..., 8:]) < EXACT
+    assert relative(everywhere, plain) > 1e-2
+    # The style's rows keep its prompt: the regions' words are not in them.
+    without = styled(tiny(name), lora_of(name), style, start=0.0, mask=left)
+    term = ksample(without, positive, negative, latent, steps=1)
+    assert relative(term, inside) > 1e-3
+
+
 def test_nothing_is_left_after_an_error():
     positive, own = cond("sd15", 0), cond("sd15", 1)
     before = weights_hash(tiny("sd15"))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from least_squares import wave
 from pack.lora_ops.mixing import (
     area_weights,
+    mix_outputs,
     mix_regions,
     pooled_mean,
     regional_attention,
@@ -283,3 +284,29 @@ def test_a_wrong_number_of_things_is_refused():
         mix_regions(torch.ones(2, 12), weights=[1.0])
     with pytest.raises(ValueError, match="a length for each prompt, got 1 for 2"):
         stream_bias(mix_regions(torch.ones(1, 4)), [5])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_outputs_of_whole_layers_mix_as_attention_does(seed):
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.rand(3, 12, generator=generator)
+    masks = masks.round() if seed % 2 else masks
+    mixed = mix_regions(masks, weights=[1, 2, 0.5], blends=[0, 0.3, 0])
+    base, *outputs = torch.randn(4, 2, 12, 5, generator=generator, dtype=torch.float64)
+    outputs[1] = None
+    wanted = torch.zeros_like(base)
+    for token in range(12):
+        for region, one in enumerate([base, outputs[0], base, outputs[2]]):
+            wanted[:, token] += mixed.coefficients[region, token] * one[:, token]
+    torch.testing.assert_close(mix_outputs(base, outputs, mixed), wanted)
+
+
+def test_a_slot_that_a_prompt_does_not_fill_is_heard_by_nobody():
+    mixed = mix_regions(torch.tensor([[1.0, 1, 0, 0], [0, 0, 0.5, 1]]))
+    full = stream_bias(mixed, (3, 2, 1))
+    found = stream_bias(mixed, (3, 4, 2), (3, 2, 1))
+    filled = [0, 1, 2, 3, 4, 7, *range(9, 13)]
+    empty = [5, 6, 8]
+    assert torch.equal(found[filled][:, filled], full)
+    assert torch.equal(found[empty].exp(), torch.eye(13)[empty])
+    assert torch.equal(found[:, empty].exp(), torch.eye(13)[:, empty])
