@@ -16,7 +16,7 @@ from ...lora_ops.regions import CellRule
 from .progress import warn_on_node
 from .region_sets import hidden_regions
 from .regional_attention import RULES
-from .regional_places import Grid, _require_aspect
+from .regional_places import Grid, require_aspect
 
 _LARGEST_STRENGTH = 10.0
 _GRID = (64, 64)
@@ -73,7 +73,7 @@ class LaidMap:
 
     def _on(self, grid: Grid, shape: Grid, spatial: bool) -> Tensor:
         of = self.strengths
-        _require_aspect(of.regions, shape)
+        require_aspect(of.regions, shape)
         found = strength_map(of.regions, of.strengths, grid, outside=of.outside, rule=of.rule)
         return found if spatial else found.flatten()[:, None]
 

@@ -48,7 +48,7 @@ class Places:
         rule: CellRule,
         frames: int = 1,
     ):
-        _require_aspect(regions, whole)
+        require_aspect(regions, whole)
         self.shape = whole if area is None else area[:2]
         self._rule: CellRule = rule
         self._frames = frames
@@ -136,7 +136,8 @@ def _seen(region: Region, whole: Grid, area: Area | None) -> Region | None:
     return within_area(region, part, whole)
 
 
-def _require_aspect(regions: Sequence[Region], whole: Grid) -> None:
+def require_aspect(regions: Sequence[Region], whole: Grid) -> None:
+    """Raise a ValueError that names the region whose mask is not of the picture's proportions."""
     for region in regions:
         if region.mask is not None and not same_aspect(region.mask.shape, whole):
             height, width = region.mask.shape
