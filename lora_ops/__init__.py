@@ -1,7 +1,7 @@
 """The mathematics of the pack: pure functions of tensors."""
 
 from .bases import disjoint_bases, orthonormal_rows
-from .factors import LowRank, delta, forward_delta
+from .factors import LowRank, delta, difference, forward_delta, norm
 from .fusion import (
     STAGE_DAMPING,
     Fused,
@@ -10,16 +10,17 @@ from .fusion import (
     fuse_from_gram,
     fuse_from_rows,
     span_basis,
+    statistics_of_rows,
     within_span,
 )
 from .fusion_objective import (
     concept_error,
+    damped_objective,
     damping_at_norm,
-    gram_lbfgs,
     plain_average,
     weighted_error,
 )
-from .gram import Gram, GramStream, ProjectedStream, gram_from, projected
+from .gram import Gram, GramStream, ProjectedStream, span_holds
 from .guidance import cfg, style_guidance
 from .halves import check_halves, join_halves, owned_part, partner_part
 from .keyframes import Keyframes, parse_keyframes
@@ -78,18 +79,19 @@ __all__ = [
     "cfg",
     "check_halves",
     "concept_error",
+    "damped_objective",
     "damping_at_norm",
     "delta",
+    "difference",
     "disjoint_bases",
     "expanded",
     "factorised",
     "forward_delta",
     "fuse_from_gram",
     "fuse_from_rows",
-    "gram_from",
-    "gram_lbfgs",
     "join_halves",
     "mix_regions",
+    "norm",
     "orthonormal_rows",
     "owned_part",
     "parse_keyframes",
@@ -98,13 +100,14 @@ __all__ = [
     "partner_part",
     "plain_average",
     "pooled_mean",
-    "projected",
     "refactored",
     "region_mask",
     "regional_attention",
     "regions_text",
     "riemannian_gradients",
     "span_basis",
+    "span_holds",
+    "statistics_of_rows",
     "stream_bias",
     "strength_map",
     "style_guidance",

@@ -55,6 +55,20 @@ def delta(factors: LowRank) -> Tensor:
     return (product * factors.scale).view(factors.shape)
 
 
+def norm(factors: LowRank) -> float:
+    """Return the Frobenius norm of the change, computed in fp64 without forming it."""
+    up = factors.up.flatten(1).double() * factors.scale
+    down = factors.down.flatten(1).double()
+    return float(((up.mT @ up) * (down @ down.mT)).sum().clamp(min=0.0).sqrt())
+
+
+def difference(one: LowRank, other: LowRank) -> LowRank:
+    """Return by what one change exceeds another, ``(out, in)`` with both ranks, in fp64."""
+    ups = one.up.flatten(1).double() * one.scale, other.up.flatten(1).double() * -other.scale
+    downs = one.down.flatten(1).double(), other.down.flatten(1).double()
+    return LowRank(torch.cat(downs), torch.cat(ups, 1))
+
+
 def forward_delta(
     x: Tensor,
     factors: LowRank,

@@ -42,9 +42,6 @@ ROW_TOLERANCE = 1e-12
 ROUNDED_ROW_TOLERANCE = 1e-6
 """The same for rows that were computed in fp32 or less."""
 
-EIGENVALUE_TOLERANCE = 1e-12
-"""Eigenvalues of a Gram matrix below this share of the largest count as zero."""
-
 
 @dataclass(frozen=True)
 class Wanted:
@@ -132,7 +129,7 @@ def fuse_from_gram(
             if one.weight
         ]
     )  # (sum of ranks, in)
-    beyond, solver = _divided(asked, gram.matrix, absolute)
+    beyond, solver = _divided(asked, gram.matrix, absolute, gram.zero_below)
     return Fused(_assembled(wanted, shares, beyond), absolute, solver)
 
 
@@ -143,10 +140,12 @@ def fuse_from_rows(
     damping: float,
     anchor: Anchor = "base",
     prior: Tensor | None = None,
+    even: bool = False,
 ) -> Fused:
-    """Return the fused change from the inputs themselves: for fewer rows than the layer is wide.
+    """Return the fused change from the inputs themselves: for layers that see few of them.
 
-    The same solution as ``fuse_from_gram``, with the digits that squaring the inputs costs.
+    The same solution as ``fuse_from_gram``. Where there are fewer rows than the layer is wide, and
+    without damping, it keeps the digits that squaring the inputs costs.
 
     Args:
         wanted: One for each concept.
@@ -154,15 +153,14 @@ def fuse_from_rows(
         damping: As in ``fuse_from_gram``.
         anchor: As in ``fuse_from_gram``.
         prior: ``(row, in)``, inputs on which nothing shall change.
+        even: Whether every concept, and the prior, counts as its mean row, however many it has.
 
     Raises:
         ValueError: As in ``fuse_from_gram``.
     """
     _check(wanted, rows, "set of rows", damping, anchor)
     shares = _shares(wanted, anchor)
-    blocks = [x.double() * math.sqrt(one.weight) for one, x in zip(wanted, rows, strict=True)]
-    if prior is not None:
-        blocks.append(prior.double())
+    blocks = _blocks(wanted, rows, prior, even)
     x = torch.cat(blocks)  # (row, in)
     absolute = damping * float(x.square().sum()) / x.shape[1]
     asked = []
@@ -174,15 +172,47 @@ def fuse_from_rows(
                 for other, block in enumerate(blocks)
             ]
             asked.append(torch.cat(own, 1) - share * (down @ x.mT))
-    if absolute > 0:
+    if absolute > 0 and len(x) <= x.shape[1]:
         held, solver = _divided(torch.cat(asked), x @ x.mT, absolute)
         beyond = held @ x
+    elif absolute > 0:
+        beyond, solver = _divided(torch.cat(asked) @ x, x.mT @ x, absolute)
     else:
-        rounded = any(block.dtype != torch.float64 for block in rows)
+        given = [*rows] if prior is None else [*rows, prior]
+        rounded = any(block.dtype != torch.float64 for block in given)
         tolerance = ROUNDED_ROW_TOLERANCE if rounded else ROW_TOLERANCE
         beyond = torch.cat(asked) @ torch.linalg.pinv(x, rtol=tolerance).mT
         solver = "eigenvalues"
     return Fused(_assembled(wanted, shares, beyond), absolute, solver)
+
+
+def statistics_of_rows(
+    wanted: Sequence[Wanted],
+    rows: Sequence[Tensor],
+    *,
+    prior: Tensor | None = None,
+    even: bool = False,
+) -> tuple[Gram, list[Tensor]]:
+    """Return what ``fuse_from_gram`` takes, from the inputs themselves.
+
+    Args:
+        wanted: One for each concept.
+        rows: As in ``fuse_from_rows``, as are the next two.
+        prior: Added to the sum.
+        even: Whether every concept, and the prior, counts as its mean row.
+
+    Returns:
+        The sum of the concepts' Gram matrices times their weights, and ``(rank, in)`` for each
+        concept, unweighted.
+    """
+    x = torch.cat(_blocks(wanted, rows, prior, even))
+    matrix = x.mT @ x
+    rounded = any(block.dtype != torch.float64 for block in rows)
+    projected = [
+        (one.down @ own.double().mT) @ own.double() / (max(1, len(own)) if even else 1)
+        for one, own in zip(wanted, rows, strict=True)
+    ]
+    return Gram(matrix, len(x), float(matrix.trace()), x.shape[1], rounded), projected
 
 
 def span_basis(downs: Sequence[Tensor]) -> Tensor:
@@ -210,7 +240,7 @@ def within_span(wanted: Wanted, basis: Tensor) -> Wanted:
     """Return the same wish in coordinates of the basis: its ``down`` is ``(rank, span)``."""
     factors = wanted.factors
     down = wanted.down.to(basis) @ basis.mT
-    inside = LowRank(down, factors.up.flatten(1), factors.scale * factors.rank)
+    inside = LowRank(down, factors.up.flatten(1), factors.alpha)
     return Wanted(inside, wanted.strength, wanted.weight)
 
 
@@ -227,8 +257,17 @@ def expanded(fused: Fused, basis: Tensor, shape: tuple[int, ...]) -> Fused:
     return Fused(factors, fused.damping, fused.solver)
 
 
-def _divided(asked: Tensor, matrix: Tensor, damping: float) -> tuple[Tensor, Solver]:
-    """Return ``asked @ (matrix + damping)^-1``; without damping the pseudo-inverse."""
+def _divided(
+    asked: Tensor, matrix: Tensor, damping: float, zero_below: float = 0.0
+) -> tuple[Tensor, Solver]:
+    """Return ``asked @ (matrix + damping)^-1``; without damping the pseudo-inverse.
+
+    Args:
+        asked: ``(row, in)``.
+        matrix: ``(in, in)``, positive semi-definite but for rounding.
+        damping: Absolute.
+        zero_below: Share of the largest eigenvalue below which one counts as zero undamped.
+    """
     if damping > 0:
         damped = matrix.clone()
         damped.diagonal().add_(damping)
@@ -240,9 +279,22 @@ def _divided(asked: Tensor, matrix: Tensor, damping: float) -> tuple[Tensor, Sol
     if damping > 0:
         inverse = 1.0 / (values + damping)
     else:
-        counts = values > EIGENVALUE_TOLERANCE * values[-1]
+        counts = values > zero_below * values[-1:]
         inverse = torch.where(counts, 1.0 / values, 0.0)
     return (asked @ vectors * inverse) @ vectors.mT, "eigenvalues"
+
+
+def _blocks(
+    wanted: Sequence[Wanted], rows: Sequence[Tensor], prior: Tensor | None, even: bool
+) -> list[Tensor]:
+    """Return all input rows in fp64, times the root of what each counts."""
+    weights = [one.weight for one in wanted]
+    if prior is not None:
+        rows, weights = [*rows, prior], [*weights, 1.0]
+    return [
+        x.double() * math.sqrt(weight / max(1, len(x)) if even else weight)
+        for x, weight in zip(rows, weights, strict=True)
+    ]
 
 
 def _shares(wanted: Sequence[Wanted], anchor: Anchor) -> list[float]:

@@ -7,26 +7,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .factors import LowRank
-from .fusion import EIGENVALUE_TOLERANCE, Wanted
+from .factors import LowRank, difference, norm
+from .fusion import Anchor, Fused, Wanted
 from .gram import Gram
 
 
-def concept_error(change: LowRank, wanted: Wanted, gram: Gram) -> float:
-    """Return the squared error of ``change`` on one concept's inputs, summed over rows and outputs.
-
-    The change and the wish must be in the coordinates of ``gram``. For a change within the span of
-    the concepts' ``down`` rows, such as the plain average, statistics within the span suffice.
+def concept_error(change: LowRank | None, wanted: Wanted, rows: Tensor) -> float:
+    """Return the squared error of a change on a concept's inputs, summed over rows and outputs.
 
     Args:
-        change: Of the layer.
+        change: Of the layer; None for no change.
         wanted: The concept's wish; its weight plays no part.
-        gram: Of the concept's own inputs, unweighted.
+        rows: ``(row, in)``, of the concept's own inputs.
     """
-    up = torch.cat([_up(change), -wanted.up], 1)
-    down = torch.cat([_down(change), wanted.down]).to(gram.matrix)
-    outputs = (up.mT @ up).to(gram.matrix)
-    return max(0.0, float((outputs * (down @ gram.matrix @ down.mT)).sum()))
+    own = LowRank(wanted.down, wanted.up)
+    missed = own if change is None else difference(change, own)
+    hidden = rows.double() @ missed.down.mT  # (row, rank)
+    outputs = missed.up.mT @ missed.up
+    return max(0.0, float(((hidden.mT @ hidden) * outputs).sum()))
 
 
 def weighted_error(
@@ -52,6 +50,30 @@ def weighted_error(
     return max(0.0, total)
 
 
+def damped_objective(
+    fused: Fused,
+    wanted: Sequence[Wanted],
+    projected: Sequence[Tensor],
+    gram: Gram,
+    *,
+    anchor: Anchor,
+) -> float:
+    """Return what fusion makes small: the weighted error, and the damped distance to the anchor.
+
+    Args:
+        fused: The change, in the coordinates of ``gram``, and its damping.
+        wanted: As in ``weighted_error``, as are the next two.
+        projected: One for each concept.
+        gram: Of all.
+        anchor: What the damping pulls to.
+    """
+    away = fused.factors
+    if anchor == "average":
+        away = difference(away, plain_average(wanted))
+    error = weighted_error(fused.factors, wanted, projected, gram)
+    return error + fused.damping * norm(away) ** 2
+
+
 def damping_at_norm(
     wanted: Sequence[Wanted], projected: Sequence[Tensor], gram: Gram, norm: float
 ) -> float:
@@ -71,13 +93,13 @@ def damping_at_norm(
     values, vectors = torch.linalg.eigh(gram.matrix)
     values = values.clamp(min=0.0)
     energies = (asked @ vectors).square().sum(0)  # asked of each direction
-    seen = values > EIGENVALUE_TOLERANCE * values[-1]
-    values, energies = values[seen], energies[seen]
+    seen = values > gram.zero_below * values[-1:]
 
     def norm_at(damping: float) -> float:
         return float((energies / (values + damping).square()).sum().sqrt())
 
-    if not len(values) or norm_at(0.0) <= norm:
+    undamped = float((energies[seen] / values[seen].square()).sum().sqrt())
+    if undamped <= norm:
         return 0.0
     low, high = 0.0, float(values[-1])
     while norm_at(high) > norm:
@@ -112,49 +134,6 @@ def plain_average(wanted: Sequence[Wanted], *, share: float | None = None) -> Lo
     shape = wanted[0].factors.shape
     down = torch.cat([one.down for one in wanted]).view(-1, *shape[1:])
     return LowRank(down, up.view(*up.shape, *(1,) * (len(shape) - 2)))
-
-
-def gram_lbfgs(
-    wanted: Sequence[Wanted], projected: Sequence[Tensor], gram: Gram, *, iterations: int
-) -> Tensor:
-    """Return the dense change ``(out, in)`` that the paper's optimiser reaches from no change.
-
-    A comparison arm: the released settings of L-BFGS on the same objective, read off the statistics
-    in place of the activations. The best evaluated iterate is returned.
-
-    Args:
-        wanted: One for each concept.
-        projected: As in ``weighted_error``.
-        gram: As in ``weighted_error``.
-        iterations: 500 for the text encoder and for keys and values, 50 for all other layers.
-
-    Reference: Gu et al. 2023, arXiv:2305.18292, section 3.2.
-    """
-    asked = _asked(wanted, projected, gram)
-    change = torch.zeros_like(asked).requires_grad_()
-    count = max(1, gram.rows) * asked.shape[0]
-    best, best_loss = change.detach().clone(), float("inf")
-
-    def closure() -> float:
-        nonlocal best, best_loss
-        with torch.no_grad():
-            seen = change @ gram.matrix
-            loss = float((change * (seen - 2 * asked)).sum()) / count
-            change.grad = 2 * (seen - asked) / count
-            if loss < best_loss:
-                best, best_loss = change.detach().clone(), loss
-        return loss
-
-    optimizer = torch.optim.LBFGS(
-        [change],
-        max_iter=iterations,
-        history_size=25,
-        tolerance_grad=1e-16,
-        tolerance_change=1e-16,
-        line_search_fn="strong_wolfe",
-    )
-    optimizer.step(closure)
-    return best
 
 
 def _up(change: LowRank) -> Tensor:

@@ -4,111 +4,83 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+SPAN_TOLERANCE = 1e-6
+"""How far a unit row may lie outside a span that counts as holding it."""
+
 CHUNK_ROWS = 4096
 """Rows of one fp32 product. Sums between chunks are fp64, which is 10 x nearer than all-fp32."""
+
+EXACT_TOLERANCE = 1e-12
+"""Eigenvalues below this share of the largest count as zero, where all products were fp64."""
 
 
 @dataclass(frozen=True)
 class Gram:
     """The statistics ``X^T X`` of one input site, which the layers that share it have in common.
 
-    Grams of the same site add up over chunks, prompts and concepts, and can be taken away again.
+    Grams of the same site add up over chunks, prompts and concepts, and can be taken away again
+    (``GramStream.merge``).
 
     Args:
         matrix: ``(in, in)`` in fp64, or ``(span, span)`` for inputs seen within a span.
         rows: How many input rows were counted, whatever their weight.
         energy: Sum of the squares of the whole input: the trace, unless it is seen within a span.
         width: Of the whole input.
+        rounded: Whether any of the products was computed in fp32.
+        span: ``(span, in)`` orthonormal rows in fp64 within whose span the inputs are seen; None
+            for the whole input.
     """
 
     matrix: Tensor
     rows: int
     energy: float
     width: int
+    rounded: bool = False
+    span: Tensor | None = None
 
     @property
     def mean_eigenvalue(self) -> float:
         """Return the energy of one direction of the input, the unit of relative damping."""
         return self.energy / self.width
 
-    def times(self, weight: float) -> Gram:
-        """Return the statistics of the same rows under a weight."""
-        return Gram(self.matrix * weight, self.rows, self.energy * weight, self.width)
+    @property
+    def zero_below(self) -> float:
+        """Return the share of the largest eigenvalue below which one is rounding, not input."""
+        single = torch.finfo(torch.float32).eps
+        return len(self.matrix) * single if self.rounded else EXACT_TOLERANCE
 
-    def __add__(self, other: Gram) -> Gram:
-        self._check(other)
-        return Gram(
-            self.matrix + other.matrix,
-            self.rows + other.rows,
-            self.energy + other.energy,
-            self.width,
-        )
+    def within(self, span: Tensor | None) -> Gram:
+        """Return the statistics of the same inputs, seen within a narrower span.
 
-    def __sub__(self, other: Gram) -> Gram:
-        self._check(other)
-        if other.rows > self.rows:
+        Args:
+            span: ``(span, in)`` orthonormal rows; None for the whole input.
+
+        Raises:
+            ValueError: They were seen within a span that doesn't hold it.
+        """
+        if not span_holds(self.span, span):
             raise ValueError(
-                "what is taken away must be no more than the sum holds, "
-                f"got {other.rows} rows of {self.rows}; take away statistics that were added"
+                "statistics can be narrowed to a span that theirs holds alone, got one of other "
+                "rows; collect them again"
             )
-        return Gram(
-            self.matrix - other.matrix,
-            self.rows - other.rows,
-            max(0.0, self.energy - other.energy),
-            self.width,
-        )
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return everything as named CPU tensors, for a file or a digest."""
-        return {
-            "gram": self.matrix.detach().cpu().contiguous(),
-            "rows": torch.tensor(self.rows),
-            "energy": torch.tensor(self.energy, dtype=torch.float64),
-            "width": torch.tensor(self.width),
-        }
-
-    def _check(self, other: Gram) -> None:
-        if self.matrix.shape != other.matrix.shape or self.width != other.width:
-            raise ValueError(
-                "statistics must be of inputs of the same width, "
-                f"got {tuple(self.matrix.shape)} of width {self.width} and "
-                f"{tuple(other.matrix.shape)} of width {other.width}"
-            )
+        if span is None or (self.span is not None and torch.equal(self.span, span)):
+            return self
+        turn = span if self.span is None else span @ self.span.mT  # (span, wider span)
+        turn = turn.to(self.matrix)
+        return replace(self, matrix=turn @ self.matrix @ turn.mT, span=span)
 
 
-def gram_from(tensors: Mapping[str, Tensor]) -> Gram:
-    """Return the statistics that ``Gram.tensors`` wrote.
-
-    Raises:
-        ValueError: A tensor is missing.
-    """
-    missing = [name for name in ("gram", "rows", "energy", "width") if name not in tensors]
-    if missing:
-        raise ValueError(
-            f'stored statistics must hold "{missing[0]}", got {sorted(tensors)}; '
-            "delete the file, and the statistics are collected again"
-        )
-    return Gram(
-        tensors["gram"],
-        int(tensors["rows"]),
-        float(tensors["energy"]),
-        int(tensors["width"]),
-    )
-
-
-def projected(down: Tensor, gram: Gram) -> Tensor:
-    """Return ``down @ gram``, a factor's view of the inputs, ``(rank, in)`` in fp64.
-
-    Args:
-        down: ``(rank, in)`` or ``(rank, in, kh, kw)``, unscaled.
-        gram: Of the concept's own inputs, unweighted.
-    """
-    return down.flatten(1).to(gram.matrix) @ gram.matrix
+def span_holds(outer: Tensor | None, inner: Tensor | None) -> bool:
+    """Return whether a span holds all rows of another, both ``(span, in)``; None holds any."""
+    if outer is None or inner is None:
+        return outer is None
+    outside = inner - (inner @ outer.mT) @ outer
+    return bool((outside.norm(dim=1) < SPAN_TOLERANCE).all())
 
 
 class GramStream:
@@ -119,7 +91,7 @@ class GramStream:
         span: ``(span, in)`` orthonormal rows. Given, the inputs are seen within their span alone,
             and the statistics are ``(span, span)``: for sites too wide for ``(in, in)``.
         device: Where the sums live. It must know fp64.
-        start: What the sums begin from; it is taken over, never copied.
+        start: What the sums begin from, within the same span; it is taken over, never copied.
     """
 
     def __init__(
@@ -132,12 +104,14 @@ class GramStream:
     ) -> None:
         size = width if span is None else span.shape[0]
         if start is None:
-            start = Gram(torch.zeros(size, size, dtype=torch.float64, device=device), 0, 0.0, width)
+            zeros = torch.zeros(size, size, dtype=torch.float64, device=device)
+            start = Gram(zeros, 0, 0.0, width, span=span)
         self._matrix = start.matrix
         self._span = span
         self._width = width
         self._rows = start.rows
         self._energy = start.energy
+        self._rounded = start.rounded
 
     @torch.no_grad()
     def add(self, x: Tensor, *, label: str, weight: float = 1.0) -> None:
@@ -161,22 +135,30 @@ class GramStream:
                 product = chunk.mT @ chunk
                 self._matrix.add_(product.to(self._matrix.device), alpha=weight)
         self._rows += rows.shape[0] if weight >= 0 else -rows.shape[0]
+        self._rounded = self._rounded or x.dtype != torch.float64
 
-    def merge(self, other: Gram) -> None:
-        """Add statistics of the same site that were collected apart."""
-        self._matrix.add_(other.matrix.to(self._matrix))
-        self._rows += other.rows
-        self._energy += other.energy
+    def merge(self, other: Gram, weight: float = 1.0) -> None:
+        """Add statistics of the same site that were collected apart.
+
+        Args:
+            other: Within the same span or a wider one.
+            weight: Of them in the sums; a negative one takes them away again.
+        """
+        other = other.within(self._span)
+        self._matrix.add_(other.matrix.to(self._matrix), alpha=weight)
+        self._rows += other.rows if weight >= 0 else -other.rows
+        self._energy += weight * other.energy
+        self._rounded = self._rounded or other.rounded
 
     def total(self) -> Gram:
         """Return the sums so far; later rows don't change what was returned."""
         now = self.live()
-        return Gram(now.matrix.clone(), now.rows, now.energy, now.width)
+        return replace(now, matrix=now.matrix.clone())
 
     def live(self) -> Gram:
         """Return the sums so far without a copy: later rows change its matrix."""
         energy = self._energy if self._span is not None else float(self._matrix.trace())
-        return Gram(self._matrix, self._rows, energy, self._width)
+        return Gram(self._matrix, self._rows, energy, self._width, self._rounded, self._span)
 
 
 class ProjectedStream:
@@ -199,7 +181,7 @@ class ProjectedStream:
         }
 
     @torch.no_grad()
-    def add(self, x: Tensor, *, label: str) -> None:
+    def add(self, x: Tensor, *, label: str, weight: float = 1.0) -> None:
         """Count the rows of ``x``; the arguments and errors of ``GramStream.add``."""
         rows = _checked_rows(x, self._width, label)
         with full_precision(rows.device):
@@ -207,7 +189,8 @@ class ProjectedStream:
                 chunk = _raised(chunk)
                 for name, down in self._downs.items():
                     hidden = chunk @ down.to(chunk).mT  # (row, rank)
-                    self._sums[name].add_((hidden.mT @ chunk).to(self._sums[name].device))
+                    product = (hidden.mT @ chunk).to(self._sums[name].device)
+                    self._sums[name].add_(product, alpha=weight)
 
     def total(self) -> dict[str, Tensor]:
         """Return the sums so far, ``(rank, in)`` in fp64 by layer, unweighted."""

@@ -28,8 +28,8 @@ class GradientFusion(io.ComfyNode):
             description=(
                 "Fuses any number of trained concepts and ordinary LoRAs into one LoRA that does "
                 "on each one's own prompts what it did alone. Each is read and drawn once; the "
-                "rest is solved in closed form. Statistics are kept, so with another setting "
-                "nothing is drawn anew."
+                "rest is solved in closed form. Statistics are kept: with own, another damping, "
+                "anchor, rank or energy draws nothing anew."
             ),
             search_aliases=[
                 *("fuse", "merge loras", "combine loras", "gradient fusion", "mix of show"),
@@ -48,8 +48,8 @@ class GradientFusion(io.ComfyNode):
                     default=ACTIVATIONS[0],
                     tooltip=(
                         "paper: later stages see the fused earlier ones; a changed set of "
-                        "concepts is drawn anew. own: each concept is drawn with its own; a new "
-                        "concept costs its own drawing alone."
+                        "concepts, or another damping, is drawn anew. own: each concept is drawn "
+                        "with its own; a new concept costs its own drawing alone."
                     ),
                 ),
                 io.Combo.Input(

@@ -17,10 +17,11 @@ No picture of anyone is needed: a concept's file is enough. What comes out is on
 _FUSE = """\
 Each concept is read and drawn once, alone; the rest is solved in closed form.
 
-**paper** lets later stages see the fused earlier ones, and draws all anew when a concept is added. \
-**own** costs a new concept's drawing alone.
+**paper** lets later stages see the fused earlier ones, and draws all anew when a concept is added \
+or the damping changes. **own** costs a new concept's drawing alone, and nothing for another damping, \
+anchor, rank or energy.
 
-Statistics are kept below *output/pastiche*: with other settings nothing is drawn anew.
+Statistics are kept below *output/pastiche*.
 """
 
 _REPORT = """\

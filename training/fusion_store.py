@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..lora_ops import Gram
+from .checkpoint import remove_unfinished
 from .tensor_file import METADATA, replace_file
 
 DIGEST_FILE = "stage.json"
@@ -26,9 +27,32 @@ _LENGTH = struct.Struct("<Q")
 _DTYPES = {torch.float64: "F64", torch.float32: "F32"}
 
 
+class FiledTensors(Mapping[str, Tensor]):
+    """Tensors of a safetensors file, each read when it is asked for.
+
+    Args:
+        path: Of the file.
+        names: What the tensors are called here, and in the file.
+    """
+
+    def __init__(self, path: Path, names: Mapping[str, str]):
+        self._path, self._names = path, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        stored = self._names[name]
+        with safetensors.safe_open(self._path, "pt") as file:  # pyright: ignore[reportUnknownMemberType]
+            return file.get_tensor(stored).clone()  # not a view of the mapped file
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 @dataclass(frozen=True)
 class MemberStatistics:
-    """What one concept's pass through a stage leaves, all of it small.
+    """What one concept's pass through a stage leaves.
 
     Args:
         projected: ``(rank, in)`` in fp64 by layer name: ``down @ G`` of the mean input row.
@@ -39,6 +63,49 @@ class MemberStatistics:
     projected: Mapping[str, Tensor] = field(default_factory=dict)
     samples: Mapping[str, Tensor] = field(default_factory=dict)
     rows: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def held(self) -> int:
+        """Return how many bytes of it are in memory: none of what is read when it is asked for."""
+        kinds = (self.projected, self.samples, self.rows)
+        return sum(
+            tensor.nbytes
+            for kind in kinds
+            if not isinstance(kind, FiledTensors)
+            for tensor in kind.values()
+        )
+
+
+class FiledGrams(Mapping[str, Gram]):
+    """Gram matrices of a file by site, each read when it is asked for.
+
+    Args:
+        path: Of the file.
+        facts: Rows, energy, width and whether it is rounded, by site.
+    """
+
+    def __init__(self, path: Path, facts: Mapping[str, Sequence[Any]]):
+        self._path, self._facts = path, facts
+
+    def __getitem__(self, site: str) -> Gram:
+        rows, energy, width, rounded, _ = self._facts[site]
+        half = FiledTensors(self._path, {site: f"gram/{site}"})[site]
+        size = int((2 * len(half)) ** 0.5)
+        matrix = torch.zeros(size, size, dtype=torch.float64)
+        matrix[torch.ones(size, size, dtype=torch.bool).tril()] = half
+        matrix = matrix + matrix.tril(-1).mT
+        return Gram(matrix, rows, energy, width, rounded, self.span(site))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._facts)
+
+    def __len__(self) -> int:
+        return len(self._facts)
+
+    def span(self, site: str) -> Tensor | None:
+        """Return the rows within whose span a site's inputs were seen; None for the whole input."""
+        in_span = self._facts[site][4]
+        return FiledTensors(self._path, {site: f"span/{site}"})[site] if in_span else None
 
 
 @dataclass(frozen=True)
@@ -51,25 +118,31 @@ class StoredSum:
     """
 
     weights: Mapping[str, float]
-    grams: Mapping[str, Gram]
+    grams: FiledGrams
 
 
 class FusionStore:
     """The statistics of one stage in one folder, all under one digest of what they rest on.
 
     Files of another digest are removed when the store is opened: they belong to another base,
-    other settings, or other fused earlier stages.
+    other settings, or other fused earlier stages. So is what a killed process left half-written.
 
     Args:
         folder: Of the stage.
         digest: Of all that the statistics depend on apart from the concepts themselves.
+        writable: Whether anything is removed or written; otherwise files of another digest are
+            passed over.
 
     Raises:
         RuntimeError: The folder cannot be written.
     """
 
-    def __init__(self, folder: Path, digest: str):
-        self.folder, self.digest = folder, digest
+    def __init__(self, folder: Path, digest: str, *, writable: bool = True):
+        self.folder, self.digest, self.writable = folder, digest, writable
+        self._readable = writable or self._digest_there() == digest
+        if not writable:
+            return
+        remove_unfinished(folder)
         try:
             if folder.is_dir() and self._digest_there() != digest:
                 shutil.rmtree(folder)
@@ -84,15 +157,15 @@ class FusionStore:
 
     def member(self, concept: str) -> MemberStatistics | None:
         """Return a concept's own statistics, None where there are none that can be read."""
-        found = _read(self.folder / f"{concept}.safetensors")
+        path = self.folder / f"{concept}.safetensors"
+        found = self._opened(path)
         if found is None:
             return None
-        tensors, _ = found
-        kinds: dict[str, dict[str, Tensor]] = {"projected": {}, "samples": {}, "rows": {}}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition("/")
-            kinds[kind][rest] = tensor
-        return MemberStatistics(**kinds)
+        kinds: dict[str, dict[str, str]] = {"projected": {}, "samples": {}, "rows": {}}
+        for stored in found[0]:
+            kind, _, name = stored.partition("/")
+            kinds[kind][name] = stored
+        return MemberStatistics(**{k: FiledTensors(path, names) for k, names in kinds.items()})
 
     def keep_member(self, concept: str, statistics: MemberStatistics) -> None:
         """Write a concept's own statistics.
@@ -109,11 +182,9 @@ class FusionStore:
 
     def sum(self) -> StoredSum | None:
         """Return the sum that was kept last, None where there is none that can be read."""
-        found = _read(self.folder / SUM_FILE)
-        if found is None:
-            return None
-        tensors, said = found
-        return StoredSum(said["weights"], _grams(tensors, said))
+        path = self.folder / SUM_FILE
+        found = self._opened(path)
+        return found and StoredSum(found[1]["weights"], FiledGrams(path, found[1]["facts"]))
 
     def keep_sum(self, weights: Mapping[str, float], grams: Mapping[str, Gram]) -> None:
         """Write the sum of the concepts' Grams in place of the last one.
@@ -123,10 +194,11 @@ class FusionStore:
         """
         self._keep_grams(self.folder / SUM_FILE, grams, {"weights": dict(weights)})
 
-    def gram(self, concept: str) -> Mapping[str, Gram] | None:
+    def gram(self, concept: str) -> FiledGrams | None:
         """Return a concept's own Grams by site, None where they were not kept."""
-        found = _read(self.folder / f"{concept}.gram.safetensors")
-        return None if found is None else _grams(*found)
+        path = self.folder / f"{concept}.gram.safetensors"
+        found = self._opened(path)
+        return found and FiledGrams(path, found[1]["facts"])
 
     def keep_gram(self, concept: str, grams: Mapping[str, Gram]) -> None:
         """Write a concept's own Grams.
@@ -136,12 +208,8 @@ class FusionStore:
         """
         self._keep_grams(self.folder / f"{concept}.gram.safetensors", grams, {})
 
-    def remove_grams(self) -> int:
-        """Remove the Grams that were kept for each concept, and return how many there were."""
-        found = list(self.folder.glob("*.gram.safetensors"))
-        for path in found:
-            path.unlink(missing_ok=True)
-        return len(found)
+    def _opened(self, path: Path) -> tuple[list[str], dict[str, Any]] | None:
+        return _opened(path) if self._readable else None
 
     def _digest_there(self) -> str | None:
         try:
@@ -150,22 +218,25 @@ class FusionStore:
             return None
 
     def _keep_grams(self, path: Path, grams: Mapping[str, Gram], said: Mapping[str, Any]) -> None:
-        facts = {site: [gram.rows, gram.energy, gram.width] for site, gram in grams.items()}
-        halves: dict[str, Callable[[], Tensor]] = {
-            site: lambda gram=gram: _half(gram.matrix) for site, gram in grams.items()
-        }
-        sizes = {
-            site: len(gram.matrix) * (len(gram.matrix) + 1) // 2 for site, gram in grams.items()
-        }
-        _write_lazily(
-            path,
-            {s: (torch.float64, (sizes[s],)) for s in halves},
-            halves,
-            {
-                **said,
-                "facts": facts,
-            },
-        )
+        facts: dict[str, list[Any]] = {}
+        shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+        tensors: dict[str, Callable[[], Tensor]] = {}
+        for site, gram in grams.items():
+            size, span = len(gram.matrix), gram.span
+            facts[site] = [gram.rows, gram.energy, gram.width, gram.rounded, span is not None]
+            shapes[f"gram/{site}"] = torch.float64, (size * (size + 1) // 2,)
+            tensors[f"gram/{site}"] = lambda gram=gram: _half(gram.matrix)
+            if span is not None:
+                shapes[f"span/{site}"] = torch.float64, tuple(span.shape)
+                tensors[f"span/{site}"] = lambda span=span: span.cpu().contiguous()
+        _write_lazily(path, shapes, tensors, {**said, "facts": facts})
+
+
+def remove_grams(folder: Path) -> None:
+    """Remove the Grams that were kept for each concept in any stage's folder below this one."""
+    for path in folder.glob("*/*.gram.safetensors"):
+        with suppress(OSError):
+            path.unlink()
 
 
 def grams_size(widths: Mapping[str, int]) -> int:
@@ -179,23 +250,11 @@ def _half(matrix: Tensor) -> Tensor:
     return matrix.cpu()[mask]
 
 
-def _grams(tensors: Mapping[str, Tensor], said: Mapping[str, Any]) -> dict[str, Gram]:
-    found = {}
-    for site, (rows, energy, width) in said["facts"].items():
-        half = tensors[site]
-        size = int((2 * len(half)) ** 0.5)
-        matrix = torch.zeros(size, size, dtype=torch.float64)
-        matrix[torch.ones(size, size, dtype=torch.bool).tril()] = half
-        found[site] = Gram(matrix + matrix.tril(-1).mT, rows, energy, width)
-    return found
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return a file's tensors and what it says; None if it is missing or damaged in any way."""
+def _opened(path: Path) -> tuple[list[str], dict[str, Any]] | None:
+    """Return the names in a file and what it says; None if it is missing or cut short."""
     try:
         with safetensors.safe_open(path, "pt") as file:  # pyright: ignore[reportUnknownMemberType]
-            said = json.loads(file.metadata()["pastiche.fusion"])
-            return {name: file.get_tensor(name) for name in file.keys()}, said  # noqa: SIM118
+            return list(file.keys()), json.loads(file.metadata()["pastiche.fusion"])
     except (OSError, ValueError, LookupError, TypeError, safetensors.SafetensorError):
         return None
 

@@ -13,19 +13,32 @@ else:
     import fcntl
 
 LOCK_FILE = "lock"
+TRAINING = (
+    "a run must be trained by one ComfyUI at a time, got {folder} in use by another; "
+    "wait for it, stop it, or choose another run_name"
+)
+"""What is said of a training run's folder that another process holds."""
+
+
+class UnwritableError(RuntimeError):
+    """A folder in which no lock can be made."""
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path, in_use: str = TRAINING) -> Iterator[None]:
     """Hold the folder's lock inside the block; the system frees it when the process ends.
 
     A folder that holds nothing but the lock afterwards is removed.
 
+    Args:
+        folder: Whose lock it is.
+        in_use: What the error says where another holds it, with ``{folder}``.
+
     Raises:
-        RuntimeError: Another process, or another run of this one, holds it, or the folder can't
-            be written.
+        RuntimeError: Another process, or another run of this one, holds it.
+        UnwritableError: The folder can't be written.
     """
-    descriptor = _acquired(folder)
+    descriptor = _acquired(folder, in_use)
     try:
         yield
     finally:
@@ -38,19 +51,19 @@ def run_lock(folder: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _acquired(folder: Path) -> int:
+def _acquired(folder: Path, in_use: str) -> int:
     """Return a descriptor that holds the lock."""
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise RuntimeError(
+            raise UnwritableError(
                 f"the run's folder {folder} must be writable, got: {error.strerror or error}; "
                 "allow writing there or start ComfyUI with another output folder"
             ) from error
         try:
-            _acquire(descriptor, folder)
+            _acquire(descriptor, folder, in_use)
         except BaseException:
             os.close(descriptor)
             raise
@@ -59,17 +72,14 @@ def _acquired(folder: Path) -> int:
         os.close(descriptor)  # whoever held it has removed it meanwhile
 
 
-def _acquire(descriptor: int, folder: Path) -> None:
+def _acquire(descriptor: int, folder: Path, in_use: str) -> None:
     try:
         if os.name == "nt":
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         else:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise RuntimeError(
-            f"a run must be trained by one ComfyUI at a time, got {folder} in use by another; "
-            "wait for it, stop it, or choose another run_name"
-        ) from error
+        raise RuntimeError(in_use.format(folder=folder)) from error
 
 
 def _is_there(descriptor: int, folder: Path) -> bool:

@@ -17,7 +17,10 @@ from ...training.state import LoraState, metadata_of
 from .base_digest import content_digest
 from .progress import warn_on_node
 
-_TRIGGERS = ("modelspec.trigger_phrase", STYLE_WORDS, "pastiche.trigger")
+FUSED = "pastiche.fusion"
+"""The metadata of a fused LoRA under which it says, as JSON, what it was fused from."""
+
+_TRIGGERS = ("modelspec.trigger_phrase", STYLE_WORDS)
 _TAGS = "ss_tag_frequency"
 _NAMES = ("ss_output_name", "modelspec.title")
 _PARTS = re.compile(r"[;\n]")
@@ -75,6 +78,12 @@ def concept_for_fusion(
             "prompts; open it there, or write trigger_prompts"
         )
     known = _known_triggers(metadata_of(lora))
+    if not texts and not known and FUSED in metadata_of(lora):
+        raise ValueError(
+            "trigger_prompts must say how the LoRA is called up, got none and a fused file whose "
+            "words need their concepts; write prompts without <name>, or connect the concepts "
+            "themselves to Gradient Fusion"
+        )
     if not texts and not known:
         raise ValueError(
             "trigger_prompts must say how the LoRA is called up, got none and a file that does "
@@ -95,6 +104,15 @@ def concept_for_fusion(
             weight=weight,
         ),
     )
+
+
+def fused_names(lora: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return the names of the concepts that a LoRA was fused from, none where it was not."""
+    try:
+        said = json.loads(metadata_of(lora).get(FUSED, "{}"))
+        return tuple(str(one["name"]) for one in said.get("concepts", ()))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return ()
 
 
 def _known_triggers(metadata: Mapping[str, str]) -> tuple[str, ...]:

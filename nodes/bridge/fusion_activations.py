@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...lora_ops import GramStream, LowRank, ProjectedStream, RowSample, within_span
-from ...lora_ops.fusion import Wanted
+from ...lora_ops import GramStream, LowRank, ProjectedStream, RowSample
 from ...training.fusion_store import MemberStatistics
 from ...training.randomness import generator_for
 from .fusion_sites import FusedLayer
@@ -29,9 +28,9 @@ class InputWatch:
         layers: Those that read the sites.
         factors: The concept's, by layer name.
         sums: Gram matrices that the concept's inputs are added to, by site.
-        weight: Of one input row in the sums.
+        weight: Of one input row in the sums; of the rows of one call together if ``per_call``.
         calls: How often each module will be called.
-        spans: For wide sites the rows within whose span the inputs are seen.
+        per_call: Whether every call counts alike, however many rows it has.
         where: Names the concept in messages.
     """
 
@@ -41,7 +40,7 @@ class InputWatch:
     sums: Mapping[str, GramStream]
     weight: float
     calls: int
-    spans: Mapping[str, Tensor]
+    per_call: bool
     where: str
     prompt: str = ""
     keep: Mapping[str, Tensor] | None = None
@@ -54,12 +53,10 @@ class InputWatch:
         for site in self.sites:
             own = [x for x in self.layers if x.site == site and x.name in self.factors]
             if own:
-                span = self.spans.get(site)
-                downs = {x.name: seen_down(self.factors[x.name], span) for x in own}
-                width = own[0].width if span is None else len(span)
-                self._projected[site] = ProjectedStream(downs, width=width)
-            generator = generator_for(0, "fusion sample", self.where, site)
-            self._samples[site] = RowSample(SAMPLED_ROWS, self.calls, generator)
+                downs = {x.name: self.factors[x.name].down for x in own}
+                self._projected[site] = ProjectedStream(downs, width=own[0].width)
+                generator = generator_for(0, "fusion sample", self.where, site)
+                self._samples[site] = RowSample(SAMPLED_ROWS, self.calls, generator)
             self.counted[site] = 0
 
     @contextmanager
@@ -76,7 +73,16 @@ class InputWatch:
 
         Args:
             count: What the sums of the rows are divided by.
+
+        Raises:
+            ValueError: A layer that the concept changes was never called.
         """
+        for site in self._projected:
+            if not self.counted[site]:
+                raise ValueError(
+                    f"every layer that {self.where} changes must take part when it is read and "
+                    f"drawn, got no call of {site!r}; leave that layer out of the LoRA"
+                )
         projected = {}
         for stream in self._projected.values():
             projected |= {name: part / count for name, part in stream.total().items()}
@@ -87,12 +93,11 @@ class InputWatch:
         def watch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             rows = self._rows(site, module, args[0])
             label = f"layer {site!r} at the prompt {self.prompt!r} of {self.where}"
-            self.sums[site].add(rows, label=label, weight=self.weight)
+            share = 1.0 / max(1, len(rows)) if self.per_call else 1.0
+            self.sums[site].add(rows, label=label, weight=self.weight * share)
             if site in self._projected:
-                span = self.spans.get(site)
-                seen = rows if span is None else rows.float() @ span.to(rows.device).float().mT
-                self._projected[site].add(seen, label=label)
-            self._samples[site].add(rows)
+                self._projected[site].add(rows, label=label, weight=share)
+                self._samples[site].add(rows)
             self.counted[site] += len(rows)
 
         return watch
@@ -100,9 +105,10 @@ class InputWatch:
     def _rows(self, site: str, module: nn.Module, x: Tensor) -> Tensor:
         """Return the input rows that count, ``(row, in)``; a convolution's are its patches."""
         if isinstance(module, nn.Conv2d):
-            unfold = {"padding": module.padding, "stride": module.stride}
+            mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+            x = F.pad(x.float(), module._reversed_padding_repeated_twice, mode)
             patches = F.unfold(
-                x.float(), module.kernel_size, dilation=module.dilation, **unfold
+                x, module.kernel_size, dilation=module.dilation, stride=module.stride
             )  # (batch, in * kh * kw, place)
             return patches.mT.flatten(0, 1)
         keep = None if self.keep is None else self.keep.get(site.partition(".")[0])
@@ -111,10 +117,3 @@ class InputWatch:
         mask = torch.zeros(x.shape[:2], dtype=torch.bool)
         mask[: len(keep), : keep.shape[1]] = keep
         return x[mask.to(x.device)]
-
-
-def seen_down(factors: LowRank, span: Tensor | None) -> Tensor:
-    """Return a concept's ``down`` as the statistics see it, ``(rank, in)`` or ``(rank, span)``."""
-    if span is None:
-        return factors.down.flatten(1)
-    return within_span(Wanted(factors), span).factors.down

@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.lora
 import comfy.lora_convert
+import comfy.model_management
 import comfy.sd
 import comfy.utils
 import torch
@@ -16,7 +17,7 @@ from comfy.weight_adapter import LoHaAdapter, LoKrAdapter, LoRAAdapter
 from torch import Tensor, nn
 
 from ...lora_ops import LowRank, factorised
-from ...lora_ops.keys import NATIVE_PREFIX, changes_text_encoder, parts_by_layer
+from ...lora_ops.keys import NATIVE_PREFIX, parts_by_layer
 from ...training.adapter_shapes import DORA, RESHAPE
 from ...training.concept import Concept
 from ...training.gates import Site
@@ -93,6 +94,7 @@ def changes_of(model: ModelPatcher, clip: comfy.sd.CLIP, concept: Concept) -> Ch
     ignored: list[str] = []
     kept: dict[str, float] = {}
     for target, patch in patches.items():
+        comfy.model_management.throw_exception_if_processing_interrupted()
         key, offset, function = _parts(target)
         root = model.model if key.startswith(NATIVE_PREFIX) else clip.cond_stage_model
         site = _site(root, key, offset)
@@ -108,11 +110,6 @@ def changes_of(model: ModelPatcher, clip: comfy.sd.CLIP, concept: Concept) -> Ch
             kept[kind] = min(energy, kept.get(kind, 1.0))
     missing = tuple(layer for layer in layers if layer not in names)
     return Changes(concept, factors, len(factors), tuple(ignored), missing, kept)
-
-
-def text_layers(lora: Mapping[str, Tensor]) -> bool:
-    """Return whether a LoRA changes a text encoder."""
-    return any(changes_text_encoder(layer) for layer in parts_by_layer(lora))
 
 
 def _require_additive(concept: Concept, layers: Mapping[str, Mapping[str, str]]) -> None:

@@ -10,13 +10,14 @@ import comfy.sd
 from comfy.model_patcher import ModelPatcher
 
 from ...lora_ops.fusion import Anchor
-from ...training.concept import Concept, named_once
+from ...training.concept import Concept, name_key, named_once
 from .base_digest import content_digest, vae_digest
+from .concept_for_fusion import fused_names
 from .conditioning import require_clip
 from .drawing import require_own_vae, require_size
 from .families import identify
 from .fusion_changes import Changes, changes_of
-from .fusion_sampling import Drawing, evaluations
+from .fusion_sampling import Drawing
 from .fusion_sites import Layout, layout_of
 from .fusion_solve import Solving
 from .fusion_stages import Base
@@ -104,6 +105,7 @@ def plan_fusion(request: FusionRequest) -> FusionPlan:
     require_clip(request.clip)
     base = Base(request.model, request.clip, request.vae, family)
     concepts, notes = _weighted(request.concepts)
+    _require_whole(concepts)
     for concept in concepts:
         _require_family(family.name, concept)
         drawing_prompts(concept)
@@ -116,6 +118,7 @@ def plan_fusion(request: FusionRequest) -> FusionPlan:
             )
         if concept.images is not None:
             require_own_vae(request.model, request.vae)
+    prior = _prior(request)
     changes = tuple(changes_of(request.model, request.clip, concept) for concept in concepts)
     if not any(one.factors for one in changes):
         raise ValueError(
@@ -141,15 +144,7 @@ def plan_fusion(request: FusionRequest) -> FusionPlan:
             "without damping a fused change may be much stronger than the concepts' own on "
             "ordinary inputs"
         )
-    return FusionPlan(
-        base, changes, layout, members, _prior(request), drawing, solving, tuple(notes)
-    )
-
-
-def passes(plan: FusionPlan) -> int:
-    """Return how often the denoiser runs if nothing lies in the store."""
-    members = [*plan.members, *([plan.prior] if plan.prior else [])]
-    return sum(evaluations(member.concept, plan.drawing) for member in members)
+    return FusionPlan(base, changes, layout, members, prior, drawing, solving, tuple(notes))
 
 
 def _weighted(concepts: Sequence[Concept]) -> tuple[list[Concept], list[str]]:
@@ -186,6 +181,22 @@ def _weighted(concepts: Sequence[Concept]) -> tuple[list[Concept], list[str]]:
     return kept, notes
 
 
+def _require_whole(concepts: Sequence[Concept]) -> None:
+    """Refuse what comes from the output of another fusion, where one carries the LoRA of all.
+
+    Beside it the others would want the base on their own prompts.
+    """
+    fused = {name_key(n) for concept in concepts for n in fused_names(concept.lora)}
+    for concept in concepts:
+        part = name_key(concept.name) in fused or not concept.embeddings
+        if len(concepts) > 1 and not concept.lora and part:
+            raise ValueError(
+                "every concept must bring a change of its own, got "
+                f"{concept.name!r}, which is part of a fusion; connect the concepts themselves, or "
+                "the fused LoRA through Concept for Fusion"
+            )
+
+
 def _require_family(base: str, concept: Concept) -> None:
     made_for = concept.family
     if made_for is not None and made_for.name != base:
@@ -200,6 +211,8 @@ def _prior(request: FusionRequest) -> Member | None:
     if not prompts or request.prior_weight == 0:
         return None
     concept = Concept(PRIOR, "", {}, prompts=prompts, weight=request.prior_weight)
+    for prompt in prompts:
+        bindings(request.clip, concept, prompt)
     return Member(concept, {}, _digest(concept, None), request.prior_weight)
 
 

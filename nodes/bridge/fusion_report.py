@@ -30,6 +30,8 @@ class LayerResult:
         damping: What was added to the Gram's diagonal.
         solver: ``eigenvalues`` where the Gram was singular.
         cut: Share of the energy that a limit on the rank cut off.
+        objective: What fusion made small, before that; None without a limit.
+        loss: By how much the limit made it grow.
     """
 
     name: str
@@ -43,6 +45,8 @@ class LayerResult:
     damping: float
     solver: str
     cut: float
+    objective: float | None = None
+    loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,7 @@ def table(report: FusionReport) -> str:
     """Return the summary and one line for each layer, tab-separated."""
     names = [concept.name for concept in report.concepts]
     heads = ["layer", "stage", "rank", "norm", "norm of average", "damping", "solver", "cut"]
+    heads += ["objective", "loss", *(f"norm of {name}" for name in names)]
     heads += [f"lost of {name}" for name in names]
     heads += [f"lost of {name} by averaging" for name in names]
     rows = ["\t".join(heads)]
@@ -148,6 +153,9 @@ def table(report: FusionReport) -> str:
             f"{layer.damping:.3g}",
             layer.solver,
             f"{layer.cut:.4f}",
+            "" if layer.objective is None else f"{layer.objective:.4g}",
+            "" if layer.objective is None else f"{layer.loss:.4g}",
+            *(f"{size:.4g}" for size in layer.norms),
             *(_share(share) for share in layer.left),
             *(_share(share) for share in layer.left_averaged),
         ]
@@ -190,6 +198,13 @@ def _stage_line(stage: StageResult, report: FusionReport) -> str:
     cuts = [layer.cut for layer in report.layers if layer.stage == stage.stage and layer.cut > 0]
     if cuts:
         text += f", the limit on the rank costs up to {max(cuts):.2%} of a layer's energy"
+    grown = [
+        layer.loss / layer.objective
+        for layer in report.layers
+        if layer.stage == stage.stage and layer.objective
+    ]
+    if grown:
+        text += f" and raises the objective by {median(grown):.2%} in the median layer"
     return text
 
 

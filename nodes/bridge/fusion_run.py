@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
-from contextlib import nullcontext
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import comfy.sd
+import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...lora_ops import LowRank, refactored
 from ...training.concept import Concept
-from ...training.fusion_store import grams_size
-from ...training.lock import run_lock
+from ...training.fusion_store import grams_size, remove_grams
+from ...training.lock import UnwritableError, run_lock
 from ...training.state import LoraState, lora_state
 from .apply_concept import apply_concepts
 from .base_digest import clip_digest, content_digest, model_digest
+from .concept_for_fusion import FUSED
 from .denoiser import strip_sampling
+from .fusion_activations import SAMPLED_ROWS
 from .fusion_changes import Changes
 from .fusion_plan import KEEPING, FusionPlan, FusionRequest, plan_fusion
 from .fusion_report import ConceptResult, FusionReport
@@ -30,6 +34,10 @@ from .fusion_text import drawing_prompts
 from .progress import warn_on_node
 from .runs import runs_root
 
+_IN_USE = (
+    "a base's statistics must be used by one fusion at a time, got {folder} in use by another; "
+    "wait for it, stop it, or set statistics to nothing"
+)
 _SPARE = 64 * 2**20
 """Bytes that stay free on the disk."""
 
@@ -85,43 +93,87 @@ def fuse(request: FusionRequest) -> Fusion:
 
 def _fused(request: FusionRequest, plan: FusionPlan) -> Outcome:
     keep_grams = request.statistics == KEEPING[1]
-    folder, note = _folder(request, plan, keep_grams)
-    own = request.activations == "own"
-    course = Course(own, plan.drawing, plan.solving, folder, keep_grams)
-    with nullcontext() if folder is None else run_lock(folder):
+    notes: list[str] = []
+    with _folder(request, plan, notes) as folder, _scratch() as scratch:
+        if folder is not None and not keep_grams:
+            remove_grams(folder)
+        course = Course(
+            request.activations == "own",
+            plan.drawing,
+            plan.solving,
+            folder,
+            keep_grams,
+            folder is not None and _fits(plan, folder, keep_grams, notes),
+            scratch,
+        )
         outcome = Stages(plan.base, plan.layout, plan.members, plan.prior, course).run()
-    outcome.notes += note
+    outcome.notes += notes
     return outcome
 
 
-def _folder(
-    request: FusionRequest, plan: FusionPlan, keep_grams: bool
-) -> tuple[Path | None, list[str]]:
-    """Return where the base's statistics are kept, and a sentence where that cannot be."""
+@contextmanager
+def _scratch() -> Iterator[Path | None]:
+    """Give a folder below ComfyUI's own for temporary files; None where it cannot be written."""
+    root = Path(folder_paths.get_temp_directory())
+    with ExitStack() as stack:
+        place = None
+        with suppress(OSError):
+            root.mkdir(parents=True, exist_ok=True)
+            made = tempfile.TemporaryDirectory(
+                dir=root, prefix="pastiche-fusion-", ignore_cleanup_errors=True
+            )
+            place = Path(stack.enter_context(made))
+        yield place
+
+
+@contextmanager
+def _folder(request: FusionRequest, plan: FusionPlan, notes: list[str]) -> Iterator[Path | None]:
+    """Hold the folder of the base's statistics; None where nothing is kept, said if it can't be."""
     identity = content_digest([model_digest(plan.base.model), clip_digest(plan.base.clip)])
     folder = runs_root() / f"fusion-{identity[:12]}"
-    if request.statistics == KEEPING[2]:
-        shutil.rmtree(folder, ignore_errors=True)
-        return None, []
-    widths = {x.site: min(x.width, WIDEST) for x in plan.layout.layers if x.stage != "cross"}
-    one = grams_size(widths)
-    size = one * (1 + len(plan.members) * keep_grams)
+    with ExitStack() as stack:
+        place: Path | None = None
+        if request.statistics == KEEPING[2]:
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            try:
+                stack.enter_context(run_lock(folder, _IN_USE))
+                place = folder
+            except UnwritableError as error:
+                notes.append(f"the statistics are not kept: {error}")
+        yield place
+
+
+def _fits(plan: FusionPlan, folder: Path, keep_grams: bool, notes: list[str]) -> bool:
+    """Return whether new statistics find room; what lies there is read in any case."""
+    members = [*plan.members, *([plan.prior] if plan.prior else [])]
+    layers = [layer for layer in plan.layout.layers if layer.stage != "cross"]
+    stages = [
+        grams_size({x.site: min(x.width, WIDEST) for x in layers if x.stage == stage})
+        for stage in ("text", "spatial")
+    ]
+    own = sum(
+        8 * member.factors[layer.name].rank * layer.width + 4 * SAMPLED_ROWS * layer.width
+        for member in members
+        for layer in layers
+        if layer.name in member.factors
+    )
+    size = sum(stages) * (1 + len(members) * keep_grams) + own
     if keep_grams:
         warn_on_node(
-            f"a Gram is kept for each of {len(plan.members)} concepts, {size / 2**20:.0f} MiB in "
+            f"a Gram is kept for each of {len(members)} concepts, {size / 2**20:.0f} MiB in "
             f"{folder}; choose {KEEPING[0]!r} to remove them again"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        return None, [f"the statistics are not kept: {folder} cannot be written, {error.strerror}"]
-    if free < size + _SPARE:
-        return None, [
-            f"the statistics are not kept: they need {size / 2**20:.0f} MiB in {folder}, which has "
-            f"{free / 2**20:.0f} MiB free"
-        ]
-    return folder, []
+    there = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    # A sum that is replaced lies there twice for a moment.
+    needed, free = max(0, size - there) + max(stages), shutil.disk_usage(folder).free
+    if free < needed + _SPARE:
+        notes.append(
+            f"new statistics are not kept: they need {needed / 2**20:.0f} MiB in {folder}, which "
+            f"has {free / 2**20:.0f} MiB free"
+        )
+        return False
+    return True
 
 
 def _alone(plan: FusionPlan) -> dict[str, LowRank]:
@@ -140,7 +192,12 @@ def _lora(request: FusionRequest, plan: FusionPlan, outcome: Outcome) -> LoraSta
         (member,) = plan.members
         if member.concept.strength == 1.0:
             return member.concept.lora
-    triggers = [drawing_prompts(member.concept)[0] for member in plan.members]
+    # Words of concepts are none of the file, so prompts that name them call up nothing.
+    triggers = [
+        drawing_prompts(member.concept)[0]
+        for member in plan.members
+        if not member.concept.embeddings
+    ]
     said = {
         "concepts": [
             {"name": m.concept.name, "strength": m.concept.strength, "weight": m.weight}
@@ -155,8 +212,8 @@ def _lora(request: FusionRequest, plan: FusionPlan, outcome: Outcome) -> LoraSta
     metadata = {
         "modelspec.architecture": plan.base.family.architecture,
         "ss_base_model_version": plan.base.family.base_version,
-        "modelspec.trigger_phrase": "; ".join(triggers),
-        "pastiche.fusion": json.dumps(said),
+        **({"modelspec.trigger_phrase": "; ".join(triggers)} if triggers else {}),
+        FUSED: json.dumps(said),
     }
     with torch.inference_mode(False):
         return lora_state(outcome.changes, metadata)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,11 +14,15 @@ from ...lora_ops import (
     Gram,
     LowRank,
     Wanted,
+    concept_error,
+    damped_objective,
     expanded,
     fuse_from_gram,
     fuse_from_rows,
+    norm,
     plain_average,
     refactored,
+    statistics_of_rows,
     truncated,
     within_span,
 )
@@ -44,6 +47,11 @@ class Solving:
     damping: float
     rank: int
     energy: float
+
+    @property
+    def limited(self) -> bool:
+        """Return whether ranks are left out."""
+        return self.rank > 0 or self.energy < 1
 
     def of(self, stage: str) -> float:
         """Return the relative damping of a stage."""
@@ -76,15 +84,18 @@ def solve_from_grams(
         wanted = [_wanted(layer, member) for member in members]
         parts = [
             collected.own[member.digest].projected.get(
-                layer.name, torch.zeros(0, len(gram.matrix), dtype=torch.float64)
+                layer.name, torch.zeros(0, layer.width, dtype=torch.float64)
             )
             for member in members
         ]
-        inside = wanted if span is None else [within_span(one, span) for one in wanted]
+        inside = wanted
+        if span is not None:
+            inside = [within_span(one, span) for one in wanted]
+            parts = [part @ span.mT for part in parts]
         fused = fuse_from_gram(
             inside, parts, gram, damping=solving.of(layer.stage), anchor=solving.anchor
         )
-        kept, cut = _limited(fused, gram, solving)
+        kept, cut = _limited(fused, inside, parts, gram, solving)
         if span is not None:
             kept = expanded(Fused(kept, fused.damping, fused.solver), span, layer.shape).factors
         samples = [collected.own[member.digest].samples.get(layer.site) for member in members]
@@ -116,22 +127,16 @@ def solve_from_rows(
     for layer in layers:
         wanted = [_wanted(layer, member) for member in members]
         seen = [rows[member.digest](layer) for member in members]
-        # Every concept counts alike, however many rows its prompts have.
-        even = [x.double() / math.sqrt(max(1, len(x))) for x in seen]
-        kept_apart = None if prior is None else _even(prior(layer))
+        kept_apart = None if prior is None else prior(layer)
         damping = solving.of(layer.stage)
-        if sum(len(x) for x in even) <= layer.width:
-            fused = fuse_from_rows(
-                wanted, even, damping=damping, anchor=solving.anchor, prior=kept_apart
-            )
+        fused = fuse_from_rows(
+            wanted, seen, damping=damping, anchor=solving.anchor, prior=kept_apart, even=True
+        )
+        if solving.limited:
+            gram, parts = statistics_of_rows(wanted, seen, prior=kept_apart, even=True)
+            kept, cut = _limited(fused, wanted, parts, gram, solving)
         else:
-            parts = [(one.down @ x.mT) @ x for one, x in zip(wanted, even, strict=True)]
-            gram = _gram(wanted, even, kept_apart, layer.width)
-            fused = fuse_from_gram(wanted, parts, gram, damping=damping, anchor=solving.anchor)
-        gram = None
-        if solving.rank or solving.energy < 1:
-            gram = _gram(wanted, even, kept_apart, layer.width)
-        kept, cut = _limited(fused, gram, solving)
+            kept, cut = refactored(fused.factors), _Cut()
         changes[layer.name] = _shaped(kept, layer.shape)
         results.append(_result(layer, wanted, changes[layer.name], seen, fused, cut))
         on_layer()
@@ -146,29 +151,28 @@ def _wanted(layer: FusedLayer, member: Member) -> Wanted:
     return Wanted(factors, member.concept.strength, member.weight)
 
 
-def _even(rows: Tensor) -> Tensor:
-    return rows.double() / math.sqrt(max(1, len(rows)))
+@dataclass(frozen=True)
+class _Cut:
+    """What a limit on the rank did: the share of the energy cut off, and the objective's loss."""
+
+    energy: float = 0.0
+    objective: float | None = None
+    loss: float = 0.0
 
 
-def _gram(
-    wanted: Sequence[Wanted], rows: Sequence[Tensor], prior: Tensor | None, width: int
-) -> Gram:
-    blocks = [x * math.sqrt(one.weight) for one, x in zip(wanted, rows, strict=True)]
-    x = torch.cat(blocks if prior is None else [*blocks, prior])
-    matrix = x.mT @ x
-    return Gram(matrix, len(x), float(matrix.trace()), width)
-
-
-def _limited(fused: Fused, gram: Gram | None, solving: Solving) -> tuple[LowRank, float]:
-    """Return the change with no more ranks than it needs or is allowed, and the share cut off."""
-    if gram is None or not (solving.rank or solving.energy < 1):
-        return refactored(fused.factors), 0.0
+def _limited(
+    fused: Fused, wanted: Sequence[Wanted], parts: Sequence[Tensor], gram: Gram, solving: Solving
+) -> tuple[LowRank, _Cut]:
+    """Return the change with no more ranks than it needs or is allowed, and what that costs."""
+    if not solving.limited:
+        return refactored(fused.factors), _Cut()
     limits = {"rank": solving.rank} if solving.rank else {"energy": solving.energy}
     cut = truncated(fused.factors, gram.matrix, damping=fused.damping, **limits)
     if solving.rank and solving.energy < 1:
         less = truncated(fused.factors, gram.matrix, damping=fused.damping, energy=solving.energy)
         cut = less if less.factors.rank < cut.factors.rank else cut
-    return cut.factors, 1.0 - cut.kept
+    objective = damped_objective(fused, wanted, parts, gram, anchor=solving.anchor)
+    return cut.factors, _Cut(1.0 - cut.kept, objective, cut.loss)
 
 
 def _shaped(factors: LowRank, shape: tuple[int, ...]) -> LowRank:
@@ -183,46 +187,27 @@ def _result(
     change: LowRank,
     samples: Sequence[Tensor | None],
     fused: Fused,
-    cut: float,
+    cut: _Cut,
 ) -> LayerResult:
     average = plain_average(wanted)
-    own = [LowRank(one.down, one.up) for one in wanted]
     left, averaged = [], []
-    for one, rows in zip(own, samples, strict=True):
-        whole = 0.0 if rows is None else _energy(rows, [one])
-        known = rows is not None and one.rank > 0 and whole > 0
-        left.append(_energy(rows, [change, _negative(one)]) / whole if known else None)
-        averaged.append(_energy(rows, [average, _negative(one)]) / whole if known else None)
+    for one, rows in zip(wanted, samples, strict=True):
+        whole = 0.0 if rows is None else concept_error(None, one, rows)
+        known = rows is not None and whole > 0
+        left.append(concept_error(change, one, rows) / whole if known else None)
+        averaged.append(concept_error(average, one, rows) / whole if known else None)
     return LayerResult(
         name=layer.name,
         stage=layer.stage,
         rank=change.rank,
-        norm=_norm(change),
-        average_norm=_norm(average),
-        norms=tuple(_norm(one) for one in own),
+        norm=norm(change),
+        average_norm=norm(average),
+        norms=tuple(norm(LowRank(one.down, one.up)) for one in wanted),
         left=tuple(left),
         left_averaged=tuple(averaged),
         damping=fused.damping,
         solver=fused.solver,
-        cut=cut,
+        cut=cut.energy,
+        objective=cut.objective,
+        loss=cut.loss,
     )
-
-
-def _negative(factors: LowRank) -> LowRank:
-    return LowRank(factors.down, -factors.up, factors.alpha)
-
-
-def _energy(rows: Tensor, changes: Sequence[LowRank]) -> float:
-    """Return the squared norm of what several changes together make of input rows."""
-    up = torch.cat([one.up.flatten(1).double() * one.scale for one in changes], 1)
-    down = torch.cat([one.down.flatten(1).double() for one in changes])
-    hidden = rows.double() @ down.mT  # (row, rank)
-    return float(((hidden.mT @ hidden) * (up.mT @ up)).sum().clamp(min=0.0))
-
-
-def _norm(factors: LowRank) -> float:
-    if factors.rank == 0:
-        return 0.0
-    up = factors.up.flatten(1).double() * factors.scale
-    down = factors.down.flatten(1).double()
-    return float(((up.mT @ up) * (down @ down.mT)).sum().clamp(min=0.0).sqrt())

@@ -39,6 +39,9 @@ from .fusion_solve import Solving, solve_from_grams, solve_from_rows
 from .fusion_statistics import Member, Survey, collect
 from .fusion_text import context_rows, count_readings, count_real, read_prompts, reading_prompts
 
+FORMAT = 1
+"""Of the statistics; counted up when what is counted, drawn or damped changes."""
+
 Changes = dict[str, LowRank]
 """Fused changes by layer name."""
 
@@ -70,6 +73,8 @@ class Course:
         solving: How layers are solved.
         store: Folder of the base's statistics; None for nowhere.
         keep_grams: Whether a Gram is kept for each concept.
+        writable: Whether new statistics are kept.
+        scratch: A folder that goes when the fusion is done; None for memory.
     """
 
     own: bool
@@ -77,6 +82,8 @@ class Course:
     solving: Solving
     store: Path | None
     keep_grams: bool
+    writable: bool
+    scratch: Path | None
 
 
 @dataclass
@@ -121,6 +128,7 @@ class Stages:
         self._outcome = Outcome()
         total = len(layout.layers) + sum(self._steps(member) for member in self._all)
         self._bar = comfy.utils.ProgressBar(total)
+        self._device = comfy.model_management.get_torch_device()
         self._peak = 0
 
     def run(self) -> Outcome:
@@ -144,7 +152,7 @@ class Stages:
     def _on_step(self, steps: int = 1) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         self._bar.update(steps)
-        self._peak = max(self._peak, memory_in_use())
+        self._peak = max(self._peak, memory_in_use(self._device))
 
     def _from_grams(
         self, stage: Stage, before: Changes, run: Callable[[Member, InputWatch, Changes], None]
@@ -170,17 +178,17 @@ class Stages:
             layers,
             lambda site: watched(self._base.model, clip, site),
             spans,
-            (lambda member: count_real(clip, member.concept)) if text else calls,
+            (lambda member: count_real(clip, member.concept)) if text else None,
             calls,
             lambda member, watch: run(member, watch, before),
         )
-        rests = [stage, {site: span for site, span in spans.items()}]
-        rests += [] if text else [drawing, self._under(before)]
+        rests = [stage] if text else [stage, drawing, self._under("text", "cross")]
         started = self._begin()
         collected = collect(
             survey,
             self._all,
             self._open(stage, rests),
+            shelf=self._shelf(stage),
             keep_grams=self._course.keep_grams,
             skipped=lambda member: self._on_step(calls(member)),
         )
@@ -197,7 +205,7 @@ class Stages:
             found=collected.found,
             collecting=collecting,
             solving=time.perf_counter() - started - collecting,
-            statistics=sum(8 * gram.matrix.numel() for gram in collected.grams.values()),
+            statistics=collected.held,
             in_span=sum(layer.site in spans for layer in layers),
         )
         return changes
@@ -207,7 +215,8 @@ class Stages:
         layers = self._layout.of_stage("cross")
         if not layers:
             return {}
-        store = self._open("cross", ["cross", self._under(text)])
+        store = self._open("cross", ["cross", self._under("text")])
+        target = store if store is not None and store.writable else None
         count, started = context_layers(self._base.model), self._begin()
         rows: dict[str, list[Tensor]] = {}
         found = 0
@@ -220,14 +229,13 @@ class Stages:
                 continue
             _, clip = self._patched(*self._earlier(member, text))
             rows[member.digest] = context_rows(clip, member.concept, count, self._on_step)
-            self._require_finite(member, rows[member.digest])
             own = {str(layer): part for layer, part in enumerate(rows[member.digest])}
-            if store is not None:
+            if target is not None:
                 try:
-                    store.keep_member(member.digest, MemberStatistics(rows=own))
+                    target.keep_member(member.digest, MemberStatistics(rows=own))
                 except RuntimeError as error:
                     self._outcome.notes.append(f"the statistics are not kept: {error}")
-                    store = None
+                    target = None
         index = context_index(self._base.model)
 
         def of(member: Member) -> Callable[[FusedLayer], Tensor]:
@@ -292,52 +300,64 @@ class Stages:
     ) -> tuple[ModelPatcher, comfy.sd.CLIP]:
         return _with_changes(self._base.model, self._base.clip, changes, strength)
 
-    def _under(self, fused: Changes) -> str:
-        """Return a digest of the earlier stages that a stage's statistics rest on."""
+    def _under(self, *stages: Stage) -> str:
+        """Return a digest of the earlier stages that a stage's statistics rest on.
+
+        Of what decides the fused changes, in place of their bytes: the order in which concepts are
+        connected moves their last digits alone.
+        """
         if self._course.own:
             return "own"
-        return content_digest([[name, f.down, f.up] for name, f in sorted(fused.items())])
+        solving = self._course.solving
+        return content_digest(
+            [
+                sorted((member.digest, member.weight) for member in self._all),
+                [solving.of(stage) for stage in stages],
+                [solving.anchor, solving.rank, solving.energy],
+            ]
+        )
+
+    def _shelf(self, stage: Stage) -> FusionStore | None:
+        """Return where concepts' own statistics wait while nothing is kept; None for memory."""
+        if self._course.scratch is None:
+            return None
+        try:
+            return FusionStore(self._course.scratch / stage, "")
+        except RuntimeError:
+            return None
 
     def _open(self, stage: Stage, rests: Sequence[object]) -> FusionStore | None:
         if self._course.store is None:
             return None
         mode = "" if stage == "text" else (" own" if self._course.own else " paper")
         try:
-            store = FusionStore(self._course.store / f"{stage}{mode}", content_digest(list(rests)))
-            if not self._course.keep_grams:
-                store.remove_grams()
-        except (RuntimeError, OSError) as error:
+            digest = content_digest([FORMAT, *rests])
+            folder = self._course.store / f"{stage}{mode}"
+            return FusionStore(folder, digest, writable=self._course.writable)
+        except RuntimeError as error:
             self._outcome.notes.append(f"the statistics are not kept: {error}")
             return None
-        return store
 
     def _spans(self, layers: Sequence[FusedLayer]) -> dict[str, Tensor]:
         """Return for sites that are too wide the rows that all concepts' factors span."""
         downs: dict[str, list[Tensor]] = {}
+        ordered = sorted(self._members, key=lambda member: member.digest)  # however connected
         for layer in layers:
             if layer.width > WIDEST:
                 found = downs.setdefault(layer.site, [])
-                found += [
-                    m.factors[layer.name].down for m in self._members if layer.name in m.factors
-                ]
+                found += [m.factors[layer.name].down for m in ordered if layer.name in m.factors]
         return {site: span_basis(found) for site, found in downs.items()}
 
-    def _require_finite(self, member: Member, rows: Sequence[Tensor]) -> None:
-        for layer, part in enumerate(rows):
-            if not bool(torch.isfinite(part).all()):
-                raise ValueError(
-                    f"the context of layer {layer} at the prompts of {member.where} must be "
-                    "finite, got NaN or infinity; lower this LoRA's strength or run the text "
-                    "encoder in fp32"
-                )
-
     def _begin(self) -> float:
-        self._peak = memory_in_use()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        self._peak = memory_in_use(self._device)
         return time.perf_counter()
 
     def _finish(
         self, stage: Stage, changes: Changes, results: Sequence[LayerResult], **facts: float
     ) -> None:
+        self._peak = max(self._peak, memory_in_use(self._device))
         self._outcome.changes |= changes
         self._outcome.layers += results
         self._outcome.stages.append(
@@ -345,11 +365,13 @@ class Stages:
         )
 
 
-def memory_in_use() -> int:
-    """Return the bytes that the graphics card's tensors take, or the process where there is none."""
-    device = comfy.model_management.get_torch_device()
+def memory_in_use(device: torch.device) -> int:
+    """Return the bytes that a graphics card's tensors took at most, or that the process takes.
+
+    A card keeps its peak itself, since the last reset; the process is looked at now.
+    """
     if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
+        return torch.cuda.max_memory_allocated(device)
     return psutil.Process().memory_info().rss
 
 

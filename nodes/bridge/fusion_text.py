@@ -124,6 +124,9 @@ def context_rows(
         concept: Whose prompts are read.
         layers: How many contexts the model takes.
         on_step: Called after every prompt.
+
+    Raises:
+        ValueError: A context is not finite.
     """
     by_layer: list[list[Tensor]] = [[] for _ in range(layers)]
     for prompt in reading_prompts(concept):
@@ -133,6 +136,12 @@ def context_rows(
         for layer, rows in enumerate(by_layer):
             seen = context[0] if own is None else own[0, layer]
             rows.append(seen[places].float().cpu())
+            if not bool(torch.isfinite(rows[-1]).all()):
+                raise ValueError(
+                    f"the context of layer {layer} at the prompt {prompt!r} of {concept.name!r} "
+                    "must be finite, got NaN or infinity; lower this LoRA's strength or run the "
+                    "text encoder in fp32"
+                )
         on_step()
     return [torch.cat(rows) for rows in by_layer]
 

@@ -22,7 +22,7 @@ RegionsType = io.Custom("PASTICHE_REGIONS")
 RegionPromptsType = io.Custom("PASTICHE_REGION_PROMPTS")
 """A frozen ``RegionPrompts``."""
 
-FusionType = io.Custom("PASTICHE_FUSION")
+FusionType = io.Custom("PASTICHE_FUSION_REPORT")
 """A frozen ``bridge.fusion_report.FusionReport``."""
 
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF

@@ -253,6 +253,7 @@ def test_less_rank_costs_what_is_said(wires):
     out = queue_fusion(wires, rank=3, steps=1)
     assert {layer.rank for layer in out.result[5].layers} == {3}
     assert all(0 < layer.cut < 1 for layer in out.result[5].layers)
+    assert all(layer.objective > 0 and layer.loss > 0 for layer in out.result[5].layers)
     assert "the limit on the rank costs up to" in out.result[4]
     smaller = queue_fusion(wires, energy=0.6, steps=1).result[5].layers
     assert max(layer.rank for layer in smaller) < 7

@@ -7,10 +7,11 @@ import pytest
 import torch
 from concept_inputs import concept_for
 from fusion_inputs import NAME, plain_lora, queue_fusion, two_concepts, wordless
+from pack.nodes.bridge import fusion_text
 from pack.nodes.bridge.fusion_stages import Stages
 from pack.nodes.fusion import ConceptForFusion
 from pack.training.state import LoraState
-from tiny import tiny, tiny_vae
+from tiny import tiny, tiny_clip, tiny_vae
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,15 @@ def test_numbers_that_are_not_finite_name_layer_and_prompt(wires):
     assert "'a photo of a red boat'" in text
 
 
+def test_a_context_that_is_not_finite_names_layer_and_prompt(wires, monkeypatch):
+    (_, (plain,)) = wires
+    broken = [[torch.full((1, 77, 768), float("nan")), {}]]
+    monkeypatch.setattr(fusion_text, "encode", lambda clip, concept, prompt: broken)
+    says = "context of layer 0 at the prompt 'a photo of a red boat' of 'boat' must be finite"
+    with pytest.raises(ValueError, match=says):
+        fusion_text.context_rows(tiny_clip(), plain, 4, lambda: None)
+
+
 def test_no_damping_on_singular_statistics(wires):
     out = queue_fusion(wires, damping=-1.0, steps=1)
     assert {layer.solver for layer in out.result[5].layers if layer.stage == "text"} == {
@@ -134,6 +144,8 @@ def test_no_damping_on_singular_statistics(wires):
     assert "layers with singular statistics solved by eigenvalues" in out.result[4]
     assert "without damping a fused change may be much stronger" in out.result[4]
     assert all(torch.isfinite(value).all() for value in out.result[2].values())
+    for layer in out.result[5].layers:
+        assert layer.norm < 2 * sum(layer.norms)
 
 
 def test_no_common_layer(wires):
@@ -151,13 +163,30 @@ def test_no_common_layer(wires):
 
 
 def test_a_fused_file_may_be_fused_again(wires):
-    first = queue_fusion(wires, steps=1).result[2]
-    again = ConceptForFusion.execute("", 1.0, 1.0, "both", lora=first)
-    assert again[0][0].prompts == ("photo of a <sks>", "a photo of a red boat")
-    fusable = wordless(first, "a photo of a red boat", name="both", strength=1.0)
+    out = queue_fusion(wires, steps=1)
+    first = out.result[2]
+    # without the prompt of the word, which the file does not hold
+    again = ConceptForFusion.execute("", 1.0, 1.0, "both", lora=first)[0]
+    assert again[0].prompts == ("a photo of a red boat",)
     third = wordless(plain_lora(tiny(NAME), 7, text=False), "a tower", name="tower")
-    out = queue_fusion([fusable, third], steps=1)
-    assert max(layer.rank for layer in out.result[5].layers) <= 8 + 3
+    twice = queue_fusion([again, third], steps=1)
+    assert max(layer.rank for layer in twice.result[5].layers) <= 8 + 3
+    # the words of all, of which one carries the change of all
+    for wire in (out.result[3], (out.result[3][0], third[0], out.result[3][1])):
+        refused([wire], "a change of its own, got 'boat', which is part of a fusion")
+
+
+def test_a_fused_file_of_words_alone_needs_prompts(wires):
+    pair = [wires[0], (concept_for(tiny(NAME), "ada", seed=9),)]
+    out = queue_fusion(pair, steps=1)
+    with pytest.raises(ValueError, match="a fused file whose words need their concepts"):
+        ConceptForFusion.execute("", 1.0, 1.0, "both", lora=out.result[2])
+    refused([out.result[3]], "got 'ada', which is part of a fusion; connect the concepts")
+
+
+def test_a_word_in_prior_prompts_is_refused_before_anything_is_drawn(wires, unread):
+    says = "every <name> in the prompt must be a connected concept, got <person>"
+    refused(wires, says, prior_prompts="a photo of <person>")
 
 
 @pytest.mark.parametrize(

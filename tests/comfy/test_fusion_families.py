@@ -198,6 +198,19 @@ def test_wide_layers_are_fused_within_a_span(monkeypatch):
             assert sum(layer.left) < sum(layer.left_averaged)
 
 
+def test_a_wide_layer_that_only_one_lora_changes(monkeypatch):
+    from pack.nodes.bridge import fusion_sites, fusion_stages
+
+    monkeypatch.setattr(fusion_stages, "WIDEST", 300)
+    monkeypatch.setattr(fusion_sites, "WIDEST", 300)
+    some = {k: v for k, v in plain_lora(tiny(NAME), 2).items() if "attn1_to_q" in k}
+    wires = [
+        wordless(plain_lora(tiny(NAME), 1), "a boat"),
+        wordless(LoraState(some, {}), "a tower", name="tower"),
+    ]
+    loads_alike(NAME, queue_fusion(wires, steps=1))
+
+
 def test_a_lora_of_the_text_encoder_alone():
     text = LoraState(lora_state(text_lora(3), {}), {})
     wires = [wordless(text, "a boat"), wordless(plain_lora(tiny(NAME), 2), "a tower", name="tower")]

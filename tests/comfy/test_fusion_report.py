@@ -45,7 +45,7 @@ def report():
     )
     layers = (
         layer(0, "text", (0.01, None), (0.4, None), solver="eigenvalues"),
-        layer(1, "cross", cut=0.025),
+        layer(1, "cross", cut=0.025, objective=0.5, loss=0.02),
         layer(2, "spatial", (0.02, 9.0), (0.5, 0.6)),
     )
     kept = (("LoHa", 0.9991),)
@@ -64,7 +64,10 @@ def test_the_summary_says_keys_seconds_memory_and_losses(report):
         "text encoder: 1 layers, 2 concepts read, 1 found in the store, 3.2 s, solved in 0.5 s, "
         "statistics 3 MiB, peak 900 MiB, 1 layers with singular statistics solved by eigenvalues"
     )
-    assert lines[3].endswith("the limit on the rank costs up to 2.50% of a layer's energy")
+    assert lines[3].endswith(
+        "the limit on the rank costs up to 2.50% of a layer's energy and raises the objective by "
+        "4.00% in the median layer"
+    )
     assert lines[5] == (
         "sks: 1.0% of its effect is lost in the median layer, 40.0% by plain averaging"
     )
@@ -74,13 +77,15 @@ def test_the_summary_says_keys_seconds_memory_and_losses(report):
 def test_the_table_has_a_line_for_each_layer(report):
     rows = [line.split("\t") for line in table(report).split("\n\n")[1].splitlines()]
     heads, *cells = rows
-    assert {len(row) for row in rows} == {12}
+    assert {len(row) for row in rows} == {16}
     assert heads[8:] == [
+        *("objective", "loss", "norm of sks", "norm of boat"),
         *("lost of sks", "lost of boat"),
         *("lost of sks by averaging", "lost of boat by averaging"),
     ]
     assert [row[0] for row in cells] == ["layer_0", "layer_1", "layer_2"]
-    assert cells[0][8:] == ["0.0100", "", "0.4000", ""]
+    assert cells[0][8:] == ["", "", "1", "0.8", "0.0100", "", "0.4000", ""]
+    assert cells[1][8:10] == ["0.5", "0.02"]
 
 
 def test_the_plot_has_a_panel_for_each_concept(report):

@@ -1,12 +1,15 @@
 """Statistics that lie on disk: what is found again, taken away, added, and kept by an interrupt."""
 
+from contextlib import nullcontext
+
 import comfy.model_management
 import pytest
 import torch
 from fusion_inputs import NAME, output_folder, plain_lora, queue_fusion, two_concepts, wordless
-from pack.nodes.bridge import fusion_run
+from pack.nodes.bridge import fusion_run, fusion_stages
 from pack.nodes.bridge.fusion_stages import Stages
 from pack.training.fusion_store import FusionStore
+from pack.training.lock import LOCK_FILE, run_lock
 from test_gates import hook_count, relative
 from tiny import restore_shared, tiny
 
@@ -60,16 +63,56 @@ def test_own_statistics_grow_by_one_concept_at_a_time(three, folder):
     assert [stage.found for stage in again.result[5].stages] == [2, 2, 2]
     more = queue(three)
     assert passes(more) == [1, 1, 1]
-    for before, after in zip(again.result[5].stages[::2], more.result[5].stages[::2], strict=True):
-        assert after.statistics == before.statistics  # memory does not grow with concepts
     heavier = [
         three[0],
         three[1],
         wordless(three[2][0].lora, "a sks tower", name="tower", weight=3),
     ]
-    assert passes(queue(heavier)) == [1, 0, 1]  # its share of the sums, not its contexts
+    weighted = queue(heavier)
+    assert passes(weighted) == [1, 0, 1]  # its share of the sums, not its contexts
     assert not list(folder.rglob("*.gram.safetensors"))
+    same(weighted, queue(heavier, statistics="nothing"))
     same(more, queue(three, statistics="nothing"))
+
+
+def test_memory_does_not_grow_with_concepts(three, monkeypatch):
+    def statistics(wires):
+        stages = queue(wires, statistics="nothing").result[5].stages
+        return [stage.statistics for stage in stages if stage.stage != "cross"]
+
+    fewer, more = statistics(three[:2]), statistics(three)
+    assert fewer == more
+    # without a place on disk they wait in memory, and are counted
+    monkeypatch.setattr(fusion_run, "_scratch", lambda: nullcontext(None))
+    held = statistics(three[:2]), statistics(three)
+    assert all(one > other for one, other in zip(held[0], fewer, strict=True))
+    assert held[1][1] > held[0][1]
+
+
+def test_wide_layers_keep_their_statistics(three, folder, monkeypatch):
+    """Their span differs with the concepts: narrower, or of other rows, it needs no new pass."""
+    monkeypatch.setattr(fusion_stages, "WIDEST", 300)
+    first = queue(three[:2], statistics=EACH)
+    assert passes(first) == [2, 2, 2]
+    assert passes(queue(three[:2], statistics=EACH, damping=0.1)) == [0, 0, 0]
+    turned = queue(three[1::-1], statistics=EACH)
+    assert passes(turned) == [0, 0, 0]
+    more = queue(three, statistics=EACH)
+    assert passes(more) == [1, 1, 3]  # the third has no part in the text encoder's span
+    assert "whose inputs are seen within the span of the LoRAs alone" in more.result[4]
+    same(more, queue(three, statistics="nothing"))
+    queue(three, statistics=EACH)
+    fewer = queue(three[:2], statistics=EACH)
+    assert passes(fewer) == [0, 0, 0]
+    same(fewer, first)
+
+
+def test_paper_finds_the_same_concepts_in_another_order(three, folder):
+    queue(three[:2], activations="paper")
+    turned = queue(three[1::-1], activations="paper")
+    assert passes(turned) == [0, 0, 0]
+    stages = queue(three[:2], activations="paper", damping=0.1).result[5].stages
+    assert [stage.passes for stage in stages] == [0, 2, 2]
 
 
 def test_an_interrupt_keeps_the_concepts_that_are_done(three, folder, monkeypatch):
@@ -102,7 +145,8 @@ def test_a_damaged_file_is_collected_again(three, folder):
 def test_a_full_disk_costs_the_statistics_alone(three, folder, monkeypatch):
     monkeypatch.setattr(fusion_run.shutil, "disk_usage", lambda path: type("d", (), {"free": 1000}))
     out = queue(three[:2])
-    assert "the statistics are not kept: they need" in out.result[4]
+    assert "new statistics are not kept: they need" in out.result[4]
+    assert not list(folder.rglob("*.safetensors"))
     monkeypatch.undo()
 
     def full(self, *args):
@@ -112,3 +156,53 @@ def test_a_full_disk_costs_the_statistics_alone(three, folder, monkeypatch):
     again = queue(three[:2])
     assert "the statistics are not kept: 'sum.safetensors' needs" in again.result[4]
     assert all(torch.equal(out.result[2][key], again.result[2][key]) for key in out.result[2])
+    monkeypatch.undo()
+    queue(three[:2])
+    monkeypatch.setattr(fusion_run.shutil, "disk_usage", lambda path: type("d", (), {"free": 1000}))
+    assert passes(queue(three[:2])) == [0, 0, 0]  # what lies there is read
+
+
+@pytest.mark.parametrize("name", ["keep_member", "keep_gram"])
+def test_a_disk_that_fills_up_later_costs_the_statistics_alone(three, folder, monkeypatch, name):
+    def full(self, *args):
+        raise RuntimeError("'x' needs 1.0 MB, got: No space left on device")
+
+    monkeypatch.setattr(FusionStore, name, full)
+    out = queue(three[:2], statistics=EACH)
+    assert "the statistics are not kept: 'x' needs 1.0 MB" in out.result[4]
+    assert passes(out) == [2, 2, 2]
+
+
+def test_a_folder_in_use_or_read_only(three, folder):
+    queue(three[:2])
+    (place,) = folder.glob("fusion-*")
+    with run_lock(place), pytest.raises(RuntimeError) as error:
+        queue(three[:2])
+    assert str(error.value) == (
+        "a base's statistics must be used by one fusion at a time, got "
+        f"{place} in use by another; wait for it, stop it, or set statistics to nothing"
+    )
+    (place / LOCK_FILE).unlink()
+    (place / LOCK_FILE).mkdir()  # a file that cannot be opened, for root too
+    out = queue(three[:2])
+    assert "the statistics are not kept: the run's folder" in out.result[4]
+    assert passes(out) == [2, 2, 2]
+
+
+def test_sums_remove_the_grams_of_every_stage(three, folder):
+    queue(three[:2], statistics=EACH)
+    assert list(folder.rglob("spatial own/*.gram.safetensors"))
+    queue(three[:2], activations="paper")
+    assert not list(folder.rglob("*.gram.safetensors"))
+
+
+def test_memory_is_the_cards_own_peak(monkeypatch):
+    reset = []
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 900 - 100 * len(reset))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    card = torch.device("cuda", 0)
+    assert fusion_stages.memory_in_use(card) == 900
+    stages = object.__new__(Stages)
+    stages._device = card
+    stages._begin()
+    assert (reset, stages._peak) == ([card], 800)

@@ -6,7 +6,7 @@ import torch
 from least_squares import fused_densely, wave
 from pack.lora_ops import LowRank, delta
 from pack.lora_ops.fusion import Wanted, fuse_from_gram
-from pack.lora_ops.gram import Gram, GramStream, projected
+from pack.lora_ops.gram import Gram, GramStream
 
 WIDTH, OUT, RANK = 12, 5, 2
 
@@ -18,10 +18,22 @@ def gram_of(rows: torch.Tensor, weight: float = 1.0, span: torch.Tensor | None =
 
 
 def sum_of(grams: list[Gram], wanted: list[Wanted]) -> Gram:
-    total = grams[0].times(wanted[0].weight)
-    for gram, one in zip(grams[1:], wanted[1:], strict=True):
-        total = total + gram.times(one.weight)
-    return total
+    stream = GramStream(grams[0].width, span=grams[0].span)
+    for gram, one in zip(grams, wanted, strict=True):
+        stream.merge(gram, one.weight)
+    return stream.total()
+
+
+def added(one: Gram, other: Gram, weight: float = 1.0) -> Gram:
+    stream = GramStream(one.width)
+    stream.merge(one)
+    stream.merge(other, weight)
+    return stream.total()
+
+
+def projected(down: torch.Tensor, gram: Gram) -> torch.Tensor:
+    """What ``ProjectedStream`` sums up, from the Gram itself."""
+    return down.flatten(1).to(gram.matrix) @ gram.matrix
 
 
 def golden_concepts() -> tuple[list[Wanted], list[torch.Tensor]]:
@@ -72,6 +84,49 @@ def fuse(wanted, rows, **settings):
     grams = [gram_of(x) for x in rows]
     parts = [projected(w.factors.down, g) for w, g in zip(wanted, grams, strict=True)]
     return fuse_from_gram(wanted, parts, sum_of(grams, wanted), **settings)
+
+
+def gram_lbfgs(
+    wanted: list[Wanted], projected: list[torch.Tensor], gram: Gram, *, iterations: int
+) -> torch.Tensor:
+    """Return the dense change ``(out, in)`` that the paper's optimiser reaches from no change.
+
+    A comparison arm: the released settings of L-BFGS on the same objective, read off the statistics
+    in place of the activations. The best evaluated iterate is returned.
+
+    Args:
+        wanted: One for each concept.
+        projected: As in ``weighted_error``.
+        gram: As in ``weighted_error``.
+        iterations: 500 for the text encoder and for keys and values, 50 for all other layers.
+
+    Reference: Gu et al. 2023, arXiv:2305.18292, section 3.2.
+    """
+    asked = sum(one.weight * one.up @ part for one, part in zip(wanted, projected, strict=True))
+    change = torch.zeros_like(asked).requires_grad_()
+    count = max(1, gram.rows) * asked.shape[0]
+    best, best_loss = change.detach().clone(), float("inf")
+
+    def closure() -> float:
+        nonlocal best, best_loss
+        with torch.no_grad():
+            seen = change @ gram.matrix
+            loss = float((change * (seen - 2 * asked)).sum()) / count
+            change.grad = 2 * (seen - asked) / count
+            if loss < best_loss:
+                best, best_loss = change.detach().clone(), loss
+        return loss
+
+    optimizer = torch.optim.LBFGS(
+        [change],
+        max_iter=iterations,
+        history_size=25,
+        tolerance_grad=1e-16,
+        tolerance_change=1e-16,
+        line_search_fn="strong_wolfe",
+    )
+    optimizer.step(closure)
+    return best
 
 
 def dense(wanted: list[Wanted]) -> list[torch.Tensor]:

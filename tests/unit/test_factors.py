@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from pack.lora_ops import LowRank, delta, forward_delta
+from pack.lora_ops import LowRank, delta, difference, forward_delta, norm
 from pack.lora_ops.factors import kaiming_down
 
 
@@ -22,6 +22,16 @@ def test_delta_is_the_scaled_product_written_out():
         for column in range(5):
             product = sum(factors.up[row, r] * factors.down[r, column] for r in range(3))
             assert change[row, column].item() == pytest.approx(product.item() * 0.5, abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3, 3)])
+def test_norm_and_difference_need_no_delta(shape):
+    one, other = random_factors(*shape, alpha=1.5), random_factors(*shape, rank=2)
+    assert norm(one) == pytest.approx(float(delta(one).norm()), rel=1e-12)
+    assert norm(LowRank(one.down[:0], one.up[:, :0])) == 0.0
+    found = difference(one, other)
+    assert found.rank == 5
+    torch.testing.assert_close(delta(found), (delta(one) - delta(other)).flatten(1))
 
 
 @pytest.mark.parametrize("alpha", [None, 3.0, 0.75])

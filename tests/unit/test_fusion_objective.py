@@ -10,25 +10,25 @@ from fusion_cases import (
     dense,
     fuse,
     golden_concepts,
-    gram_of,
+    gram_lbfgs,
     rows_parts,
     whole,
 )
 from least_squares import squared_error
 from pack.lora_ops import LowRank, delta
-from pack.lora_ops.fusion import Wanted, fuse_from_gram, fuse_from_rows, span_basis, within_span
+from pack.lora_ops.fusion import Fused, Wanted, fuse_from_gram, fuse_from_rows
 from pack.lora_ops.fusion_objective import (
     concept_error,
+    damped_objective,
     damping_at_norm,
-    gram_lbfgs,
     plain_average,
     weighted_error,
 )
+from pack.lora_ops.truncation import truncated
 
 
 def test_objective_needs_no_activations():
     wanted, rows = concepts()
-    grams = [gram_of(x) for x in rows]
     parts, total = rows_parts(wanted, rows), whole(wanted, rows)
     changes = [
         fuse(wanted, rows, damping=0.01).factors,
@@ -38,26 +38,45 @@ def test_objective_needs_no_activations():
     for factors in changes:
         change = delta(factors)
         errors = [squared_error(change, d, x) for d, x in zip(dense(wanted), rows, strict=True)]
-        found = [concept_error(factors, one, gram) for one, gram in zip(wanted, grams, strict=True)]
+        found = [concept_error(factors, one, x) for one, x in zip(wanted, rows, strict=True)]
         assert found == pytest.approx(errors, rel=1e-10)
         weighted = sum(w.weight * e for w, e in zip(wanted, errors, strict=True))
         assert weighted_error(factors, wanted, parts, total) == pytest.approx(weighted, rel=1e-10)
 
 
-def test_objective_of_a_concept_from_its_gram_within_the_span():
-    wanted, rows = concepts(count=2)
-    basis = span_basis([one.factors.down for one in wanted])
-    average = plain_average([within_span(one, basis) for one in wanted])
-    for one, x in zip(wanted, rows, strict=True):
-        found = concept_error(average, within_span(one, basis), gram_of(x, span=basis))
-        exact = squared_error(delta(plain_average(wanted)), dense([one])[0], x)
-        assert found == pytest.approx(exact, rel=1e-10)
+def test_no_change_misses_all_of_a_concept():
+    wanted, rows = concepts()
+    nothing = torch.zeros(OUT, WIDTH).double()
+    for one, own, x in zip(wanted, dense(wanted), rows, strict=True):
+        missed = squared_error(nothing, own, x)
+        assert concept_error(None, one, x) == pytest.approx(missed, rel=1e-10)
+
+
+@pytest.mark.parametrize("anchor", ["base", "average"])
+def test_the_damped_objective_is_least_at_the_fused_change_and_grows_by_what_is_cut(anchor):
+    wanted, rows = concepts()
+    parts, total = rows_parts(wanted, rows), whole(wanted, rows)
+    fused = fuse_from_gram(wanted, parts, total, damping=0.01, anchor=anchor)
+
+    def objective(factors):
+        change = Fused(factors, fused.damping, fused.solver)
+        return damped_objective(change, wanted, parts, total, anchor=anchor)
+
+    found, change = objective(fused.factors), delta(fused.factors)
+    away = change - (delta(plain_average(wanted)) if anchor == "average" else 0)
+    errors = [squared_error(change, d, x) for d, x in zip(dense(wanted), rows, strict=True)]
+    exact = sum(w.weight * e for w, e in zip(wanted, errors, strict=True))
+    assert found == pytest.approx(exact + fused.damping * float(away.square().sum()), rel=1e-9)
+    assert found < objective(plain_average(wanted))
+    cut = truncated(fused.factors, total.matrix, damping=fused.damping, rank=3)
+    if anchor == "base":
+        assert objective(cut.factors) - found == pytest.approx(cut.loss, rel=1e-6)
 
 
 def test_a_perfect_fit_misses_nothing_and_never_less():
     wanted, rows = golden_concepts()
     fused = fuse_from_rows(wanted, rows, damping=0.0)
-    found = [concept_error(fused.factors, w, gram_of(x)) for w, x in zip(wanted, rows, strict=True)]
+    found = [concept_error(fused.factors, w, x) for w, x in zip(wanted, rows, strict=True)]
     assert all(0.0 <= value < 1e-13 for value in found)
 
 

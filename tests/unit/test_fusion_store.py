@@ -3,7 +3,7 @@
 import pytest
 import torch
 from pack.lora_ops import Gram
-from pack.training.fusion_store import FusionStore, MemberStatistics, grams_size
+from pack.training.fusion_store import FusionStore, MemberStatistics, grams_size, remove_grams
 
 
 def gram(size=5, seed=0):
@@ -26,12 +26,40 @@ def test_statistics_come_back_as_they_were(tmp_path):
     )
     store.keep_member("one", own)
     again = store.member("one")
+    assert (own.held, again.held) == (6 * 8 + 12 * 4, 0)  # read when it is asked for
     assert torch.equal(again.projected["a/b"], own.projected["a/b"])
     assert torch.equal(again.samples["site"], own.samples["site"])
     assert again.rows == {}
     store.keep_gram("one", {"site": gram()})
     assert torch.equal(store.gram("one")["site"].matrix, gram().matrix)
-    assert (store.remove_grams(), store.gram("one"), store.member("two")) == (1, None, None)
+    remove_grams(tmp_path)
+    assert (store.gram("one"), store.member("two")) == (None, None)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    FusionStore(tmp_path / "text", "a")
+    (tmp_path / "text" / ".sum.safetensors.12ab34cd.tmp").write_bytes(b"half")
+    FusionStore(tmp_path / "text", "a")
+    assert not list((tmp_path / "text").glob(".*.tmp"))
+
+
+def test_a_store_that_is_not_written_removes_nothing(tmp_path):
+    FusionStore(tmp_path / "text", "a").keep_sum({"one": 1.0}, {"site": gram()})
+    assert FusionStore(tmp_path / "text", "a", writable=False).sum().weights == {"one": 1.0}
+    assert FusionStore(tmp_path / "text", "b", writable=False).sum() is None
+    assert FusionStore(tmp_path / "text", "a").sum() is not None
+    assert FusionStore(tmp_path / "none", "a", writable=False).member("one") is None
+    assert not (tmp_path / "none").exists()
+
+
+def test_spans_are_kept_with_what_was_seen_within_them(tmp_path):
+    store = FusionStore(tmp_path / "text", "a")
+    span = torch.eye(5, dtype=torch.float64)[:3]
+    seen = gram().within(span)
+    store.keep_sum({"one": 1.0}, {"wide": seen, "site": gram()})
+    found = store.sum().grams
+    assert (found["wide"].span.equal(span), found.span("site")) == (True, None)
+    assert found["wide"].matrix.equal(seen.matrix)
 
 
 def test_another_digest_begins_anew(tmp_path):

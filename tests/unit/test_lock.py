@@ -58,6 +58,16 @@ def test_a_second_run_of_the_same_process_is_refused(tmp_path):
         pass
 
 
+def test_what_is_said_can_be_another_sentence(tmp_path):
+    with (
+        run_lock(tmp_path),
+        pytest.raises(RuntimeError) as refused,
+        run_lock(tmp_path, "one at a time, got {folder}"),
+    ):
+        pytest.fail("both hold it")
+    assert str(refused.value) == f"one at a time, got {tmp_path}"
+
+
 def test_the_lock_is_freed_after_an_error(tmp_path):
     (tmp_path / "result").write_text("")
     for _ in range(2):
