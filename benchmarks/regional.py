@@ -9,6 +9,7 @@ work. Writes ``benchmarks/results/regional.md`` and ``regional.json``.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="trainings per adapter")
     parser.add_argument("--outline-steps", type=int, default=1500, help="of the T2I-Adapter")
     parser.add_argument("--side", type=int, default=64, help="of the latent whose step is timed")
-    parser.add_argument("--repeats", type=int, default=3, help="timed steps of each arm")
+    parser.add_argument("--repeats", type=int, default=2, help="timed runs of each arm")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--part", action="append", choices=PARTS, help="fill the cache for it")
     parser.add_argument("--timed", help="time this network, print JSON")
@@ -63,7 +64,7 @@ class Study:
         self.base, self.judge, self.options = opened.base, opened.judge, options
         self.base_digest = opened.base_digest
         self.folder = cache_folder() / "regional_study"
-        self.kept = Kept(self.folder, [self.base_digest, self.judge.hash])
+        self.kept = Kept(self.folder, [self.base_digest, self.judge.hash, _source()])
 
     def facts(self) -> dict:
         """What the result rests on."""
@@ -166,3 +167,18 @@ class Study:
     @staticmethod
     def _say(what: str, flags: np.ndarray) -> None:
         print(f"{what}: {flags.mean():.3f} of {flags.size}", flush=True)
+
+
+def _source() -> str:
+    """Digest of what is measured and of how: results of other code are not taken."""
+    pack = BENCHMARKS.parent
+    files = [
+        *(BENCHMARKS / "regional_study").glob("*.py"),
+        *(pack / "nodes" / "bridge").glob("region*.py"),
+        *(pack / "lora_ops" / name for name in ("regions.py", "mixing.py")),
+    ]
+    read = hashlib.sha256()
+    for file in sorted(files):
+        if file.name != "report.py":
+            read.update(file.read_bytes())
+    return read.hexdigest()[:16]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,22 +28,28 @@ Lora = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class PlainTraining:
-    """Steps, rate and seed of one training; a step takes one picture."""
+    """Steps, rate, seed and noise levels of one training; a step takes one picture."""
 
     steps: int
     learning_rate: float
     seed: int
+    timesteps: str = "auto"
 
 
-def pictures() -> tuple[list[torch.Tensor], list[str]]:
+def pictures(scenes: Sequence[Scene] = BOAT_SCENES) -> tuple[list[torch.Tensor], list[str]]:
     """The eight training pictures, each an IMAGE, and their captions."""
-    images = [torch.from_numpy(render(scene)).float()[None] / 255 for scene in BOAT_SCENES]
-    return images, [caption(scene) for scene in BOAT_SCENES]
+    images = [torch.from_numpy(render(scene)).float()[None] / 255 for scene in scenes]
+    return images, [caption(scene) for scene in scenes]
 
 
-def learn_with_pack(base: ToyBase, how: PlainTraining, name: str = "boat") -> Lora:
+def learn_with_pack(
+    base: ToyBase,
+    how: PlainTraining,
+    name: str = "boat",
+    scenes: Sequence[Scene] = BOAT_SCENES,
+) -> Lora:
     """What this pack's trainer learns; kept by its own run folder."""
-    images, captions = pictures()
+    images, captions = pictures(scenes)
     request = PlainRequest(
         model=base.model,
         clip=base.clip,
@@ -55,7 +61,7 @@ def learn_with_pack(base: ToyBase, how: PlainTraining, name: str = "boat") -> Lo
         learning_rate=how.learning_rate,
         seed=how.seed,
         run_name=name,
-        settings=TrainingSettings(schedule=SCHEDULE),
+        settings=TrainingSettings(schedule=SCHEDULE, timesteps=how.timesteps),
     )
     return train_plain(request).lora
 

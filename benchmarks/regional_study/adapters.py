@@ -10,18 +10,17 @@ import numpy as np
 import torch
 from pack.nodes.bridge.lora_patches import apply_lora
 from pack.training import LoraState
-from pair_study.base import ToyBase, Training
+from pair_study.base import ToyBase
 from plain_study.arms import PlainTraining, learn_with_pack
-from toyworld.examples import PAIR_SCENES
+from toyworld.examples import BOAT_SCENES
 from toyworld.judge import Judge
 from toyworld.world import BACKGROUNDS, BASE_CLASSES, COLOURS, Scene, Thing, style_words
 
-from .layouts import Said, draw, place_words, twice, windows
+from .layouts import CANVASES, Said, draw, place_words, twice, windows
 
 CANVAS = "2:1"
 KIND, STYLE = "boat", "mosaic"
-KIND_STEPS, STYLE_STEPS, RATE = 600, 500, 1e-3
-"""Those of the studies of the plain LoRA and of pairs, whose trainings are taken from the cache."""
+STEPS, RATE, TIMESTEPS = 600, 2e-3, "logit-normal"
 _FIRST = {"class": 20_000, "style": 30_000}
 
 
@@ -46,7 +45,7 @@ class Cell:
     def lora(self) -> Any:
         """The trained LoRA."""
         if self._lora is None:
-            self._lora = ADAPTERS[self.adapter](self.base, self.seed)
+            self._lora = _learnt(self.adapter, self.base, self.seed)
         return self._lora
 
     def scenes(self, start: int, count: int) -> list[Scene]:
@@ -81,12 +80,33 @@ class Cell:
         ]
 
 
-def _class_lora(base: ToyBase, seed: int) -> Any:
-    return learn_with_pack(base, PlainTraining(KIND_STEPS, RATE, seed))
+def wide_scenes(adapter: str) -> list[Scene]:
+    """Training pictures of the canvas: two things, one of them a boat; or all in the style.
+
+    What is learnt of square pictures alone fails on the whole wide canvas, with regions or without.
+    """
+    width, height = CANVASES[CANVAS]
+    scenes = []
+    for number, scene in enumerate(BOAT_SCENES):
+        colours = [colour for colour in COLOURS if colour != scene.things[0].colour]
+        one, other = BASE_CLASSES[number % 8], BASE_CLASSES[(number + 3) % 8]
+        kind, style = (KIND, scene.style) if adapter == "class" else (one, STYLE)
+        things = (Thing(kind, scene.things[0].colour), Thing(other, colours[number % len(colours)]))
+        scenes.append(
+            replace(
+                scene,
+                things=things if number % 2 else things[::-1],
+                style=style,
+                width=width,
+                height=height,
+            )
+        )
+    return scenes
 
 
-def _style_lora(base: ToyBase, seed: int) -> Any:
-    return base.learn_pair(PAIR_SCENES, STYLE, Training(STYLE_STEPS, RATE, seed))
+def _learnt(adapter: str, base: ToyBase, seed: int) -> Any:
+    how = PlainTraining(STEPS, RATE, seed, TIMESTEPS)
+    return learn_with_pack(base, how, f"wide {adapter}", wide_scenes(adapter))
 
 
 def _regional(cell: Cell, start: int, count: int, loras: bool) -> torch.Tensor:
@@ -120,10 +140,7 @@ def _everywhere(cell: Cell, start: int, count: int) -> list[bool]:
     return cell.read(draw(base, said, CANVAS, cell.noise(start)), 0)
 
 
-ADAPTERS: Mapping[str, Callable[[ToyBase, int], Any]] = {
-    "class": _class_lora,
-    "style": _style_lora,
-}
+ADAPTERS = ("class", "style")
 REGION, FULL = "in its region", "on the whole model and canvas"
 LEAK, LEAK_OF_BASE = "in the other region", "in the other region, without the LoRA"
 ARMS: Mapping[str, Callable[[Cell, int, int], list[bool]]] = {

@@ -151,14 +151,15 @@ def _speed_lines(speed: dict[str, Any]) -> list[str]:
     for network in NETWORKS:
         found = speed[network]
         plain = found["seconds"][PLAIN]
+        weights = "its own" if network == "toy base" else "random"
         lines += [
-            f"{network} with random weights, latent {found['latent']} x {found['latent']}, three "
+            f"{network} with {weights} weights, latent {found['latent']} x {found['latent']}, three "
             f"regions, {found['device']}, {found['threads']} threads:",
             "",
-            "| | seconds | beside plain sampling |",
-            "| --- | --- | --- |",
+            "| | seconds a step | beside plain sampling | once a run, seconds |",
+            "| --- | --- | --- | --- |",
             *(
-                f"| {arm} | {seconds:.3f} | {seconds / plain:.2f} |"
+                f"| {arm} | {seconds:.3f} | {seconds / plain:.2f} | {found['once'][arm]:.3f} |"
                 for arm, seconds in found["seconds"].items()
             ),
             "",
@@ -172,7 +173,7 @@ def _speed_lines(speed: dict[str, Any]) -> list[str]:
                 f"{_verdict(taken <= COST_OF_TOKENS * counted)}.",
                 "",
             ]
-        else:
+        elif network == "SD1.5":
             costs = [found["seconds"][arm] / plain for arm in (REGIONAL, WITH_LORAS)]
             aims = (COST, COST_WITH_LORAS)
             verdicts = [

@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 RUN = Path(__file__).resolve().parents[1] / "run.py"
-NETWORKS = ("SD1.5", "Flux")
+NETWORKS = ("SD1.5", "Flux", "toy base")
+STEPS = 3
+"""A run of one step is taken from a run of so many more: what a run does once is reported apart."""
+TOY_SIDE = 16
 REGIONS, RANK, TOKENS, FLUX_TOKENS = 3, 16, 77, 256
 PLAIN, REGIONAL, WITH_LORAS = "plain sampling", "regions", "regions, each with a LoRA"
 MASKED, HOOKED = "core's masked prompts", "core's masked prompts, each with a hook LoRA"
@@ -40,6 +43,10 @@ FLUX = {
     "guidance_embed": True,
     "txt_ids_dims": [],
 }
+
+
+Run = Callable[[int], None]
+"""Samples for so many steps."""
 
 
 def measured(network: str, side: int, repeats: int, threads: int) -> dict[str, Any]:
@@ -67,39 +74,54 @@ def measure(network: str, side: int, repeats: int, threads: int) -> dict[str, An
         import torch
 
         torch.set_num_threads(threads)
-        arms = _unet_arms(side) if network == "SD1.5" else _flux_arms(side)
+        side = TOY_SIDE if network == "toy base" else side
+        arms = _flux_arms(side) if network == "Flux" else _unet_arms(_unet(network, side), side)
         seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+        once: dict[str, list[float]] = {arm: [] for arm in arms}
         for arm in arms:
             arms[arm](1)  # loads the model and warms the caches
         for _ in range(repeats):
             for arm, run in arms.items():
-                begun = time.perf_counter()
-                run(1)
-                seconds[arm].append(time.perf_counter() - begun)
+                short, long = (_timed(run, steps) for steps in (1, 1 + STEPS))
+                seconds[arm].append((long - short) / STEPS)
+                once[arm].append(short - seconds[arm][-1])
         found: dict[str, Any] = {
             "device": _device(),
             "latent": side,
             "threads": threads,
             "seconds": {arm: statistics.median(values) for arm, values in seconds.items()},
+            "once": {arm: statistics.median(values) for arm, values in once.items()},
         }
-        if network != "SD1.5":
+        if network == "Flux":
             found["operations"] = {arm: _operations(run) for arm, run in arms.items()}
         return found
 
 
-Run = Callable[[int], None]
+def _timed(run: Run, steps: int) -> float:
+    begun = time.perf_counter()
+    run(steps)
+    return time.perf_counter() - begun
 
 
-def _unet_arms(side: int) -> Mapping[str, Run]:
-    import comfy.hooks
+def _unet(network: str, side: int) -> Any:
+    if network == "toy base":
+        import comfy.sd
+        from toy_base import toy_checkpoint
+
+        return comfy.sd.load_checkpoint_guess_config(str(toy_checkpoint()))[0]
     import memory
+
+    return memory._base(memory.Case("SD1.5", "float32", side, 2, False))
+
+
+def _unet_arms(model: Any, side: int) -> Mapping[str, Run]:
+    import comfy.hooks
     import torch
     from pack.nodes.bridge.sites import training_sites
     from pack.training.state import lora_state
 
     import nodes
 
-    model = memory._base(memory.Case("SD1.5", "float32", side, 2, False))
     texts = [_text(TOKENS, 768, seed) for seed in range(2 + 2 * REGIONS)]
     sites = training_sites(model, "attention")
     loras = [lora_state(_factors(sites, seed), {}) for seed in range(REGIONS)]
@@ -223,10 +245,12 @@ def _factors(sites: Mapping[str, Any], seed: int) -> dict[str, Any]:
 
 
 def _operations(run: Run) -> int:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    with counter:
+    # The counter does not know the processor's fused attention; written out, it is products.
+    with sdpa_kernel(SDPBackend.MATH), counter:
         run(1)
     return counter.get_total_flops()
 
