@@ -27,9 +27,11 @@ from toyworld.world import HELD_OUT_STYLES, Scene, Thing, caption
 
 SIDE = 64
 DRAWING_STEPS = 20
+VERSION = 1
+"""Raised when fusion, or what is measured of it, gives something else than before."""
 STACKED, AVERAGED, AVERAGED_6 = "stacking", "average 1/N", "average 0.6"
 FUSED = ("fused (paper)", "fused (own)")
-ALONE = "alone"
+ALONE, BASE = "alone", "base"
 Concepts = tuple[Concept, ...]
 
 

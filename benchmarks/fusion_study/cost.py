@@ -1,28 +1,21 @@
-"""Seconds and peak memory of a whole fusion, measured in a process of its own.
+"""Seconds and peak memory of a whole fusion on the toy base, measured in a process of its own.
 
 ``python3 benchmarks/run.py fusion --cost 8`` prints one line of JSON.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-RUN = Path(__file__).resolve().parents[1] / "run.py"
+from .process import growing, in_process
 
 
 def measured(count: int, threads: int) -> dict[str, Any]:
     """Run the measurement of a fusion in a new process and return it."""
-    command = [sys.executable, str(RUN), "fusion", "--cost", str(count), "--threads", str(threads)]
-    finished = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(finished.stdout.splitlines()[-1])
+    return in_process(["--cost", str(count), "--threads", str(threads)])
 
 
 def measure(base: Any, concepts: Sequence[Any]) -> dict[str, Any]:
@@ -36,15 +29,15 @@ def measure(base: Any, concepts: Sequence[Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as output, torch.inference_mode():
         folder_paths.set_output_directory(output)
         fuse(request(base, concepts[:2], steps=1))  # whatever is made once
-        with Peak() as peak:
+        with growing() as growth:
             started = time.monotonic()
             done = fuse(request(base, concepts))
             seconds = time.monotonic() - started
     return {
         "concepts": len(concepts),
         "seconds": seconds,
-        "growth_mib": peak.growth / 2**20,
-        "peak_mib": peak.highest / 2**20,
+        "growth_mib": growth.beyond / 2**20,
+        "peak_mib": growth.highest / 2**20,
         "stages": {
             stage.stage: {
                 "collecting": stage.collecting,
@@ -54,31 +47,3 @@ def measure(base: Any, concepts: Sequence[Any]) -> dict[str, Any]:
             for stage in done.report.stages
         },
     }
-
-
-class Peak:
-    """Watches the process's memory, twenty times a second."""
-
-    def __enter__(self) -> Peak:
-        """Begin."""
-        import psutil
-
-        self._process, self._over = psutil.Process(), threading.Event()
-        self.before = self.highest = self._process.memory_info().rss
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """End."""
-        self._over.set()
-        self._thread.join()
-
-    @property
-    def growth(self) -> int:
-        """Bytes beyond what the process had before."""
-        return self.highest - self.before
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.05):
-            self.highest = max(self.highest, self._process.memory_info().rss)
