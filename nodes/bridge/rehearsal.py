@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from types import MethodType
 from typing import Any
 
 import comfy.model_management
@@ -168,6 +169,10 @@ def _hollow(module: nn.Module, made: dict[int, Any]) -> nn.Module:
             name: child if child is None else _hollow(child, made)
             for name, child in module._modules.items()
         }
+        # A forward that was patched and put back by ComfyUI is an attribute bound to its module.
+        for name, value in module.__dict__.items():
+            if isinstance(value, MethodType) and value.__self__ is module:
+                copy.__dict__[name] = MethodType(value.__func__, copy)
     return made[id(module)]
 
 

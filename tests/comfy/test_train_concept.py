@@ -201,6 +201,25 @@ def test_what_saves_memory_changes_nothing_that_is_learnt(settings, tmp_path, mo
         assert torch.allclose(one, other, atol=1e-5)
 
 
+def test_a_layer_whose_forward_was_replaced_and_put_back_is_trained_as_before(
+    tmp_path, monkeypatch, caplog
+):
+    """ComfyUI puts a forward back as an attribute of the layer, bound to it."""
+    (plain,) = queue("sd15").result[0]
+    layer = tiny("sd15").get_model_object(
+        "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2"
+    )
+    layer.forward = layer.forward
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "apart"))
+    try:
+        (again,) = queue("sd15", settings=TrainingSettings(checkpointing=True)).result[0]
+    finally:
+        del layer.forward
+    assert "forecast failed" not in caplog.text
+    for key in plain.lora:
+        assert torch.allclose(plain.lora[key], again.lora[key], atol=1e-5)
+
+
 def test_masks_keep_the_words_to_their_place():
     def learnt(weight: float, **changes) -> torch.Tensor:
         (concept,), _ = queue("sd15_layers", attention_weight=weight, steps=2, **changes).result
