@@ -64,7 +64,7 @@ class Study:
         self.base, self.judge, self.options = opened.base, opened.judge, options
         self.base_digest = opened.base_digest
         self.folder = cache_folder() / "regional_study"
-        self.kept = Kept(self.folder, [self.base_digest, self.judge.hash, _source()])
+        self.kept = Kept(self.folder, [self.base_digest, self.judge.hash])
 
     def facts(self) -> dict:
         """What the result rests on."""
@@ -93,7 +93,7 @@ class Study:
                 flags = []
                 for start in range(0, len(scenes), BATCH):
                     part = scenes[start : start + BATCH]
-                    place = ["layouts", canvas, arm, start, len(part)]
+                    place = ["layouts", _source("layouts"), canvas, arm, start, len(part)]
                     flags += self.kept(
                         place, lambda a=arm, c=canvas, p=part, s=start: self._drawn(a, c, p, s)
                     )
@@ -115,7 +115,14 @@ class Study:
             found[adapter] = {arm: [] for arm in ARMS}
             for seed in range(self.options.seeds):
                 for arm in ARMS:
-                    place = ["adapters", adapter, arm, seed, self.options.pictures]
+                    place = [
+                        "adapters",
+                        _source("adapters"),
+                        adapter,
+                        arm,
+                        seed,
+                        self.options.pictures,
+                    ]
                     flags = self.kept(
                         place, lambda a=adapter, m=arm, s=seed: self._adapted(a, m, s)
                     )
@@ -142,7 +149,7 @@ class Study:
         for start in range(0, self.options.outlines, BATCH):
             count = min(BATCH, self.options.outlines - start)
             part = self.kept(
-                ["outlines", study.digest, start, count],
+                ["outlines", _source("outlines"), study.digest, start, count],
                 lambda s=start, c=count: study.flags(s, c),
             )
             for weight, values in part.items():
@@ -158,7 +165,14 @@ class Study:
         options = self.options
         return {
             network: self.kept(
-                ["speed", network, options.side, options.repeats, options.threads],
+                [
+                    "speed",
+                    _source("speed"),
+                    network,
+                    options.side,
+                    options.repeats,
+                    options.threads,
+                ],
                 lambda n=network: measured(n, options.side, options.repeats, options.threads),
             )
             for network in NETWORKS
@@ -169,16 +183,15 @@ class Study:
         print(f"{what}: {flags.mean():.3f} of {flags.size}", flush=True)
 
 
-def _source() -> str:
-    """Digest of what is measured and of how: results of other code are not taken."""
+def _source(part: str) -> str:
+    """Digest of what a part measures and of how: results of other code are not taken."""
     pack = BENCHMARKS.parent
     files = [
-        *(BENCHMARKS / "regional_study").glob("*.py"),
+        *(BENCHMARKS / "regional_study" / f"{name}.py" for name in {"layouts", part}),
         *(pack / "nodes" / "bridge").glob("region*.py"),
         *(pack / "lora_ops" / name for name in ("regions.py", "mixing.py")),
     ]
     read = hashlib.sha256()
     for file in sorted(files):
-        if file.name != "report.py":
-            read.update(file.read_bytes())
+        read.update(file.read_bytes())
     return read.hexdigest()[:16]
