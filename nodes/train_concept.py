@@ -11,6 +11,7 @@ from ..training import TrainingSettings
 from ..training.concept_captions import TEMPLATES
 from .bridge.concept_plan import LEARNT, RELEASED_STOP, ConceptRequest
 from .bridge.concept_words import STARTS
+from .bridge.crops import CROPS
 from .bridge.inputs import rate_input, seed_input, settings_input
 from .bridge.progress import node_display
 from .bridge.train_concept import train_concept
@@ -209,6 +210,40 @@ class TrainConcept(io.ComfyNode):
                     tooltip="How the LoRA begins: uniform (released code, main branch) or normal "
                     "(research branch).",
                 ),
+                io.Combo.Input(
+                    "crops",
+                    options=list(CROPS),
+                    default=CROPS[0],
+                    optional=True,
+                    advanced=True,
+                    tooltip="How pictures are cut: each once, to its own shape; to random squares, "
+                    "as the released research code has objects and places; or the whole and "
+                    "parts of it somewhere on black, as the main branch has persons.",
+                ),
+                io.Float.Input(
+                    "density_weight",
+                    default=0.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.001,
+                    round=0.0001,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How strongly the word is drawn to where the vocabulary lies dense: "
+                    "0.002 in the released research code, 0 in its main branch.",
+                ),
+                io.Float.Input(
+                    "text_dropout",
+                    default=0.0,
+                    min=0.0,
+                    max=0.95,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Share of the steps in which a layer that reads the text goes without "
+                    "its LoRA, so that the word must carry more. The released research code has "
+                    "0.2 for objects, 0 or up to 0.3 for persons. SD1.5, SD2, SDXL and Wan.",
+                ),
             ],
             outputs=[
                 ConceptType.Output(
@@ -250,6 +285,9 @@ class TrainConcept(io.ComfyNode):
         embedding_stop: list[float] | None = None,
         embedding_start: list[str] | None = None,
         lora_start: list[str] | None = None,
+        crops: list[str] | None = None,
+        density_weight: list[float] | None = None,
+        text_dropout: list[float] | None = None,
     ) -> io.NodeOutput:
         """Train, or take an equal run's result."""
         result = train_concept(
@@ -279,6 +317,9 @@ class TrainConcept(io.ComfyNode):
                 stop=only("embedding_stop", embedding_stop or [RELEASED_STOP]),
                 start=only("embedding_start", embedding_start or [STARTS[0]]),
                 down_start=only("lora_start", lora_start or [DOWN_STARTS[0]]),
+                crops=only("crops", crops or [CROPS[0]]),
+                density=only("density_weight", density_weight or [0.0]),
+                dropout=only("text_dropout", text_dropout or [0.0]),
                 node_id=cls.hidden.unique_id,
             )
         )

@@ -65,11 +65,13 @@ class Gate:
         strength: Multiplies the adapter's term.
         frozen: Parts whose parameters are detached for this row; gradient still flows through x.
         shares: Multiply each token's and each rank's part of the term; everywhere 1 by default.
+        off: Sites at which this row goes without the adapter.
     """
 
     strength: float = 1.0
     frozen: frozenset[str] = frozenset()
     shares: TokenShares | None = None
+    off: frozenset[str] = frozenset()
 
 
 RowGates = Mapping[str, Gate]
@@ -142,6 +144,8 @@ class GatedAdapters:
             total = output.clone() if groups and torch.is_grad_enabled() else output
             for name, site in here:
                 for (adapter_name, gate), rows in groups.items():
+                    if name in gate.off:
+                        continue
                     factors = self.adapters[adapter_name].factors(name, gate.frozen, x)
                     if factors is not None:
                         _add_term(total, x, rows, factors, gate, name, site)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..lora_ops.attention_regulariser import attention_penalty
+from ..lora_ops.vocabulary_density import VocabularyDensity
 from .denoiser import Denoiser, ShowsAttention
 
 
@@ -25,6 +26,8 @@ class Words:
             they are for the rest of the run; 0 never stops them.
         attention: Weight of what keeps the words' attention within the pictures' masks; 0 is off.
         fill_mask: Whether the last word must also fill the mask rather than only stay within it.
+        density: Weight of what draws the rows to their vocabulary; 0 is off.
+        vocabularies: Densities by name, where there is such a weight.
 
     Raises:
         ValueError: A stop is given without the norms that it is measured in.
@@ -36,6 +39,8 @@ class Words:
     stop: float = 0.0
     attention: float = 0.0
     fill_mask: bool = False
+    density: float = 0.0
+    vocabularies: Mapping[str, VocabularyDensity] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         bare = sorted(name for name in self.starts if self.norms.get(name, 0.0) <= 0)
@@ -94,12 +99,28 @@ class LearntWords:
                 rows.grad = None
 
     def penalties(self, denoiser: Denoiser, masks: Sequence[Tensor | None]) -> Tensor | None:
-        """Return what the words' attention outside the masks costs each row, ``(row,)``.
+        """Return what is asked of the words besides, ``(row,)`` or a scalar; ``None`` if nothing is.
+
+        That is their attention outside the masks and, alike in every row, their distance from the
+        vocabulary.
 
         Args:
             denoiser: After the forward of these rows.
             masks: Of the rows, ``(1, height, width)`` each; a row without one costs nothing.
         """
+        outside, away = self._attention(denoiser, masks), self._distance()
+        if outside is None or away is None:
+            return away if outside is None else outside
+        return outside + away.to(outside)
+
+    def _distance(self) -> Tensor | None:
+        if not self._words.density or not self.parameters:
+            return None
+        vocabularies = self._words.vocabularies
+        found = [vocabularies[name].penalty(rows) for name, rows in self.parameters.items()]
+        return self._words.density * torch.stack(found).sum()
+
+    def _attention(self, denoiser: Denoiser, masks: Sequence[Tensor | None]) -> Tensor | None:
         if not self._words.attention or all(mask is None for mask in masks):
             return None
         if not isinstance(denoiser, ShowsAttention) or not (maps := denoiser.attention()):

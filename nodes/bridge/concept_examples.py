@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -15,10 +15,10 @@ from ...training.concept import name_key
 from .concept_prompt import BoundPrompt, Tokens, bound_prompt, is_marker
 from .concept_words import WORDS
 from .conditioning import Framing, training_latent
+from .crops import Look
 from .examples import VIEWS, latent_mask
 from .fitted_image import encode
 from .learnt_cond import LearntCond, lengths, picture_options
-from .plain_data import Picture
 
 
 @dataclass(frozen=True)
@@ -75,17 +75,17 @@ class Reader:
 def concept_examples(
     reader: Reader,
     vae: comfy.sd.VAE,
-    pictures: Sequence[Picture],
+    pictures: Sequence[Iterable[Look]],
     captions: Sequence[Sequence[str]],
     flip: str,
     dropped: bool,
 ) -> list[list[list[Example]]]:
-    """Return pictures in all their wordings, once for every view.
+    """Return pictures in all their cuts and wordings, once for every view.
 
     Args:
         reader: Of the captions.
         vae: Encodes the pictures.
-        pictures: In order.
+        pictures: In order, each in all its cuts.
         captions: Every picture's wordings.
         flip: Whether pictures are mirrored, of ``VIEWS``.
         dropped: Whether captions may be left out.
@@ -97,19 +97,22 @@ def concept_examples(
     views = VIEWS[flip]
     found: list[list[list[Example]]] = [[] for _ in views]
     for picture, texts in zip(pictures, captions, strict=True):
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        image, mask = picture.fitted()
-        (height, width), (top, left) = image.original_size, image.crop
-        framing = Framing(width, height, left, top, image.size[1], image.size[0])
-        for view, mirrored in zip(found, views, strict=True):
-            latent = training_latent(reader.model, encode(vae, image, mirrored))[0]
-            counts = None
-            if mask is not None:
-                counts = latent_mask(mask.flip(1) if mirrored else mask, latent)
-            empty = reader.cond("", latent, framing) if dropped else None
-            view.append(
-                [Example(latent, reader.cond(one, latent, framing), counts, empty) for one in texts]
-            )
+        for view in found:
+            view.append([])
+        for image, mask in picture:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            (height, width), (top, left) = image.original_size, image.crop
+            framing = Framing(width, height, left, top, image.size[1], image.size[0])
+            for view, mirrored in zip(found, views, strict=True):
+                latent = training_latent(reader.model, encode(vae, image, mirrored))[0]
+                counts = None
+                if mask is not None:
+                    counts = latent_mask(mask.flip(1) if mirrored else mask, latent)
+                empty = reader.cond("", latent, framing) if dropped else None
+                view[-1] += [
+                    Example(latent, reader.cond(one, latent, framing), counts, empty)
+                    for one in texts
+                ]
     return found
 
 

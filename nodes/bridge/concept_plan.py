@@ -17,10 +17,12 @@ from .base_digest import clip_digest, content_digest, model_digest, vae_digest
 from .concept_layers import context_layers
 from .concept_words import STARTS, checked_words, encoders_without_lora, require_gradients
 from .conditioning import require_clip
+from .crops import CROPS
 from .families import identify_for_training
 from .fitted_image import single_images
 from .plain_data import Picture, pictures_of
 from .run_request import resolved_config
+from .sites import text_readers, training_sites
 from .text_training import TRAINABLE, TextTraining
 
 LEARNT = ("words, text encoder and denoiser", "words and denoiser", "words only")
@@ -58,6 +60,9 @@ class ConceptRequest:
         stop: Norm of the rows, in the vocabulary's, at which they stay; 0 is never.
         start: One of ``STARTS``.
         down_start: Of ``Plain``.
+        crops: One of ``CROPS``.
+        density: Weight of what draws the words to their vocabulary, in the released code's measure.
+        dropout: Share of the steps in which a layer that reads the text goes without the LoRA.
         settings: Of the user.
         node_id: Of the node in the graph.
     """
@@ -86,6 +91,9 @@ class ConceptRequest:
     stop: float = RELEASED_STOP
     start: str = STARTS[0]
     down_start: str = "uniform"
+    crops: str = CROPS[0]
+    density: float = 0.0
+    dropout: float = 0.0
     settings: TrainingSettings = field(default_factory=TrainingSettings)
     node_id: str | None = None
 
@@ -109,6 +117,7 @@ class ConceptPlan:
         captions: Every picture's wordings.
         unnamed: Numbers of the pictures whose captions lacked the name.
         untrained: Text encoders whose layers stay as they are.
+        dropped: Layers that may go without the LoRA in a step.
     """
 
     family: Family
@@ -125,6 +134,7 @@ class ConceptPlan:
     captions: list[list[str]]
     unnamed: list[int]
     untrained: list[str]
+    dropped: list[str]
 
     @property
     def text_rate(self) -> float:
@@ -154,6 +164,7 @@ def plan_concept(request: ConceptRequest) -> ConceptPlan:
     pictures = _pictures(request, resolution, family.multiple)
     named = [replace(one, caption=with_name(one.caption, name)) for one in pictures]
     text_rate = text_rate_of(request, defaults.text_rate)
+    dropped = _dropped(request) if request.dropout else []
     return ConceptPlan(
         family=family,
         config=config,
@@ -171,6 +182,7 @@ def plan_concept(request: ConceptRequest) -> ConceptPlan:
         ],
         unnamed=captions_without_name([one.caption for one in pictures], name),
         untrained=encoders_without_lora(request.clip, TRAINABLE if text_rate else ()),
+        dropped=dropped,
     )
 
 
@@ -213,6 +225,13 @@ def run_pieces(request: ConceptRequest, plan: ConceptPlan) -> dict[str, Any]:
     if any(picture.mask is not None for picture in plan.pictures):
         pieces["masks"] = [content_digest(picture.mask) for picture in plan.pictures]
         pieces["attention"] = [request.attention, request.fill_mask]
+    # Runs from before these settings keep their place.
+    if request.crops != CROPS[0]:
+        pieces["crops"] = request.crops
+    if request.density:
+        pieces["density"] = request.density
+    if request.dropout:
+        pieces["dropout"] = [request.dropout, plan.dropped]
     return pieces
 
 
@@ -223,6 +242,8 @@ def _pictures(request: ConceptRequest, resolution: int, multiple: int) -> list[P
         raise ValueError(
             f"templates must be one of {', '.join(TEMPLATES)}, got {request.templates!r}"
         )
+    if request.crops not in CROPS:
+        raise ValueError(f"crops must be one of {', '.join(CROPS)}, got {request.crops!r}")
     captions = list(request.captions) or [""]
     return pictures_of(request.images, request.masks, captions, resolution, multiple)
 
@@ -244,6 +265,18 @@ def text_rate_of(request: ConceptRequest, default: float) -> float:
             f"that reads its text with {', '.join(untrained)}; set it to 0"
         )
     return 0.0
+
+
+def _dropped(request: ConceptRequest) -> list[str]:
+    settings = request.settings
+    sites = training_sites(request.model, settings.targets, settings.target_pattern)
+    dropped = text_readers(sites)
+    if not dropped:
+        raise ValueError(
+            "text_dropout is for layers that read the text alone, the keys and values of "
+            f"cross-attention, got {request.dropout:g} where none is trained; set it to 0"
+        )
+    return dropped
 
 
 def _require_single_optimizer(settings: TrainingSettings) -> None:

@@ -10,6 +10,7 @@ from comfy.sd import CLIP
 from comfy.sd1_clip import SDClipModel, SDTokenizer
 from torch import Tensor
 
+from ...lora_ops.vocabulary_density import RELEASED_BANDWIDTH, VocabularyDensity
 from ...training.concept import concept_name
 from ...training.randomness import generator_for
 from .concept_prompt import text_tokenizers, wired_encoders
@@ -124,6 +125,17 @@ def vocabulary_norms(clip: CLIP) -> dict[str, float]:
         lengths = [part.detach().float().norm(dim=1) for part in table.split(_READ_AT_ONCE)]
         norms[encoder] = float(torch.cat(lengths).double().mean())
     return norms
+
+
+def vocabulary_densities(clip: CLIP) -> dict[str, VocabularyDensity]:
+    """Return where each vocabulary lies dense; kernels are as wide as CLIP-L's beside its rows."""
+    norms = vocabulary_norms(clip)
+    tables = {name: _vocabulary(encoders_of(clip.cond_stage_model)[name]) for name in norms}
+    with torch.inference_mode(False):  # gradients flow through what comes out
+        return {
+            name: VocabularyDensity.of(table, RELEASED_BANDWIDTH * norms[name] / CLIP_L_NORM)
+            for name, table in tables.items()
+        }
 
 
 def encoders_without_lora(clip: CLIP, trainable: Sequence[str]) -> list[str]:

@@ -96,10 +96,7 @@ def onto_frame(image: Tensor, full: tuple[int, int], multiple: int) -> FittedIma
     original = (image.shape[0], image.shape[1])
     scale = max(full[0] / original[0], full[1] / original[1])
     covering = [max(side, round(of * scale)) for side, of in zip(full, original, strict=True)]
-    if tuple(covering) != original:
-        channels_first = image.movedim(-1, 0)[None]
-        resized = F.interpolate(channels_first, size=covering, mode="bilinear", antialias=True)
-        image = resized[0].movedim(0, -1)
+    image = resized(image, (covering[0], covering[1]))
     height, width = (side // multiple * multiple for side in full)
     top, left = (
         (over - side) // 2 + (side - kept) // 2
@@ -107,6 +104,15 @@ def onto_frame(image: Tensor, full: tuple[int, int], multiple: int) -> FittedIma
     )
     cropped = image[top : top + height, left : left + width]
     return FittedImage(cropped.clamp(0.0, 1.0).contiguous(), original, (top, left))
+
+
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the picture ``(height, width, channel)`` at another size, smoothly."""
+    if tuple(image.shape[:2]) == size:
+        return image
+    channels_first = image.movedim(-1, 0)[None]
+    found = F.interpolate(channels_first, size=size, mode="bilinear", antialias=True)
+    return found[0].movedim(0, -1)
 
 
 def encode(vae: comfy.sd.VAE, image: FittedImage, mirrored: bool) -> Tensor:

@@ -39,15 +39,21 @@ class Picture:
         Raises:
             ValueError: All that the mask lets count is cut away.
         """
+        both = onto_frame(self.pixels(), self.frame, 1)
+        if self.mask is None:
+            return both, None
+        picture, mask = both.pixels[..., :3].contiguous(), both.pixels[..., 3].contiguous()
+        require_not_black(mask, self.number, "in the part that is trained")
+        return replace(both, pixels=picture), mask
+
+    def pixels(self) -> Tensor:
+        """Return the picture as it came, ``(height, width, 3)``, or 4 with its mask as the last."""
         pixels = cleaned(self.image, f"picture {self.number}")
         if self.mask is None:
-            return onto_frame(pixels, self.frame, 1), None
+            return pixels
         with torch.inference_mode(False):
             mask = self.mask.detach().clone().float().cpu().clamp(0.0, 1.0)
-        both = onto_frame(torch.cat([pixels, mask[..., None]], dim=-1), self.frame, 1)
-        picture, mask = both.pixels[..., :3].contiguous(), both.pixels[..., 3].contiguous()
-        _require_not_black(mask, self.number, "in the part that is trained")
-        return replace(both, pixels=picture), mask
+        return torch.cat([pixels, mask[..., None]], dim=-1)
 
     @property
     def kept(self) -> float:
@@ -168,11 +174,16 @@ def _checked_mask(mask: Tensor, image: Tensor, number: int) -> Tensor | None:
             f"a mask must hold finite numbers, got NaN or infinity in mask {number}; "
             "check the node that made it"
         )
-    _require_not_black(mask, number, "everywhere")
+    require_not_black(mask, number, "everywhere")
     return None if bool((mask >= 1).all()) else mask
 
 
-def _require_not_black(mask: Tensor, number: int, where: str) -> None:
+def require_not_black(mask: Tensor, number: int, where: str) -> None:
+    """Check that a mask lets something count.
+
+    Raises:
+        ValueError: It is black.
+    """
     if not bool((mask > 0).any()):
         raise ValueError(
             f"a mask must be white where its picture counts, got one that is black {where} for "

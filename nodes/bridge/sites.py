@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -70,6 +70,7 @@ _LAYERS: dict[str, _Layers] = {
     ),
 }
 # Core's loader reads this suffix as the q, k and v rows of a fused layer.
+_READS_TEXT = re.compile(r"_attn2_to_[kv]$|\.cross_attn\.[kv]$")
 _FUSED = re.compile(r"^single_blocks\.\d+\.linear1$")
 _FUSED_SUFFIX = "_qkv"
 
@@ -106,6 +107,11 @@ def training_sites(model: ModelPatcher, targets: str, pattern: str = "") -> dict
         elif targets == "attention" and _FUSED.match(path):
             sites[names[path] + _FUSED_SUFFIX] = Site(module, (3 * shape[1], shape[1]), start=0)
     return _matching(sites, model, pattern) if pattern.strip() else sites
+
+
+def text_readers(sites: Iterable[str]) -> list[str]:
+    """Return those layers that make keys and values of the text alone, as LoRA files name them."""
+    return [name for name in sites if _READS_TEXT.search(name)]
 
 
 def _matching(sites: dict[str, Site], model: ModelPatcher, pattern: str) -> dict[str, Site]:

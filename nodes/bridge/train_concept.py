@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -17,7 +17,14 @@ from ...training.run_store import StoredRun
 from ...training.words import Words
 from .concept_examples import Reader, concept_examples
 from .concept_plan import ConceptPlan, ConceptRequest, plan_concept, run_pieces
-from .concept_words import CLIP_L_NORM, starting_rows, vocabulary_norms
+from .concept_words import (
+    CLIP_L_NORM,
+    starting_rows,
+    vocabulary_densities,
+    vocabulary_norms,
+)
+from .crops import CROPS, CROPS_EACH, Look, looks
+from .plain_data import Picture
 from .preview import PreviewScene
 from .run_report import shared_metadata, warnings
 from .runs import as_metadata
@@ -77,7 +84,10 @@ def train_concept(request: ConceptRequest) -> ConceptResult:
     return ConceptResult(
         concepts=(concept_of(plan, run),),
         losses=dict(run.losses),
-        pictures=[one.fitted()[0].pixels[None] for one in plan.pictures[:SHOWN_PICTURES]],
+        pictures=[
+            next(_looks(request, plan, one))[0].pixels[None]
+            for one in plan.pictures[:SHOWN_PICTURES]
+        ],
         text=concept_text(request, plan, run, outcome.notes),
     )
 
@@ -88,6 +98,10 @@ def concept_of(plan: ConceptPlan, run: StoredRun) -> Concept:
     return Concept(plan.name, plan.class_word, rows, run.loras[CONCEPT])
 
 
+def _looks(request: ConceptRequest, plan: ConceptPlan, picture: Picture) -> Iterator[Look]:
+    return looks(picture, request.crops, plan.resolution, plan.family.multiple, request.seed)
+
+
 def _prepare(request: ConceptRequest, plan: ConceptPlan) -> Prepared:
     masked = any(picture.mask is not None for picture in plan.pictures)
     reader = Reader(
@@ -96,7 +110,8 @@ def _prepare(request: ConceptRequest, plan: ConceptPlan) -> Prepared:
     )
     settings = plan.settings
     examples, *mirrored = concept_examples(
-        *(reader, request.vae, plan.pictures, plan.captions),
+        *(reader, request.vae, [_looks(request, plan, one) for one in plan.pictures]),
+        plan.captions,
         *(settings.flip, settings.caption_dropout > 0),
     )
     norms = vocabulary_norms(request.clip)
@@ -112,11 +127,15 @@ def _prepare(request: ConceptRequest, plan: ConceptPlan) -> Prepared:
         # In the node's measure, which is the released code's, beside this pack's smaller loss.
         attention=request.attention * RELATIVE_WEIGHT / RELEASED_WEIGHT,
         fill_mask=request.fill_mask,
+        density=request.density * RELATIVE_WEIGHT / RELEASED_WEIGHT,
+        vocabularies=vocabulary_densities(request.clip) if request.density else {},
     )
     recipe = EdLora(
         *(examples, words, settings.samples),
         mirrored=mirrored[0] if mirrored else (),
         adapter=Plain(request.down_start),
+        dropped=plan.dropped,
+        dropout=request.dropout,
     )
     latent = examples[0][0].latent
     prompt = settings.preview_prompt.strip() or plan.captions[0][0]
@@ -144,6 +163,7 @@ def _results(
         "pastiche.learnt": request.learnt,
         "pastiche.images": len(plan.pictures),
         "pastiche.masked": any(picture.mask is not None for picture in plan.pictures),
+        "pastiche.crops": request.crops,
         "pastiche.captions": "\n".join(captions[:KEPT_CAPTIONS]),
         _LEFT_OUT: "\n".join(name for name in layers if name not in learnt),
         "modelspec.trigger_phrase": f"<{plan.name}>",
@@ -178,6 +198,8 @@ def concept_text(
         f"learning rates {', '.join(rates)}",
         f"{len(plan.pictures)} pictures, {plan.layers} rows for each of the two words",
     ]
+    if request.crops != CROPS[0]:
+        lines.append(f"each picture in {CROPS_EACH} cuts: {request.crops}")
     if plan.unnamed:
         lines.append(
             f"<{plan.name}> was put in front of the captions without it: picture "

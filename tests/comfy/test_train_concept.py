@@ -1,6 +1,7 @@
 """Concepts trained on tiny real models, and what of them a user would notice."""
 
 import copy
+import math
 import os
 import signal
 from dataclasses import replace
@@ -182,6 +183,7 @@ def test_what_decides_the_result_decides_the_run():
         *({"templates": "person"}, {"learnt": "words only"}, {"decay": "as set"}),
         *({"noise_offset": 0.0}, {"stop": 0.0}, {"start": "a draw per layer"}),
         *({"down_start": "normal"}, {"captions": ["<boat1>"]}, {"masks": masks()}),
+        *({"crops": "random square"}, {"density": 0.002}, {"dropout": 0.2}),
     ):
         assert identity("sd15", **changes) != plain, changes
     assert identity("sd15", node_id="7", run_name="other") == plain
@@ -240,6 +242,51 @@ def test_a_base_with_umt5_learns_one_row_per_word_and_no_text_encoder_layer():
     assert concept.lora
     assert all(key.startswith("diffusion_model.") for key in concept.lora)
     assert "the layers of umt5xxl stay as they are" in said(out)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"crops": "random square"}, {"crops": "placed at random"}),
+        {"crops": "placed at random", "settings": TrainingSettings(flip="random", batch_size=2)},
+        *({"density_weight": 1.0}, {"text_dropout": 0.9}),
+    ],
+)
+def test_the_released_variants_learn_something_else_and_the_same_again(
+    changes, tmp_path, monkeypatch
+):
+    found = []
+    for number in range(2):
+        monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / str(number)))
+        (concept,), losses = queue("sd15", **changes).result
+        assert all(math.isfinite(loss) for loss in losses["loss"])
+        found.append(concept.embeddings["clip_l"])
+    (plain,), _ = queue("sd15").result
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], plain.embeddings["clip_l"])
+
+
+def test_the_word_stays_nearer_to_the_vocabulary_when_drawn_to_it():
+    rows = _prepare(*planned("sd15", density=1.0)).recipe.words()
+    away = {}
+    for weight in (0.0, 1e4):
+        (concept,), _ = queue("sd15", density_weight=weight, word_rate=0.05).result
+        away[weight] = rows.vocabularies["clip_l"].penalty(concept.embeddings["clip_l"])
+    assert away[1e4] < away[0.0]
+
+
+def test_dropout_is_for_the_layers_that_read_the_text_alone():
+    _, plan = planned("sd15", dropout=0.5)
+    assert plan.dropped
+    assert all(name.endswith(("attn2_to_k", "attn2_to_v")) for name in plan.dropped)
+    wan = {"clip": clip_of("wan"), "class_word": "dog", "text_rate": 0.0}
+    _, plan = planned("wan21", dropout=0.5, **wan)
+    assert {name.rpartition("cross_attn.")[2] for name in plan.dropped} == {"k", "v"}
+    nowhere = TrainingSettings(target_pattern="*attn1*")
+    for settings, model in ((nowhere, "sd15"), (TrainingSettings(), "sd3")):
+        clip = tiny_clip() if model == "sd15" else clip_of("sd3")
+        with pytest.raises(ValueError, match=r"text_dropout is for layers .* got 0.5 where none"):
+            planned(model, dropout=0.5, settings=settings, clip=clip)
 
 
 def test_words_alone_leave_the_network_as_it_is():
@@ -309,6 +356,10 @@ def test_the_forecast_counts_the_text_encoder():
         ({"images": []}, "a concept needs at least one picture, got none"),
         ({"masks": [torch.ones(1, 8, 8)] * 2}, "a mask must have the size of its picture, got 8 x"),
         ({"masks": [torch.zeros(1, 32, 48)] * 2}, "black everywhere for picture 1"),
+        (
+            {"crops": "round"},
+            "crops must be one of whole picture, random square, placed .* 'round'",
+        ),
         ({"clip": None}, "a text encoder is needed to read the prompt, got none; connect"),
         (
             {"settings": TrainingSettings(optimizer="LoRA-RITE")},

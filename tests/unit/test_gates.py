@@ -48,6 +48,23 @@ def test_each_row_gets_its_own_adapters():
     assert torch.equal(output[1], base[1])
 
 
+def test_a_row_goes_without_the_adapter_where_its_gate_is_off():
+    layer, other = linear(), linear()
+    sites = {"site": Site(layer, (5, 6)), "other": Site(other, (5, 6))}
+    trained = adapter(sites["site"])
+    both = TrainedAdapter(trained.parametrization, dict.fromkeys(sites, trained.parts["site"]))
+    gates = GatedAdapters(sites, {"one": both})
+    x = torch.randn(2, 3, 6, dtype=torch.float64)
+    rows = [{"one": Gate(off=frozenset({"site"}))}, {"one": Gate()}]
+    bases = layer(x), other(x)
+    with gates.attached(), gates.gated(rows):
+        found = layer(x), other(x)
+    change = x @ change_of(trained).T
+    assert torch.equal(found[0][0], bases[0][0])
+    torch.testing.assert_close(found[0][1], bases[0][1] + change[1])
+    torch.testing.assert_close(found[1], bases[1] + change)
+
+
 def test_a_slice_of_a_fused_layer_changes_only_its_channels():
     layer = linear(6, 12)
     site = Site(layer, (4, 6), start=4)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pack.lora_ops.vocabulary_density import VocabularyDensity
 from pack.training import Site, TrainingConfig, train
 from pack.training.recipes import EdLora
 from pack.training.session import Session
@@ -190,3 +191,59 @@ def test_pictures_come_once_a_round_and_every_wording_in_time():
 def test_a_site_of_a_rate_of_its_own_is_equal_otherwise():
     module = SmallDenoiser().layers[0]
     assert Site(module, (8, 8)) == Site(module, (8, 8), rate=1.0)
+
+
+def test_rows_are_drawn_to_the_vocabulary_alike_in_every_row_of_a_batch():
+    vocabulary = VocabularyDensity.of(torch.zeros(5, WIDTH), 0.5)
+    made = words(density=0.25, vocabularies={"text": vocabulary})
+    found = LearntWords(made).penalties(None, [None, None])
+    rows = LearntWords(made).parameters["text"]
+    # One kernel, at 0: its share is exp(-x^2 / (2 h^2)), summed over the dimensions.
+    wanted = -(-rows.square() / 0.5).exp().mean(dim=-1).log().sum() * 0.25
+    assert torch.allclose(found, wanted, rtol=1e-5)
+    step = replace(CONFIG, steps=1, weight_decay=0.0)
+    mapping = {"text": vocabulary}
+    drawn, free = (
+        run(step, recipe(density=weight, vocabularies=mapping)).losses["loss"][0]
+        for weight in (0.25, 0.0)
+    )
+    # Once a step, however many rows it has.
+    assert drawn - free == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_layers_go_without_the_adapter_in_their_share_of_the_steps():
+    made = replace(recipe(), dropped=("a", "b"), dropout=0.3)
+    gates = [[row.gates["concept"].off for row in made.rows(step, 4)] for step in range(600)]
+    assert all(one == other for one, other in gates)  # a step's rows go together
+    for site in ("a", "b"):
+        assert sum(site in one for one, _ in gates) / 600 == pytest.approx(0.3, abs=0.06)
+    assert {one for one, _ in gates} == {frozenset(), *map(frozenset, ("a", "b", "ab"))}
+    assert not any(row.gates["concept"].off for row in recipe().rows(0, 4))
+
+
+def test_a_layer_without_its_adapter_learns_nothing_in_that_step():
+    denoiser = SmallDenoiser(layers=2)
+    first, second = denoiser.sites
+    made = replace(recipe(), dropped=(first,), dropout=0.999999)
+    learnt = train(denoiser, denoiser.sites, made, replace(CONFIG, steps=3)).adapters["concept"]
+    assert not learnt[first].up.any()
+    assert learnt[second].up.any()
+
+
+def test_a_run_that_drops_layers_goes_on_to_the_same_numbers():
+    denoiser = SmallDenoiser(layers=2)
+    made = replace(recipe(), dropped=tuple(denoiser.sites), dropout=0.5)
+    whole = run(made=made)
+    kept = []
+    run(made=made, callbacks=[lambda event: kept.append(event.session.checkpoint())])
+    for start in kept[:-1]:
+        again = run(made=made, start=start)
+        for site, factors in whole.adapters["concept"].items():
+            assert torch.equal(factors.up, again.adapters["concept"][site].up)
+            assert torch.equal(factors.down, again.adapters["concept"][site].down)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_no_step_is_left_where_every_layer_is_dropped(share):
+    with pytest.raises(ValueError, match="dropout must be at least 0 and below 1"):
+        replace(recipe(), dropped=("a",), dropout=share)

@@ -29,9 +29,12 @@ class EdLora:
         batch_size: Rows per step, each weighing ``1 / batch_size``.
         mirrored: The same pictures mirrored; each sample then draws one of its two.
         adapter: How it is parametrised.
+        dropped: Sites at which a step may go without the adapter.
+        dropout: Share of the steps in which each of them does, drawn for itself.
 
     Raises:
-        ValueError: There is no picture, or one has no wording or no mirrored one.
+        ValueError: There is no picture, or one has no wording or no mirrored one; or the share is
+            none.
 
     Reference: Gu et al. 2023, arXiv:2305.18292, section 3.2.
     """
@@ -41,6 +44,8 @@ class EdLora:
     batch_size: int = 1
     mirrored: Sequence[Sequence[Example]] = ()
     adapter: Parametrization = field(default_factory=Plain)
+    dropped: Sequence[str] = ()
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.examples or not all(self.examples):
@@ -53,6 +58,10 @@ class EdLora:
             raise ValueError(
                 "every picture needs its mirrored one, got "
                 f"{len(self.mirrored)} for {len(self.examples)} pictures"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"dropout must be at least 0 and below 1, got {self.dropout:g}; try 0.2"
             )
 
     def adapters(self) -> Mapping[str, Parametrization]:
@@ -70,11 +79,19 @@ class EdLora:
     def rows(self, step: int, seed: int) -> Sequence[Row]:
         """Return the next ``batch_size`` pictures, each in one wording and with its own noise."""
         rows = []
+        gates = {CONCEPT: Gate(off=self._off(step, seed))}
         for sample in range(self.batch_size):
             pick = shuffled_round(seed, len(self.examples), step * self.batch_size + sample)
             turned = self.mirrored and coin(seed, step, sample)
             wordings = (self.mirrored if turned else self.examples)[pick]
             wording = int(uniform(seed, "wording", step, sample) * len(wordings))
-            gates = {CONCEPT: Gate()}
             rows.append(Row(CONCEPT, wordings[wording], gates, 1 / self.batch_size, sample))
         return rows
+
+    def _off(self, step: int, seed: int) -> frozenset[str]:
+        """Return the sites that this step goes without; the terms of the others stay as they are."""
+        if not self.dropout:
+            return frozenset()
+        return frozenset(
+            site for site in self.dropped if uniform(seed, "dropout", step, site) < self.dropout
+        )
