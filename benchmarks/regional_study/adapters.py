@@ -81,9 +81,10 @@ class Cell:
 
 
 def wide_scenes(adapter: str) -> list[Scene]:
-    """Training pictures of the canvas: two things, one of them a boat; or all in the style.
+    """Training pictures of the canvas: two things, one or both of them boats; or all in the style.
 
-    What is learnt of square pictures alone fails on the whole wide canvas, with regions or without.
+    What is learnt of square pictures alone fails on the whole wide canvas, with regions or without;
+    and a region's text names its thing twice, so some pictures show two.
     """
     width, height = CANVASES[CANVAS]
     scenes = []
@@ -91,16 +92,20 @@ def wide_scenes(adapter: str) -> list[Scene]:
         colours = [colour for colour in COLOURS if colour != scene.things[0].colour]
         one, other = BASE_CLASSES[number % 8], BASE_CLASSES[(number + 3) % 8]
         kind, style = (KIND, scene.style) if adapter == "class" else (one, STYLE)
-        things = (Thing(kind, scene.things[0].colour), Thing(other, colours[number % len(colours)]))
-        scenes.append(
-            replace(
-                scene,
-                things=things if number % 2 else things[::-1],
-                style=style,
-                width=width,
-                height=height,
+        for second in (other, kind):
+            things = (
+                Thing(kind, scene.things[0].colour),
+                Thing(second, colours[number % len(colours)]),
             )
-        )
+            scenes.append(
+                replace(
+                    scene,
+                    things=things if number % 2 else things[::-1],
+                    style=style,
+                    width=width,
+                    height=height,
+                )
+            )
     return scenes
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from .training_run import Prepared, TrainingJob, run_training
 SHOWN_PICTURES = 4
 KEPT_CAPTIONS = 20
 """In the file's metadata, of the distinct ones."""
+KEPT_TAGS = 200
 _CUT = 0.15
 """Of a picture; more is told."""
 
@@ -125,8 +128,16 @@ def _loras(
         "pastiche.masked": any(picture.mask is not None for picture in plan.pictures),
         "pastiche.captions": "\n".join(plan.captions[:KEPT_CAPTIONS]),
         "ss_num_train_images": count,
+        **_tags(request.run_name, [picture.caption for picture in plan.pictures]),
     }
     return {LORA: lora_state(trained.adapters[LORA], as_metadata(metadata))}
+
+
+def _tags(run: str, captions: Sequence[str]) -> dict[str, Any]:
+    """Return how often which part of a caption stood, where other programs look for it."""
+    parts = (part.strip() for caption in captions for part in caption.split(","))
+    counts = Counter(part for part in parts if part)
+    return {"ss_tag_frequency": {run: dict(counts.most_common(KEPT_TAGS))}} if counts else {}
 
 
 def plain_text(request: PlainRequest, plan: PlainPlan, run: StoredRun, notes: Sequence[str]) -> str:

@@ -30,6 +30,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 CLIP_LAYERS = 2
+T5_WIDTH = 4096
 CLIP_WIDTH = 768  # also the text width of the tiny SD3, Flux and Flux.2: one tiny CLIP serves them
 
 _UNET = {
@@ -141,6 +142,19 @@ _NETWORKS |= {
         _unet,
         {**_SD15, "transformer_depth_middle": 1, "transformer_depth_output": [1, 1]},
     ),
+    # as wide as what their own text encoders write
+    "sd3_read": (
+        _mmdit,
+        {
+            **_SD3,
+            "adm_in_channels": 2048,
+            "context_embedder_config": {
+                "target": "torch.nn.Linear",
+                "params": {"in_features": T5_WIDTH, "out_features": 128},
+            },
+        },
+    ),
+    "flux_read": (_flux, {**_FLUX, "context_in_dim": T5_WIDTH}),
 }
 
 
