@@ -10,6 +10,7 @@ from pack.nodes.bridge import fusion_run, fusion_stages
 from pack.nodes.bridge.fusion_stages import Stages
 from pack.training.fusion_store import FusionStore
 from pack.training.lock import LOCK_FILE, run_lock
+from pair_inputs import progress
 from test_gates import hook_count, relative
 from tiny import restore_shared, tiny
 
@@ -171,6 +172,18 @@ def test_a_disk_that_fills_up_later_costs_the_statistics_alone(three, folder, mo
     out = queue(three[:2], statistics=EACH)
     assert "the statistics are not kept: 'x' needs 1.0 MB" in out.result[4]
     assert passes(out) == [2, 2, 2]
+
+
+@pytest.mark.parametrize("mode", ["own", "paper"])
+def test_the_progress_bar_goes_to_its_end_whatever_is_kept(three, folder, mode):
+    seen = []
+    for _ in range(2):  # with nothing kept, and with all of it
+        with progress(lambda value, total: seen.append(total)) as values:
+            queue(three[:2], activations=mode)
+        assert values == sorted(values)
+        assert values[0] <= 2
+        assert values[-1] == seen[-1]
+    assert len(set(seen)) == 1
 
 
 def test_a_folder_in_use_or_read_only(three, folder):
