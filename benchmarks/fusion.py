@@ -86,9 +86,8 @@ class Study:
     """Everything that is measured, each kept in the cache as soon as it is there."""
 
     def __init__(self, opened: Any, options: argparse.Namespace) -> None:
-        from ed_lora_study.arms import BUDGET
         from environment import cache_folder
-        from fusion_study.arms import DRAWING_STEPS, LEARNT, SIDE, VERSION
+        from fusion_study.arms import BUDGET, DRAWING_STEPS, LAYERS, LEARNT, SIDE, VERSION
         from pack.lora_ops import STAGE_DAMPING
         from pair import SAMPLING
         from pair_study.kept import Kept
@@ -96,13 +95,13 @@ class Study:
         self.base, self.judge, self.options = opened.base, opened.judge, options
         self.base_digest, self.budget = opened.base_digest, BUDGET
         rests = [self.base_digest, self.judge.hash, asdict(self.budget), SAMPLING, repr(LEARNT)]
-        rests += [STAGE_DAMPING, DRAWING_STEPS, SIDE, VERSION]
+        rests += [STAGE_DAMPING, DRAWING_STEPS, SIDE, VERSION, LAYERS]
         self.kept = Kept(cache_folder() / "fusion_study", rests)
         self._learnt: list[Any] = []
 
     def facts(self) -> dict:
         """What the result rests on."""
-        from fusion_study.arms import DRAWING_STEPS, VERSION
+        from fusion_study.arms import DRAWING_STEPS, LAYERS, VERSION
         from pack.lora_ops import STAGE_DAMPING
         from pair import SAMPLING
         from toyworld.world import world_hash
@@ -112,6 +111,7 @@ class Study:
             "judge": self.judge.hash,
             "base": self.base_digest,
             **asdict(self.budget),
+            "layers": LAYERS,
             "sampling": SAMPLING.split(", window")[0],
             "pictures": self.options.pictures,
             "drawing steps of fusion": DRAWING_STEPS,

@@ -18,7 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from messages_study.concepts import CONCEPT_SECTIONS
+from messages_study.fusion import FUSION_SECTIONS
 from messages_study.halves import HALF_SECTIONS, called
+from messages_study.regions import REGION_SECTIONS
 
 BENCHMARKS = Path(__file__).resolve().parent
 TESTS = BENCHMARKS.parent / "tests" / "comfy"
@@ -69,12 +72,26 @@ class Page:
 
     def refused(self, case: str, action: Callable[[], Any]) -> None:
         """Add what is said when ``action`` runs, which must be a plain error in one line."""
+        from pack.training.lock import UnwritableError
+
         try:
             action()
             said, plain = "taken without a word", False
         except Exception as error:
-            said, plain = str(error), type(error) in (ValueError, RuntimeError)
+            said, plain = str(error), type(error) in (ValueError, RuntimeError, UnwritableError)
         self.answered(case, said, plain and "\n" not in said and len(said) < _LONGEST)
+
+    def warned(self, case: str, action: Callable[[], Any], *notes: str) -> None:
+        """Add what is said of ``notes`` when ``action`` runs, which must be all of them."""
+        self.warnings.clear()
+        try:
+            action()
+        except Exception as error:
+            self.answered(case, f"not taken: {error!r}", plain=False)
+            return
+        said = [text for text in self.warnings if any(note in text for note in notes)]
+        plain = bool(said) and all(any(note in text for text in said) for note in notes)
+        self.answered(case, " ".join(said) or "taken without a word", plain)
 
     def answered(self, case: str, said: str, plain: bool = True) -> None:
         """Add what is said of a case, with the folder of the cases left out."""
@@ -126,7 +143,7 @@ def _prepare(base_directory: Path) -> None:
 
     prepare_comfy(base_directory)
     sys.path.append(str(TESTS))
-    sys.path.append(str(TESTS.parent / "oracles"))
+    sys.path.insert(0, str(TESTS.parent / "oracles"))  # "regional" is a benchmark's name as well
 
 
 def _pictures(page: Page) -> None:
@@ -345,5 +362,5 @@ def _answer(action: Callable[[], Any]) -> str:
 
 _SECTIONS = (
     *(_pictures, _lora_files, _applied, _saved, _styles, _runs, _folders),
-    *HALF_SECTIONS,
+    *(*HALF_SECTIONS, *CONCEPT_SECTIONS, *FUSION_SECTIONS, *REGION_SECTIONS),
 )

@@ -46,8 +46,9 @@ def read_authors_concept(path: Path) -> tuple[dict[str, Tensor], LoraState, list
     words, rows = list(embedding), list(embedding.values())
     name = path.name
     if not rows or any(row.ndim != 2 or row.shape != rows[0].shape for row in rows):
-        shapes = ", ".join(str(tuple(row.shape)) for row in rows) or "none"
-        raise _unlike(name, f"its words have rows of the shapes {shapes}")
+        shapes = ", ".join(str(tuple(row.shape)) for row in rows)
+        found = f"the rows of its words are of the shapes {shapes}, not all of one"
+        raise _unlike(name, found if rows else "it has no words")
     embeddings = {_encoder_of(rows[0], name): torch.stack(rows).float()}
     check_embeddings(embeddings, "".join(words).strip("<>")[:40])
     layers = {**_layers(text, name, _text_layer), **_layers(unet, name, kohya_layer)}
@@ -85,8 +86,9 @@ def _params(path: Path) -> dict[str, dict[str, Tensor]]:
 
 def _encoder_of(row: Tensor, name: str) -> str:
     """Return the one text encoder of SD1.5, which is all that the released code trains."""
-    if row.shape[1] != TEXT_WIDTHS["clip_l"]:
-        raise _unlike(name, f"its rows have {row.shape[1]} numbers")
+    width = TEXT_WIDTHS["clip_l"]
+    if row.shape[1] != width:
+        raise _unlike(name, f"its rows have {row.shape[1]} numbers where SD1.5's have {width}")
     return "clip_l"
 
 
@@ -106,8 +108,9 @@ def _layers(
     for layer, factors in parts.items():
         shapes = [tuple(factors[part].shape) for part in (DOWN, UP) if part in factors]
         if len(shapes) < 2 or min(map(len, shapes)) < 2 or shapes[0][0] != shapes[1][1]:
+            found = " and ".join(map(str, shapes))
             raise _unlike(
-                name, f"layer {layer[:80]!r} has factors {' and '.join(map(str, shapes))}"
+                name, f"layer {layer[:80]!r} has {found} in place of two factors of one rank"
             )
     return {layer: LowRank(factors[DOWN], factors[UP]) for layer, factors in parts.items()}
 

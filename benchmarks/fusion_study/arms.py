@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from ed_lora_study.arms import BUDGET, PICTURES, Subject
+from ed_lora_study.arms import BUDGET as ALONE_BUDGET
+from ed_lora_study.arms import PICTURES, Subject
 from pack.nodes.bridge.apply_concept import apply_concepts
 from pack.nodes.bridge.concept_for_fusion import concept_for_fusion
 from pack.nodes.bridge.concept_plan import ConceptRequest
@@ -25,9 +26,17 @@ from toyworld.examples import BOAT_SCENES
 from toyworld.render import render
 from toyworld.world import HELD_OUT_STYLES, Scene, Thing, caption
 
+BUDGET = replace(ALONE_BUDGET, rank=16)
+LAYERS = "*attn2*"
+"""What is learnt to be fused changes cross-attention alone.
+
+Changes of self-attention ask different things of inputs that concepts share: with them, at rank 4,
+two subjects fell from 0.78 and 0.99 alone to 0.32 and 0.68 together (200 pictures alone, 40
+together); without them, from 0.90 and 0.88 to 0.88 and 0.88 (40 pictures each).
+"""
 SIDE = 64
 DRAWING_STEPS = 20
-VERSION = 1
+VERSION = 2
 """Raised when fusion, or what is measured of it, gives something else than before."""
 STACKED, AVERAGED, AVERAGED_6 = "stacking", "average 1/N", "average 0.6"
 FUSED = ("fused (paper)", "fused (own)")
@@ -77,8 +86,9 @@ class Learnt:
     def triggers(self) -> list[str]:
         """The prompts that call it up in a fusion."""
         if self.subject is None:
-            return [f"a {kind} in {self.called} style" for kind in ("ball", "tree")]
-        return [f"a {self.called}", f"a red {self.called} on sand"]
+            return [f"a {kind} in {self.called} style" for kind in ("ball", "tree", "cup", "star")]
+        scenes = self.scenes()
+        return [f"a {self.called}", *(self.text(scenes[number]) for number in (0, 1, 5))]
 
 
 LEARNT = (
@@ -112,7 +122,10 @@ def learn(base: ToyBase, one: Learnt) -> Concept:
                 seed=0,
                 run_name=one.word,
                 settings=TrainingSettings(
-                    batch_size=2, schedule="linear", timesteps=BUDGET.timesteps
+                    batch_size=2,
+                    schedule="linear",
+                    timesteps=BUDGET.timesteps,
+                    target_pattern=LAYERS,
                 ),
             )
             lora = train_plain(request).lora
@@ -134,7 +147,12 @@ def learn(base: ToyBase, one: Learnt) -> Concept:
             seed=0,
             run_name=one.word,
             templates="as written",
-            settings=TrainingSettings(batch_size=2, precision="bf16", timesteps=BUDGET.timesteps),
+            settings=TrainingSettings(
+                batch_size=2,
+                precision="bf16",
+                timesteps=BUDGET.timesteps,
+                target_pattern=LAYERS,
+            ),
         )
         (found,) = train_concept(asked).concepts
         return replace(found, prompts=tuple(one.triggers()))

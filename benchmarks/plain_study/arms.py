@@ -28,12 +28,13 @@ Lora = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class PlainTraining:
-    """Steps, rate, seed and noise levels of one training; a step takes one picture."""
+    """Steps, rate, seed, noise levels and layers of one training; a step takes one picture."""
 
     steps: int
     learning_rate: float
     seed: int
     timesteps: str = "auto"
+    targets: str = "attention"
 
 
 def pictures(scenes: Sequence[Scene] = BOAT_SCENES) -> tuple[list[torch.Tensor], list[str]]:
@@ -61,7 +62,7 @@ def learn_with_pack(
         learning_rate=how.learning_rate,
         seed=how.seed,
         run_name=name,
-        settings=TrainingSettings(schedule=SCHEDULE, timesteps=how.timesteps),
+        settings=TrainingSettings(schedule=SCHEDULE, timesteps=how.timesteps, targets=how.targets),
     )
     return train_plain(request).lora
 

@@ -20,7 +20,9 @@ from .layouts import CANVASES, Said, draw, place_words, twice, windows
 
 CANVAS = "2:1"
 KIND, STYLE = "boat", "mosaic"
-STEPS, RATE, TIMESTEPS = 600, 2e-3, "logit-normal"
+STEPS, RATE = 600, 2e-3
+HOW = {"class": ("logit-normal", "all linear"), "style": ("uniform", "attention")}
+"""Noise levels and layers: what of a few tried learnt best, with noise that is not drawn here."""
 _FIRST = {"class": 20_000, "style": 30_000}
 
 
@@ -110,7 +112,7 @@ def wide_scenes(adapter: str) -> list[Scene]:
 
 
 def _learnt(adapter: str, base: ToyBase, seed: int) -> Any:
-    how = PlainTraining(STEPS, RATE, seed, TIMESTEPS)
+    how = PlainTraining(STEPS, RATE, seed, *HOW[adapter])
     return learn_with_pack(base, how, f"wide {adapter}", wide_scenes(adapter))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from b4m_study.report import difference
 from toyworld.evaluate import wilson
 
 from .adapters import FULL, LEAK, LEAK_OF_BASE, REGION
@@ -105,7 +106,13 @@ def _layout_lines(layouts: dict[str, Any]) -> list[str]:
 
 
 def _adapters(arms: dict[str, list]) -> dict[str, Any]:
-    return {arm: _rate(flags) for arm, flags in arms.items()}
+    """Return each arm's rates, and two differences with their intervals over trainings, pictures."""
+    flags = {arm: np.array(values, dtype=bool) for arm, values in arms.items()}
+    return {
+        "rates": {arm: _rate(values) for arm, values in flags.items()},
+        "beside full": difference(flags[REGION], flags[FULL]),
+        "leak": difference(flags[LEAK], flags[LEAK_OF_BASE]),
+    }
 
 
 def _adapter_lines(adapters: dict[str, Any]) -> list[str]:
@@ -114,17 +121,23 @@ def _adapter_lines(adapters: dict[str, Any]) -> list[str]:
         "",
         "A class and a style that the base has never seen, each a LoRA in the left half; beside it",
         "the LoRA on the whole model under the same words, read in the same half, and what shows of",
-        "it on the right with the LoRA and without.",
+        "it on the right with the LoRA and without. Differences have 95 % bootstrap intervals over",
+        "trainings, then pictures.",
         "",
-        "| LoRA | in its region | on the full canvas | on the right | on the right, without it |",
-        "| --- | --- | --- | --- | --- |",
+        "| LoRA | in its region | on the full canvas | difference | on the right | on the right, "
+        "without it | difference |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     met = []
-    for name, rates in adapters.items():
-        columns = " | ".join(_shown(rates[arm]) for arm in (REGION, FULL, LEAK, LEAK_OF_BASE))
-        lines.append(f"| {name} | {columns} |")
+    for name, found in adapters.items():
+        rates = found["rates"]
+        shown = {arm: _shown(rate) for arm, rate in rates.items()}
+        lines.append(
+            f"| {name} | {shown[REGION]} | {shown[FULL]} | {_gap(found['beside full'])} "
+            f"| {shown[LEAK]} | {shown[LEAK_OF_BASE]} | {_gap(found['leak'])} |"
+        )
         keeps = rates[REGION]["rate"] >= SHARE * rates[FULL]["rate"]
-        leaks = rates[LEAK]["rate"] - rates[LEAK_OF_BASE]["rate"]
+        leaks = found["leak"][0]
         met.append(
             f"{name}: {SHARE:g} of its full-canvas rate {_verdict(keeps)}, leak of {leaks:+.3f} "
             f"{_verdict(leaks <= LEAK_LIMIT)}"
@@ -133,6 +146,9 @@ def _adapter_lines(adapters: dict[str, Any]) -> list[str]:
 
 
 def _outline_lines(outlines: dict[str, Any]) -> list[str]:
+    on, off, bare = (outlines[arm] for arm in ("1", "0", "without the adapter"))
+    followed = on["low"] > bare["high"]
+    free = abs(off["rate"] - bare["rate"]) <= LEAK_LIMIT
     return [
         "## An outline in one region",
         "",
@@ -142,6 +158,10 @@ def _outline_lines(outlines: dict[str, Any]) -> list[str]:
         "| weight | rate |",
         "| --- | --- |",
         *(f"| {weight} | {_shown(rate)} |" for weight, rate in outlines.items()),
+        "",
+        f"The aim: followed where the weight is 1, more often than without the adapter, "
+        f"{_verdict(followed)}; not where it is 0, within {LEAK_LIMIT:g} of without it, "
+        f"{_verdict(free)}.",
         "",
     ]
 
@@ -191,6 +211,11 @@ def _speed_lines(speed: dict[str, Any]) -> list[str]:
 
 def _shown(rate: dict[str, float]) -> str:
     return f"{rate['rate']:.3f} ({rate['low']:.2f}–{rate['high']:.2f})"
+
+
+def _gap(values: tuple[float, float, float]) -> str:
+    middle, low, high = values
+    return f"{middle:+.3f} ({low:+.2f} to {high:+.2f})"
 
 
 def _verdict(met: bool) -> str:

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import folder_paths
 import pytest
@@ -183,43 +184,67 @@ def test_another_name_and_class_than_the_file_says():
     ksample(model, encode(clip, [load(file), found], "<sks> and <rex>"), [], latent(), cfg=1.0)
 
 
-class TestRefused:
-    def test_an_ordinary_lora(self, loras):
-        safetensors.torch.save_file(dict(unet_lora(tiny(NAME))), str(loras / "plain.safetensors"))
-        with pytest.raises(ValueError, match="must say its words, got an ordinary LoRA"):
-            load("plain.safetensors")
+def lora_folder():
+    """Return ComfyUI's first LoRA folder."""
+    return Path(folder_paths.get_folder_paths("loras")[0])
 
-    def test_an_embedding_beside_a_concept(self, loras):
-        file, _ = save(concept_for(tiny(NAME)))
-        with pytest.raises(ValueError, match="embedding must be none for a file that holds"):
-            load(file, "rex.safetensors")
-        torch.save({}, loras / "a.pth")
-        with pytest.raises(ValueError, match="embedding must be none for a file that holds"):
-            load("a.pth", "rex.safetensors")
 
-    def test_a_file_that_is_gone(self):
-        with pytest.raises(ValueError, match="in none of the LoRA"):
-            load("gone.safetensors")
+def ordinary_lora():
+    tensors = dict(unet_lora(tiny(NAME)))
+    safetensors.torch.save_file(tensors, str(lora_folder() / "plain.safetensors"))
+    load("plain.safetensors")
 
-    def test_a_concept_without_a_lora(self):
-        with pytest.raises(ValueError, match="must hold a LoRA, got <sks> of words alone"):
-            save(concept_for(tiny(NAME), lora=False))
 
-    def test_several_concepts_in_one_file(self):
-        pair = (concept_for(tiny(NAME)), concept_for(tiny(NAME), "ada"))
-        with pytest.raises(ValueError, match="one concept must be saved at a time, got 2"):
-            save(pair)
+def embedding_beside_a_concept():
+    load(save(concept_for(tiny(NAME)))[0], "rex.safetensors")
 
-    @pytest.mark.parametrize("filename", ["", "../up", "/root/a", "a/../../b", "con"])
-    def test_file_names(self, filename, loras, embeddings):
-        with pytest.raises(ValueError, match="filename must be a plain name"):
-            save(many_words(), filename, embedding=True)
-        assert list(loras.iterdir()) == list(embeddings.iterdir()) == []
 
-    def test_a_name_that_no_prompt_can_hold(self):
-        file, _ = save(concept_for(tiny(NAME)))
-        with pytest.raises(ValueError, match="a concept's name must be one word"):
-            load(file, name="my dog")
+def embedding_beside_a_pth():
+    torch.save({}, lora_folder() / "a.pth")
+    load("a.pth", "rex.safetensors")
+
+
+REFUSED = {
+    "an ordinary LoRA": (ordinary_lora, "must say its words, got an ordinary LoRA"),
+    "an embedding beside a concept": (
+        embedding_beside_a_concept,
+        "embedding must be none for a file that holds",
+    ),
+    "an embedding beside a .pth": (
+        embedding_beside_a_pth,
+        "embedding must be none for a file that holds",
+    ),
+    "a file that is gone": (lambda: load("gone.safetensors"), "in none of the LoRA"),
+    "a concept without a LoRA, saved": (
+        lambda: save(concept_for(tiny(NAME), lora=False)),
+        "must hold a LoRA, got <sks> of words alone",
+    ),
+    "two concepts, saved in one file": (
+        lambda: save((concept_for(tiny(NAME)), concept_for(tiny(NAME), "ada"))),
+        "one concept must be saved at a time, got 2",
+    ),
+    "a name that no prompt can hold": (
+        lambda: load(save(concept_for(tiny(NAME)))[0], name="my dog"),
+        "a concept's name must be one word",
+    ),
+}
+
+
+@pytest.mark.parametrize(("action", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_is_no_concept_file_is_refused(action, message):
+    with pytest.raises(ValueError, match=message) as error:
+        action()
+    assert "\n" not in str(error.value)
+
+
+FILENAMES = ("", "../up", "/abs/a", "a/../../b", "con")
+
+
+@pytest.mark.parametrize("filename", FILENAMES)
+def test_file_names(filename, loras, embeddings):
+    with pytest.raises(ValueError, match="filename must be a plain name"):
+        save(many_words(), filename, embedding=True)
+    assert list(loras.iterdir()) == list(embeddings.iterdir()) == []
 
 
 def test_the_page_of_every_file_answers(comfy_server, loras, embeddings):

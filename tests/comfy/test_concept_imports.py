@@ -3,6 +3,7 @@
 import os
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import comfy.utils
 import folder_paths
@@ -154,14 +155,14 @@ def test_a_program_in_a_pth_never_runs(loras, tmp_path, write):
 
 WRONG_PTH = {
     "another layout": ({"new_concept_embedding": None}, "it has no new_concept_embedding"),
-    "no words": ({"new_concept_embedding": {}}, "its words have rows of the shapes none"),
+    "no words": ({"new_concept_embedding": {}}, "it has no words"),
     "words of other shapes": (
         {"new_concept_embedding": {"<a>": torch.ones(4, 768), "<b>": torch.ones(3, 768)}},
-        r"rows of the shapes \(4, 768\), \(3, 768\)",
+        r"rows of its words are of the shapes \(4, 768\), \(3, 768\), not all of one",
     ),
     "another text encoder": (
         {"new_concept_embedding": {"<a>": torch.ones(4, 1024)}},
-        "its rows have 1024 numbers",
+        "its rows have 1024 numbers where SD1.5's have 768",
     ),
     "not a number": (
         {"new_concept_embedding": {"<a>": torch.full((4, 768), torch.nan)}},
@@ -171,7 +172,7 @@ WRONG_PTH = {
     "no factors": ({"unet": {"conv_in.weight": torch.ones(2, 2)}}, "which is no factor of a LoRA"),
     "one factor": (
         {"unet": {"mid_block.x.lora_up.weight": torch.ones(8, 4)}},
-        r"has factors \(8, 4\)",
+        r"has \(8, 4\) in place of two factors",
     ),
     "factors that don't fit": (
         {
@@ -180,7 +181,7 @@ WRONG_PTH = {
                 "mid_block.x.lora_down.weight": torch.ones(3, 8),
             }
         },
-        r"has factors \(3, 8\) and \(8, 4\)",
+        r"has \(3, 8\) and \(8, 4\) in place of two factors of one rank",
     ),
     "a LoRA that is not a number": (
         {
@@ -202,14 +203,29 @@ def test_other_pth_files_are_refused(loras, changes, message):
     assert "\n" not in str(error.value)
 
 
-def test_damaged_pth_files_are_refused(loras):
-    write_authors(loras / "whole.pth", concept_for(tiny(NAME)))
-    whole = (loras / "whole.pth").read_bytes()
-    for number, data in enumerate((b"", b"hello", whole[:100], whole[: len(whole) // 2])):
-        path = loras / f"cut_{number}.pth"
-        path.write_bytes(data)
-        with pytest.raises(ValueError, match=rf"'cut_{number}\.pth' must "):
-            load(path.name)
+DAMAGED = {
+    "an empty .pth": lambda whole: b"",
+    "a text under that name": lambda whole: b"hello",
+    "a .pth of a hundred bytes": lambda whole: whole[:100],
+    "half a .pth": lambda whole: whole[: len(whole) // 2],
+}
+
+
+def load_damaged(folder, spoil):
+    """Write a concept of the released code, spoil its bytes, and load it."""
+    write_authors(folder / "cut.pth", concept_for(tiny(NAME)))
+    (folder / "cut.pth").write_bytes(spoil((folder / "cut.pth").read_bytes()))
+    load("cut.pth")
+
+
+@pytest.mark.parametrize("spoil", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_pth_files_are_refused(loras, spoil):
+    with pytest.raises(ValueError, match=r"'cut\.pth' must ") as error:
+        load_damaged(loras, spoil)
+    assert "\n" not in str(error.value)
+
+
+def test_a_pth_of_something_else_is_refused(loras):
     torch.save([1, 2], loras / "list.pth")
     with pytest.raises(ValueError, match="it has no new_concept_embedding"):
         load("list.pth")
@@ -261,25 +277,49 @@ class TestALoraAndAnEmbedding:
         assert torch.equal(options["pooled_output"], wanted_options["pooled_output"])
         assert ApplyConcept.execute(tiny("sdxl"), clip, {"a": (found,)}, 1.0, 1.0)
 
-    def test_that_don_t_belong_together(self, loras, embeddings):
-        metadata = {"modelspec.architecture": "stable-diffusion-v1/lora"}
-        lora = dict(unet_lora(tiny(NAME)))
-        safetensors.torch.save_file(lora, str(loras / "plain.safetensors"), metadata)
-        safetensors.torch.save_file(
-            {"clip_g": torch.ones(2, 1280)}, str(embeddings / "big.safetensors")
-        )
-        (embeddings / "cut.safetensors").write_bytes(b"12345678")
-        for name in ("big.safetensors", "cut.safetensors"):
-            with pytest.raises(ValueError, match=f"one for clip_l, got '{name}'"):
-                load("plain.safetensors", name)
-        bad = torch.full((2, 768), torch.nan)
-        safetensors.torch.save_file({"clip_l": bad}, str(embeddings / "nan.safetensors"))
-        with pytest.raises(ValueError, match="must be finite numbers"):
-            load("plain.safetensors", "nan.safetensors")
 
-    def test_a_program_in_an_embedding_never_runs(self, loras, embeddings, tmp_path):
-        safetensors.torch.save_file(dict(unet_lora(tiny(NAME))), str(loras / "plain.safetensors"))
-        torch.save({"string_to_param": {"*": Program(tmp_path / "proof")}}, embeddings / "evil.pt")
-        with pytest.raises(ValueError, match=r"got 'evil\.pt', which has none or cannot be read"):
-            load("plain.safetensors", "evil.pt")
-        assert not (tmp_path / "proof").exists()
+def with_embedding(folder, name, tensors):
+    """Load a LoRA that says its base with an embedding of these tensors, or of these bytes."""
+    metadata = {"modelspec.architecture": "stable-diffusion-v1/lora"}
+    file = Path(folder_paths.get_folder_paths("loras")[0]) / "plain.safetensors"
+    safetensors.torch.save_file(dict(unet_lora(tiny(NAME))), str(file), metadata)
+    if isinstance(tensors, bytes):
+        (folder / name).write_bytes(tensors)
+    elif name.endswith(".safetensors"):
+        safetensors.torch.save_file(tensors, str(folder / name))
+    else:
+        torch.save({"string_to_param": tensors}, folder / name)
+    return load("plain.safetensors", name)
+
+
+UNFIT = {
+    "an embedding of another text encoder": (
+        ("big.safetensors", {"clip_g": torch.ones(2, 1280)}),
+        r"one for clip_l, got 'big\.safetensors'",
+    ),
+    "an embedding of another width": (
+        ("wide.safetensors", {"clip_l": torch.ones(2, 1024)}),
+        r"one for clip_l, got 'wide\.safetensors'",
+    ),
+    "an embedding cut short": (
+        ("cut.safetensors", b"12345678"),
+        r"one for clip_l, got 'cut\.safetensors'",
+    ),
+    "an embedding that is not a number": (
+        ("nan.safetensors", {"clip_l": torch.full((2, 768), torch.nan)}),
+        "must be finite numbers",
+    ),
+}
+
+
+@pytest.mark.parametrize(("embedding", "message"), UNFIT.values(), ids=UNFIT)
+def test_a_lora_and_an_embedding_that_don_t_belong_together(embeddings, embedding, message):
+    with pytest.raises(ValueError, match=message) as error:
+        with_embedding(embeddings, *embedding)
+    assert "\n" not in str(error.value)
+
+
+def test_a_program_in_an_embedding_never_runs(embeddings, tmp_path):
+    with pytest.raises(ValueError, match=r"got 'evil\.pt', which has none or cannot be read"):
+        with_embedding(embeddings, "evil.pt", {"*": Program(tmp_path / "proof")})
+    assert not (tmp_path / "proof").exists()

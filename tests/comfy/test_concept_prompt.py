@@ -214,24 +214,28 @@ def test_an_embedding_that_is_shared_by_all_layers_needs_no_layers():
 
 
 BAD = {
-    "unknown": (
+    "a name that no concept has": (
         "a <nobody> dog",
         [concept],
         "every <name> in the prompt must be .*<nobody>.*<sks>",
     ),
-    "twice": ("a <sks> dog", [concept, concept], "name of its own, got <sks> twice"),
+    "the same concept twice": (
+        "a <sks> dog",
+        [concept, concept],
+        "name of its own, got <sks> twice",
+    ),
     "BREAK in brackets": ("(a <sks> BREAK b:1.2)", [concept], "BREAK must stand outside"),
-    "two models": (
+    "concepts of two models": (
         "<sks> <ada>",
         [concept, lambda: concept("ada", 1, layers=16)],
         "must be made for one model, got <sks> for 4 layers and <ada> for 16",
     ),
-    "another text encoder": (
+    "a concept of another text encoder": (
         "a <sks>",
         [lambda: concept(encoders=("clip_l", "clip_g"))],
         r"must be made for this CLIP \(clip_l\), got a concept for clip_l, clip_g",
     ),
-    "no encoder's": (
+    "a concept of none of the text encoders": (
         "a <sks>",
         [lambda: concept(encoders=("t5xxl",))],
         r"must be made for this CLIP \(clip_l\), got a concept for t5xxl",
@@ -241,8 +245,9 @@ BAD = {
 
 @pytest.mark.parametrize(("text", "concepts", "message"), BAD.values(), ids=BAD)
 def test_bad_input_is_refused(text, concepts, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         encoded(tiny_clip(), [make() for make in concepts], text)
+    assert "\n" not in str(error.value)
 
 
 def test_no_clip_is_refused():

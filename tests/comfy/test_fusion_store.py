@@ -143,8 +143,13 @@ def test_a_damaged_file_is_collected_again(three, folder):
     assert passes(queue(three[:2])) == [2, 0, 2]
 
 
+def leave_no_space(patch):
+    """Let the fusion find hardly any free space on the disk."""
+    patch.setattr(fusion_run.shutil, "disk_usage", lambda path: type("d", (), {"free": 1000}))
+
+
 def test_a_full_disk_costs_the_statistics_alone(three, folder, monkeypatch):
-    monkeypatch.setattr(fusion_run.shutil, "disk_usage", lambda path: type("d", (), {"free": 1000}))
+    leave_no_space(monkeypatch)
     out = queue(three[:2])
     assert "new statistics are not kept: they need" in out.result[4]
     assert not list(folder.rglob("*.safetensors"))
@@ -159,7 +164,7 @@ def test_a_full_disk_costs_the_statistics_alone(three, folder, monkeypatch):
     assert all(torch.equal(out.result[2][key], again.result[2][key]) for key in out.result[2])
     monkeypatch.undo()
     queue(three[:2])
-    monkeypatch.setattr(fusion_run.shutil, "disk_usage", lambda path: type("d", (), {"free": 1000}))
+    leave_no_space(monkeypatch)
     assert passes(queue(three[:2])) == [0, 0, 0]  # what lies there is read
 
 

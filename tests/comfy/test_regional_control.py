@@ -164,10 +164,15 @@ def test_a_mask_lies_on_residuals_of_other_sizes(controlnet):
     )
 
 
-def test_a_mask_of_another_shape_is_refused(controlnet):
+def on_a_wide_mask(control):
+    """Draw a square picture with a control whose region's mask is twice as wide as high."""
     regions = regions_from_masks({"mask0": torch.ones(1, 32, 64)}, "wide", Manner())
+    return sampled(weighted(control, regions))
+
+
+def test_a_mask_of_another_shape_is_refused(controlnet):
     with pytest.raises(ValueError, match=r'"wide" must have the proportions .* got 64 x 32 for'):
-        sampled(weighted(controlnet, regions))
+        on_a_wide_mask(controlnet)
 
 
 def test_a_level_is_laid_once_in_a_run_and_forgotten_after_it(controlnet, monkeypatch):
@@ -204,23 +209,37 @@ def test_beside_regional_attention(controlnet):
     assert relative(sampled(controlnet, model=model), plain) > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("strengths", "message"),
-    [
-        (
-            "left much",
-            "line 1: it must be a region's name and a number from 0 to 10, such as \"cat",
-        ),
-        ("\nleft -1", "line 2: it must be a region's name and a number"),
-        ("0.8", "line 1: it must be a region's name"),
-        ("cat 0.8", 'it must name a region that is there, once, got "cat" where there is "left"'),
-        ("left 1\nleft 2", 'line 2: it must name a region that is there, once, got "left"'),
-    ],
-)
+STRENGTHS = {
+    "a word for a number": (
+        "left much",
+        "line 1: it must be a region's name and a number from 0 to 10, such as \"cat",
+    ),
+    "a negative strength": (
+        "\nleft -1",
+        "line 2: it must be a region's name and a number",
+    ),
+    "a number alone": ("0.8", "line 1: it must be a region's name"),
+    "a region that is not there": (
+        "cat 0.8",
+        'it must name a region that is there, once, got "cat" where there is "left"',
+    ),
+    "a region twice": (
+        "left 1\nleft 2",
+        'line 2: it must name a region that is there, once, got "left"',
+    ),
+}
+
+
+@pytest.mark.parametrize(("strengths", "message"), STRENGTHS.values(), ids=STRENGTHS)
 def test_mistakes_in_strengths(controlnet, strengths, message):
     with pytest.raises(ValueError, match=message) as caught:
         weighted(controlnet, [LEFT], strengths)
     assert "\n" not in str(caught.value)
+
+
+def covered(control):
+    """Give a strength to a region that another covers."""
+    return weighted(control, [LEFT, WHOLE], "left 0.5")
 
 
 def test_a_strength_without_effect_is_said(controlnet, caplog):
@@ -228,12 +247,16 @@ def test_a_strength_without_effect_is_said(controlnet, caplog):
         weighted(controlnet, [LEFT, RIGHT], "left 0.5")
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
-        weighted(controlnet, [LEFT, WHOLE], "left 0.5")
+        covered(controlnet)
     (record,) = caplog.records
     assert 'the strength of region "left" has no effect' in record.getMessage()
     assert 'under "all"' in record.getMessage()
 
 
+def twice(control):
+    return weighted(weighted(control, [LEFT]), [LEFT])
+
+
 def test_strengths_are_given_once(controlnet):
     with pytest.raises(ValueError, match="from one Regional Control Weight"):
-        weighted(weighted(controlnet, [LEFT]), [LEFT])
+        twice(controlnet)
