@@ -55,9 +55,9 @@ def concept_for_fusion(
             "either a LoRA or a concept must be connected, got both; disconnect one of them"
         )
     if not math.isfinite(strength):
-        raise ValueError(f"strength must be a finite number, got {strength}")
+        raise ValueError(f"strength must be a finite number, got {strength}; set for example 1")
     if not (math.isfinite(weight) and weight >= 0):
-        raise ValueError(f"weight must be 0 or a positive number, got {weight}")
+        raise ValueError(f"weight must be 0 or a positive number, got {weight}; set for example 1")
     texts = tuple(prompt.strip() for prompt in prompts if prompt.strip())
     if concepts:
         return tuple(

@@ -243,7 +243,9 @@ def _pictures(request: ConceptRequest, resolution: int, multiple: int) -> list[P
             f"templates must be one of {', '.join(TEMPLATES)}, got {request.templates!r}"
         )
     if request.crops not in CROPS:
-        raise ValueError(f"crops must be one of {', '.join(CROPS)}, got {request.crops!r}")
+        raise ValueError(
+            f"crops must be one of {', '.join(CROPS)}, got {request.crops!r}; choose one of them"
+        )
     captions = list(request.captions) or [""]
     return pictures_of(request.images, request.masks, captions, resolution, multiple)
 

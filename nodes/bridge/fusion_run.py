@@ -81,7 +81,7 @@ def fuse(request: FusionRequest) -> Fusion:
         tuple(_concept_result(one) for one in plan.changes),
         tuple(outcome.stages),
         tuple(outcome.layers),
-        (*plan.notes, *outcome.notes),
+        (*plan.notes, *_first_of_each(outcome.notes)),
     )
     for note in report.notes:
         warn_on_node(note)
@@ -89,6 +89,11 @@ def fuse(request: FusionRequest) -> Fusion:
     concepts = _words_of([member.concept for member in plan.members], lora)
     model, clip = apply_concepts(request.model, request.clip, concepts, 1.0, 1.0)
     return Fusion(model, clip, lora, concepts, report)
+
+
+def _first_of_each(notes: Sequence[str]) -> list[str]:
+    """Return notes without those that say the same of a later stage: alike up to the colon."""
+    return list({note.partition(":")[0]: note for note in reversed(notes)}.values())[::-1]
 
 
 def _fused(request: FusionRequest, plan: FusionPlan) -> Outcome:
@@ -170,7 +175,7 @@ def _fits(plan: FusionPlan, folder: Path, keep_grams: bool, notes: list[str]) ->
     if free < needed + _SPARE:
         notes.append(
             f"new statistics are not kept: they need {needed / 2**20:.0f} MiB in {folder}, which "
-            f"has {free / 2**20:.0f} MiB free"
+            f"has {free / 2**20:.0f} MiB free; make room or set statistics to nothing"
         )
         return False
     return True

@@ -140,10 +140,15 @@ def _named(text: str, names: Sequence[str]) -> dict[str, float]:
                 f"strengths, line {number}: it must be a region's name and a number from 0 to "
                 f'{_LARGEST_STRENGTH:g}, such as "cat 0.8", got {line.strip()[:80]!r}; correct it'
             )
-        if name not in names or name in found:
+        if name in found:
+            raise ValueError(
+                f'strengths, line {number}: a region must be named once, got "{name}" twice; '
+                "leave one of the lines out"
+            )
+        if name not in names:
             there = ", ".join(f'"{one}"' for one in names) or "none"
             raise ValueError(
-                f"strengths, line {number}: it must name a region that is there, once, got "
+                f"strengths, line {number}: it must name a region that is there, got "
                 f'"{name}" where there is {there}; correct the name'
             )
         found[name] = strength

@@ -203,7 +203,7 @@ def file_sites(
         what = f"such as {example[:80]}" if example else "no key for the image model"
         raise ValueError(
             f"the LoRA must be made for this architecture, {identify(model).name}, got a LoRA "
-            f"without any matching key ({what}); it was made for another architecture"
+            f"without any matching key ({what}); choose a LoRA made for it"
         )
     sites, layers = {}, {}
     for target, patch in patches.items():

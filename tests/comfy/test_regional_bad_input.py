@@ -118,7 +118,7 @@ SAID = {
     "hooks on a ready CONDITIONING": (
         lambda: prompt(positive_conditioning=with_hooks()),
         [
-            'the hooks of the text of region "left" has no effect',
+            'the hooks of the text of region "left" have no effect',
             "connect a LoRA of the region to its lora input",
         ],
     ),

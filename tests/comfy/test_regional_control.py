@@ -221,11 +221,11 @@ STRENGTHS = {
     "a number alone": ("0.8", "line 1: it must be a region's name"),
     "a region that is not there": (
         "cat 0.8",
-        'it must name a region that is there, once, got "cat" where there is "left"',
+        'it must name a region that is there, got "cat" where there is "left"',
     ),
     "a region twice": (
         "left 1\nleft 2",
-        'line 2: it must name a region that is there, once, got "left"',
+        'line 2: a region must be named once, got "left" twice',
     ),
 }
 
