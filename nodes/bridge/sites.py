@@ -283,8 +283,8 @@ def patch_factors(key: str, patch: LoRAAdapter, site: Site, function: object) ->
     if down.numel() != rank * fan_in or up.numel() != rank * site.shape[0]:
         raise ValueError(
             f"the LoRA must fit the model's layers, got factors {tuple(up.shape)} and "
-            f"{tuple(down.shape)} for {key} of shape {site.shape}; it was made for another "
-            "architecture"
+            f"{tuple(down.shape)} for {key} of shape {site.shape}; choose a LoRA "
+            "made for it"
         )
     if function is not None:
         up = function(up)
