@@ -77,7 +77,8 @@ def concept_for_fusion(
             "a concept file must be opened with Load Concept, got it as an ordinary LoRA without "
             "prompts; open it there, or write trigger_prompts"
         )
-    known = _known_triggers(metadata_of(lora))
+    phrases = _trigger_phrases(metadata_of(lora))
+    known = phrases or _commonest_tag(metadata_of(lora))
     if not texts and not known and FUSED in metadata_of(lora):
         raise ValueError(
             "trigger_prompts must say how the LoRA is called up, got none and a fused file whose "
@@ -89,7 +90,8 @@ def concept_for_fusion(
             "trigger_prompts must say how the LoRA is called up, got none and a file that does "
             "not say it; write a prompt such as a photo of sks dog"
         )
-    _warn_without_trigger(texts, known)
+    # The commonest part of captions may be a whole caption, so prompts need not hold it.
+    _warn_without_trigger(texts, phrases)
     state = LoraState(lora, metadata_of(lora))
     word = "_".join((name.strip() or _file_name(state)).split())
     return (
@@ -115,14 +117,19 @@ def fused_names(lora: Mapping[str, Tensor]) -> tuple[str, ...]:
         return ()
 
 
-def _known_triggers(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the prompts that a LoRA's metadata name: its trigger phrase, else its commonest tag."""
+def _trigger_phrases(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the words that call a LoRA up, where its metadata says them."""
     for key in _TRIGGERS:
         phrases = tuple(
             part.strip() for part in _PARTS.split(metadata.get(key, "")) if part.strip()
         )
         if phrases:
             return phrases
+    return ()
+
+
+def _commonest_tag(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the part of its captions that a LoRA saw most, as kohya's trainers write it."""
     try:
         counts: dict[str, int] = {}
         for folder in json.loads(metadata.get(_TAGS, "{}")).values():

@@ -87,6 +87,13 @@ def test_a_trigger_prompt_without_the_files_words_is_said(wires, caplog):
     assert "has none of the words that the LoRA's file names (zwx boat)" in caplog.text
 
 
+def test_prompts_need_not_hold_the_commonest_part_of_captions(wires, caplog):
+    tags = {"ss_tag_frequency": '{"a": {"a red zwx boat on sand": 2}}'}
+    with caplog.at_level(logging.WARNING):
+        wordless(LoraState(wires[1][0].lora, tags), "a zwx boat at night")
+    assert not caplog.text
+
+
 def offered_again(lora, words="both"):
     """Offer a fused file as an ordinary LoRA, without the prompts that the file may hold."""
     return ConceptForFusion.execute("", 1.0, 1.0, words, lora=lora)[0]
