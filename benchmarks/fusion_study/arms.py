@@ -24,7 +24,15 @@ from pack.training.concept import Concept
 from pair_study.base import CFG, SAMPLER, SCHEDULER, STEPS, ToyBase
 from toyworld.examples import BOAT_SCENES
 from toyworld.render import render
-from toyworld.world import HELD_OUT_STYLES, Scene, Thing, caption
+from toyworld.world import (
+    BACKGROUNDS,
+    BASE_CLASSES,
+    COLOURS,
+    HELD_OUT_STYLES,
+    Scene,
+    Thing,
+    caption,
+)
 
 BUDGET = replace(ALONE_BUDGET, rank=16)
 LAYERS = "*attn2*"
@@ -39,7 +47,14 @@ DRAWING_STEPS = 20
 VERSION = 2
 """Raised when fusion, or what is measured of it, gives something else than before."""
 STACKED, AVERAGED, AVERAGED_6 = "stacking", "average 1/N", "average 0.6"
-FUSED = ("fused (paper)", "fused (own)")
+FUSED = ("fused (paper)", "fused (own)", "fused (paper), prior prompts")
+PRIOR = tuple(
+    f"a {colour} {kind} on {ground}"
+    for kind, colour, ground in zip(
+        BASE_CLASSES, [*COLOURS, *COLOURS], [*BACKGROUNDS, *BACKGROUNDS], strict=False
+    )
+)
+"""Prompts on which the base shall stay as it is: one for each of its classes."""
 ALONE, BASE = "alone", "base"
 Concepts = tuple[Concept, ...]
 
@@ -208,16 +223,19 @@ def added(base: ToyBase, concepts: Sequence[Concept], share: float) -> Ready:
     return Ready(*apply_concepts(model, clip, bare, 1.0, 1.0), bare)
 
 
-def fused(base: ToyBase, concepts: Sequence[Concept], mode: str) -> tuple[Ready, Fusion]:
+def fused(
+    base: ToyBase, concepts: Sequence[Concept], mode: str, prior: Sequence[str] = ()
+) -> tuple[Ready, Fusion]:
     """All concepts fused by the pack."""
     with torch.inference_mode():
-        done = fuse(request(base, concepts, activations=mode))
+        done = fuse(request(base, concepts, activations=mode, prior_prompts=prior))
     return Ready(done.model, done.clip, done.concepts), done
 
 
 ARMS: dict[str, Callable[[ToyBase, Sequence[Concept]], Ready]] = {
     FUSED[0]: lambda base, concepts: fused(base, concepts, "paper")[0],
     FUSED[1]: lambda base, concepts: fused(base, concepts, "own")[0],
+    FUSED[2]: lambda base, concepts: fused(base, concepts, "paper", PRIOR)[0],
     AVERAGED: lambda base, concepts: added(base, concepts, 1.0 / len(concepts)),
     AVERAGED_6: lambda base, concepts: added(base, concepts, 0.6),
     STACKED: lambda base, concepts: added(base, concepts, 1.0),

@@ -84,19 +84,20 @@ def identity_lines(found: Mapping[str, Any]) -> list[str]:
             lost = difference(_right(alone[:count], many), _right(subjects, many))
             losses = _right(alone[:count], many).mean(1) - _right(subjects, many).mean(1)
             beside = ""
+            mine = kept.mean((0, 1)) - base[:, :many].mean((0, 1))
+            stays = bool(np.abs(mine).max() <= BASE_AIM)
             if arm == FUSED[0]:
-                mine = kept.mean((0, 1)) - base.mean((0, 1))
                 verdicts += [
                     (f"mean loss with {count} at most {MEAN_AIM}", lost[0] <= MEAN_AIM),
                     (f"largest loss with {count} at most {WORST_AIM}", losses.max() <= WORST_AIM),
-                    (
-                        f"the base's abilities with {count} within {BASE_AIM}",
-                        bool(np.abs(mine).max() <= BASE_AIM),
-                    ),
+                    (f"the base's abilities with {count} within {BASE_AIM}", stays),
                 ]
             else:
                 gap = difference(_right(fused[:count], many), _right(subjects, many))
                 beside = _gap(gap)
+                if arm == FUSED[2]:
+                    said_of = f"the base's abilities with {count} and prior prompts"
+                    verdicts.append((f"{said_of} within {BASE_AIM}", stays))
                 if arm not in FUSED:
                     verdicts.append((f"ahead of {arm} with {count}", gap[1] > 0))
             lines.append(
