@@ -8,8 +8,8 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-RELEASED_BANDWIDTH, RELEASED_WEIGHT = 0.5, 0.002
-"""The released research code's for CLIP-L."""
+RELEASED_BANDWIDTH = 0.5
+"""The released research code's for CLIP-L; its weight of the penalty is 0.002."""
 
 _TERMS = 40
 _READ_AT_ONCE = 4096  # rows of a vocabulary

@@ -69,8 +69,8 @@ _LAYERS: dict[str, _Layers] = {
         blocks=r"^layers\.",
     ),
 }
-# Core's loader reads this suffix as the q, k and v rows of a fused layer.
 _READS_TEXT = re.compile(r"_attn2_to_[kv]$|\.cross_attn\.[kv]$")
+# Core's loader reads this suffix as the q, k and v rows of a fused layer.
 _FUSED = re.compile(r"^single_blocks\.\d+\.linear1$")
 _FUSED_SUFFIX = "_qkv"
 
