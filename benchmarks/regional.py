@@ -35,13 +35,6 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--repeats", type=int, default=2, help="timed runs of each arm")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--part", action="append", choices=PARTS, help="fill the cache for it")
-    parser.add_argument(
-        "--without",
-        action="append",
-        default=[],
-        choices=PARTS[2:],
-        help="a part that the report goes without, and says so",
-    )
     parser.add_argument("--timed", help="time this network, print JSON")
     parser.add_argument("--out", type=Path, default=BENCHMARKS / "results" / "regional.md")
     options = parser.parse_args(arguments)
@@ -53,8 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     import pair
 
     study = Study(pair.Study.open(500, options.threads), options)
-    asked = [part for part in options.part or PARTS if part not in options.without]
-    found = {part: getattr(study, part)() for part in asked}
+    found = {part: getattr(study, part)() for part in options.part or PARTS}
     if options.part is None:
         from regional_study.report import write_report
 

@@ -28,9 +28,8 @@ def write_report(path: Path, facts: dict, found: dict[str, Any]) -> None:
     """
     layouts = {canvas: _layouts(arms) for canvas, arms in found["layouts"].items()}
     adapters = {name: _adapters(arms) for name, arms in found["adapters"].items()}
-    outlines = {weight: _rate(flags) for weight, flags in found.get("outlines", {}).items()}
-    speed = found.get("speed", {})
-    absent = [part for part in ("outlines", "speed") if part not in found]
+    outlines = {weight: _rate(flags) for weight, flags in found["outlines"].items()}
+    speed = found["speed"]
     lines = [
         "# Regions on the toy base",
         "",
@@ -45,9 +44,8 @@ def write_report(path: Path, facts: dict, found: dict[str, Any]) -> None:
         "",
         *_layout_lines(layouts),
         *_adapter_lines(adapters),
-        *(_outline_lines(outlines) if outlines else []),
-        *(_speed_lines(speed) if speed else []),
-        *([f"Not run: {', '.join(absent)}."] if absent else []),
+        *_outline_lines(outlines),
+        *_speed_lines(speed),
     ]
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

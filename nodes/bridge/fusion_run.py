@@ -93,7 +93,10 @@ def fuse(request: FusionRequest) -> Fusion:
 
 def _first_of_each(notes: Sequence[str]) -> list[str]:
     """Return notes without those that say the same of a later stage: alike up to the colon."""
-    return list({note.partition(":")[0]: note for note in reversed(notes)}.values())[::-1]
+    found: dict[str, str] = {}
+    for note in notes:
+        found.setdefault(note.partition(":")[0], note)
+    return list(found.values())
 
 
 def _fused(request: FusionRequest, plan: FusionPlan) -> Outcome:

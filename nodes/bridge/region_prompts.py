@@ -179,11 +179,10 @@ def _single(given: Conditioning, name: str, what: str) -> Conditioning:
         )
     unused = sorted(set(given[0][1]) - _READ_OF_TEXT)
     if unused:
-        have = "has" if len(unused) == 1 and not unused[0].endswith("s") else "have"
         lora = "; connect a LoRA of the region to its lora input" if "hooks" in unused else ""
         warn_on_node(
-            f'the {", ".join(unused)} of the {what} of region "{name}" {have} no effect: a region is '
-            f"of its prompt's words alone, all else is the global prompt's{lora}"
+            f'region "{name}" leaves out the {", ".join(unused)} of its {what}: a region is of its '
+            f"prompt's words alone, all else is the global prompt's{lora}"
         )
     return given
 

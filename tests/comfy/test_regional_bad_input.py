@@ -113,12 +113,12 @@ def behind_common_words():
 SAID = {
     "a mask on a ready CONDITIONING": (
         lambda: prompt(positive_conditioning=with_mask()),
-        ['the mask of the text of region "left" has no effect'],
+        ['region "left" leaves out the mask of its text'],
     ),
     "hooks on a ready CONDITIONING": (
         lambda: prompt(positive_conditioning=with_hooks()),
         [
-            'the hooks of the text of region "left" have no effect',
+            'region "left" leaves out the hooks of its text',
             "connect a LoRA of the region to its lora input",
         ],
     ),
