@@ -105,6 +105,8 @@ class Study:
         rests = [self.base_digest, self.judge.hash, asdict(self.budget), SAMPLING, repr(LEARNT)]
         rests += [STAGE_DAMPING, DRAWING_STEPS, SIDE, VERSION, LAYERS]
         self.kept = Kept(cache_folder() / "fusion_study", rests)
+        # Random weights and factors: nothing of the toy base is in them.
+        self.kept_wide = Kept(self.kept.folder, [STAGE_DAMPING, VERSION])
         self._learnt: list[Any] = []
 
     def facts(self) -> dict:
@@ -211,7 +213,7 @@ class Study:
 
         threads, rows = self.options.threads, self.options.rows
         return [
-            self.kept(["wide", *layer, rows, threads], lambda w=layer: wide_layer(*w, rows))
+            self.kept_wide(["wide", *layer, rows, threads], lambda w=layer: wide_layer(*w, rows))
             for layer in WIDE
         ]
 
@@ -221,7 +223,7 @@ class Study:
 
         how = (self.options.real_steps, self.options.real_side, self.options.threads)
         return {
-            case: self.kept(["real width", case, *how], lambda c=case: measured(c, *how))
+            case: self.kept_wide(["real width", case, *how], lambda c=case: measured(c, *how))
             for case in map(str, (CONCEPTS, *MEMORY_COUNTS, SITES))
         }
 
