@@ -81,7 +81,8 @@ def damping_at_norm(
 
     The damped change is the best of all changes of its norm, so this makes fusion comparable to any
     other way, and safe where the mean eigenvalue is a poor measure of the inputs. It holds for the
-    anchor ``base``. A norm that no damping reaches, the undamped change being smaller, gives 0.
+    anchor ``base``. A norm that no damping reaches gives 0: neither the undamped change is as
+    large, nor one that is damped by no more than the rounding of the Gram.
 
     Args:
         wanted: One for each concept.
@@ -98,8 +99,9 @@ def damping_at_norm(
     def norm_at(damping: float) -> float:
         return float((energies / (values + damping).square()).sum().sqrt())
 
+    # The undamped change leaves out what may be rounding; a small damping asks it too.
     undamped = float((energies[seen] / values[seen].square()).sum().sqrt())
-    if undamped <= norm:
+    if max(undamped, norm_at(gram.zero_below * float(values[-1]))) <= norm:
         return 0.0
     low, high = 0.0, float(values[-1])
     while norm_at(high) > norm:

@@ -147,6 +147,20 @@ def test_a_norm_beyond_the_undamped_change_needs_no_damping():
     assert float(found.norm()) == pytest.approx(norm * 0.01, rel=1e-9)
 
 
+def test_a_norm_is_found_beyond_what_rounded_statistics_give_undamped():
+    # Undamped leaves out directions that may be rounding; a damped change uses what they hold.
+    wanted, rows = steep_concepts()
+    rows = [x.float() for x in rows]
+    parts, total = rows_parts(wanted, rows), whole(wanted, rows)
+    undamped = fuse(wanted, rows, damping=0.0)
+    norm = 1.05 * float(delta(undamped.factors).norm())
+    fused = fuse(wanted, rows, damping=damping_at_norm(wanted, parts, total, norm))
+    assert fused.damping > 0
+    assert float(delta(fused.factors).norm()) == pytest.approx(norm, rel=1e-6)
+    left = [weighted_error(one.factors, wanted, parts, total) for one in (fused, undamped)]
+    assert left[0] < left[1]
+
+
 def test_the_average_takes_a_share_of_ones_own():
     wanted, _ = concepts(count=2)
     own = 0.6 * sum(dense(wanted))
