@@ -101,7 +101,7 @@ def damping_at_norm(
 
     # The undamped change leaves out what may be rounding; a small damping asks it too.
     undamped = float((energies[seen] / values[seen].square()).sum().sqrt())
-    if max(undamped, norm_at(gram.zero_below * float(values[-1]))) <= norm:
+    if max(undamped, norm_at(gram.rounding * float(values[-1]))) <= norm:
         return 0.0
     low, high = 0.0, float(values[-1])
     while norm_at(high) > norm:

@@ -49,10 +49,14 @@ class Gram:
         return self.energy / self.width
 
     @property
+    def rounding(self) -> float:
+        """Return the share of the largest eigenvalue that rounding moves one by, as a rule."""
+        return torch.finfo(torch.float32).eps if self.rounded else EXACT_TOLERANCE
+
+    @property
     def zero_below(self) -> float:
-        """Return the share of the largest eigenvalue below which one is rounding, not input."""
-        single = torch.finfo(torch.float32).eps
-        return len(self.matrix) * single if self.rounded else EXACT_TOLERANCE
+        """Return the share of the largest eigenvalue below which one may be rounding alone."""
+        return len(self.matrix) * self.rounding if self.rounded else self.rounding
 
     def within(self, span: Tensor | None) -> Gram:
         """Return the statistics of the same inputs, seen within a narrower span.

@@ -147,13 +147,14 @@ def test_a_norm_beyond_the_undamped_change_needs_no_damping():
     assert float(found.norm()) == pytest.approx(norm * 0.01, rel=1e-9)
 
 
-def test_a_norm_is_found_beyond_what_rounded_statistics_give_undamped():
+@pytest.mark.parametrize("beyond", [1.05, 2.5])
+def test_a_norm_is_found_beyond_what_rounded_statistics_give_undamped(beyond):
     # Undamped leaves out directions that may be rounding; a damped change uses what they hold.
     wanted, rows = steep_concepts()
     rows = [x.float() for x in rows]
     parts, total = rows_parts(wanted, rows), whole(wanted, rows)
     undamped = fuse(wanted, rows, damping=0.0)
-    norm = 1.05 * float(delta(undamped.factors).norm())
+    norm = beyond * float(delta(undamped.factors).norm())
     fused = fuse(wanted, rows, damping=damping_at_norm(wanted, parts, total, norm))
     assert fused.damping > 0
     assert float(delta(fused.factors).norm()) == pytest.approx(norm, rel=1e-6)
