@@ -81,8 +81,8 @@ def damping_at_norm(
 
     The damped change is the best of all changes of its norm, so this makes fusion comparable to any
     other way, and safe where the mean eigenvalue is a poor measure of the inputs. It holds for the
-    anchor ``base``. A norm that no damping reaches gives 0: neither the undamped change is as
-    large, nor one that is damped by no more than the rounding of the Gram.
+    anchor ``base``. Where even a damping as small as the Gram's rounding leaves less than the norm,
+    it is that one: with less, the change would follow the rounding.
 
     Args:
         wanted: One for each concept.
@@ -94,16 +94,16 @@ def damping_at_norm(
     values, vectors = torch.linalg.eigh(gram.matrix)
     values = values.clamp(min=0.0)
     energies = (asked @ vectors).square().sum(0)  # asked of each direction
-    seen = values > gram.zero_below * values[-1:]
 
     def norm_at(damping: float) -> float:
         return float((energies / (values + damping).square()).sum().sqrt())
 
-    # The undamped change leaves out what may be rounding; a small damping asks it too.
-    undamped = float((energies[seen] / values[seen].square()).sum().sqrt())
-    if max(undamped, norm_at(gram.rounding * float(values[-1]))) <= norm:
+    least = gram.rounding * float(values[-1])
+    if least == 0:  # no inputs, so no change
         return 0.0
-    low, high = 0.0, float(values[-1])
+    if norm_at(least) <= norm:
+        return least / gram.mean_eigenvalue
+    low, high = least, float(values[-1])
     while norm_at(high) > norm:
         high *= 2
     for _ in range(200):  # to the last digit, however small the damping

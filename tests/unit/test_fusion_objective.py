@@ -1,5 +1,7 @@
 """The objective of fusion without activations, and the arms that fusion is compared to."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fusion_cases import (
@@ -141,7 +143,7 @@ def test_a_norm_beyond_the_undamped_change_needs_no_damping():
     wanted, rows = concepts()
     parts, total = rows_parts(wanted, rows), whole(wanted, rows)
     norm = float(delta(fuse(wanted, rows, damping=0.0).factors).norm())
-    assert damping_at_norm(wanted, parts, total, norm * 1.01) == 0.0
+    assert damping_at_norm(wanted, parts, total, norm * 1.01) < 1e-11
     small = damping_at_norm(wanted, parts, total, norm * 0.01)
     found = delta(fuse(wanted, rows, damping=small).factors)
     assert float(found.norm()) == pytest.approx(norm * 0.01, rel=1e-9)
@@ -160,6 +162,24 @@ def test_a_norm_is_found_beyond_what_rounded_statistics_give_undamped(beyond):
     assert float(delta(fused.factors).norm()) == pytest.approx(norm, rel=1e-6)
     left = [weighted_error(one.factors, wanted, parts, total) for one in (fused, undamped)]
     assert left[0] < left[1]
+
+
+def test_a_norm_that_no_damping_reaches_gives_the_least_that_rounding_allows():
+    wanted, rows = steep_concepts()
+    parts, total = rows_parts(wanted, rows), whole(wanted, rows)
+    rounded = replace(total, rounded=True)
+    damping = damping_at_norm(wanted, parts, rounded, 1e9)
+    largest = float(torch.linalg.eigvalsh(total.matrix)[-1])
+    expected = torch.finfo(torch.float32).eps * largest / total.mean_eigenvalue
+    assert damping == pytest.approx(expected, rel=1e-9)
+
+
+def test_without_inputs_no_norm_asks_for_damping():
+    wanted, rows = concepts()
+    parts = [torch.zeros_like(part) for part in rows_parts(wanted, rows)]
+    total = whole(wanted, rows)
+    empty = replace(total, matrix=torch.zeros_like(total.matrix), energy=0.0)
+    assert damping_at_norm(wanted, parts, empty, 1.0) == 0.0
 
 
 def test_the_average_takes_a_share_of_ones_own():
