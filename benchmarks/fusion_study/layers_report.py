@@ -58,8 +58,16 @@ def solver_lines(title: str, layers: Sequence[Mapping[str, Any]]) -> list[str]:
         if stage in NORMS:
             share = LAYERS_AIM[stage]
             verdicts += [
-                (f"{stage}: objective at most theirs on {share:.0%} of layers", better >= share),
-                (f"{stage}: norm at most {NORMS[stage]} times", norm <= NORMS[stage]),
+                (
+                    f"{stage}: at {NORMS[stage]} times their norm, objective at most theirs on "
+                    f"{share:.0%} of layers",
+                    equal >= share,
+                ),
+                (f"{stage}, with the node's damping: the same", better >= share),
+                (
+                    f"{stage}, with the node's damping: norm at most {NORMS[stage]} times",
+                    norm <= NORMS[stage],
+                ),
             ]
     whole = [sum(x["seconds"][i] for x in layers) for i in (0, 1)]
     faster = whole[1] / whole[0]

@@ -58,7 +58,7 @@ def write_report(path: Path, facts: Mapping[str, Any], found: Mapping[str, Any])
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    record = {"facts": dict(facts), **found}
+    record = {"facts": dict(facts), **found, "identity": _shares(found["identity"])}
     path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(path.read_text(encoding="utf-8"))
 
@@ -120,6 +120,15 @@ def identity_lines(found: Mapping[str, Any]) -> list[str]:
                 f"{_gap(lost)} | {losses.max():+.2f} | {beside} | {_three(kept)} |"
             )
     return [*lines, "", *said(verdicts), "", *_each_lines(found, alone), ""]
+
+
+def _shares(found: Any) -> Any:
+    """Return identity's flags as the shares that are true of each, in place of every picture's."""
+    if isinstance(found, dict):
+        return {name: _shares(one) for name, one in found.items()}
+    if isinstance(found[0][0], bool):
+        return np.mean(found, axis=0).round(4).tolist()
+    return [_shares(one) for one in found]
 
 
 def _each_lines(found: Mapping[str, Any], alone: Sequence[np.ndarray]) -> list[str]:
