@@ -46,8 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
         print(json.dumps(measure(study.base, study.concepts(options.cost))))
         return 0
-    asked = [part for part in options.part or PARTS if part not in options.without]
-    found = {part: getattr(study, part)() for part in asked}
+    found = {part: getattr(study, part)() for part in options.part or PARTS}
     if options.part is None:
         from fusion_study.report import write_report
 
@@ -70,13 +69,6 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--real-steps", type=int, default=2, help="of drawing at real width")
     parser.add_argument("--real-side", type=int, default=256, help="of these pictures, in pixels")
     parser.add_argument("--part", action="append", choices=PARTS, help="write no report")
-    parser.add_argument(
-        "--without",
-        action="append",
-        default=[],
-        choices=PARTS[2:],
-        help="a part that the report goes without, and says so",
-    )
     parser.add_argument("--arm", action="append", help="of the part identity: these alone")
     parser.add_argument("--cost", type=int, help="measure a fusion of so many, print JSON")
     parser.add_argument("--real", help="the same at real width, or of its sites, print JSON")

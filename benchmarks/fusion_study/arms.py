@@ -39,9 +39,10 @@ LAYERS = "*attn2.to_[kvo]*"
 """What is learnt to be fused changes what cross-attention reads and gives, nothing else.
 
 Self-attention, and the queries of cross-attention, see inputs that all subjects share, and each asks
-something else of them. At a spatial damping of 0.01, 20 to 40 pictures each: two subjects that
-changed all attention fell from 0.78 and 0.99 to 0.32 and 0.68; four that changed all of
-cross-attention kept 0.46 of their 0.63; four without its queries 0.58 of 0.67.
+something else of them. Two subjects that changed all attention fell from 0.78 and 0.99 alone to 0.32
+and 0.68 (40 pictures). With the queries, and dampings of 1e-4, 1e-6 and 1e-2, fused subjects kept
+0.95, 0.75 and 0.40 of what two, four and eight showed alone (100 pictures); as they are here 0.92,
+0.76 and 0.53.
 """
 SIDE = 64
 DRAWING_STEPS = 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,33 +28,18 @@ def write_report(path: Path, facts: Mapping[str, Any], found: Mapping[str, Any])
         found: By part.
     """
     together = min(map(int, found["identity"][FUSED[0]]))
-    sections: dict[str, Callable[[Any], list[str]]] = {
-        "cost": cost_lines,
-        "real_width": real_width_lines,
-        "solvers": lambda part: solver_lines(
-            f"On the toy base, every layer, {together} concepts", part
-        ),
-        "wide": lambda part: [
-            *solver_lines("At real width, power-law inputs, three concepts", part),
-            *control_lines(part),
-        ],
-    }
-    solved = [layer for part in ("solvers", "wide") for layer in found.get(part, ())]
-    absent = [part for part in sections if part not in found]
     lines = [
         "# Gradient fusion",
         "",
         *(f"{name}: `{value}`  " for name, value in facts.items()),
         "",
         *identity_lines(found["identity"]),
-        *(
-            line
-            for part, written in sections.items()
-            if part in found
-            for line in written(found[part])
-        ),
-        *(curve_lines(solved) if solved else []),
-        *([f"Not run: {', '.join(absent)}.", ""] if absent else []),
+        *cost_lines(found["cost"]),
+        *real_width_lines(found["real_width"]),
+        *solver_lines(f"On the toy base, every layer, {together} concepts", found["solvers"]),
+        *solver_lines("At real width, power-law inputs, three concepts", found["wide"]),
+        *control_lines(found["wide"]),
+        *curve_lines([*found["solvers"], *found["wide"]]),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
