@@ -139,7 +139,7 @@ def measure(case: Case, device: str) -> dict:
     import time
 
     sys.path.append(str(BENCHMARKS.parent / "scripts"))
-    from comfy_in_process import prepare_comfy
+    from comfyui.in_process import prepare_comfy
 
     with tempfile.TemporaryDirectory(prefix="pastiche-memory-") as folder:
         prepare_comfy(Path(folder))
@@ -198,7 +198,7 @@ def _base(case: Case):
 
     dtype = getattr(torch, case.dtype)
     if case.base == "toy base":
-        from toy_base import toy_checkpoint
+        from comfyui.toy_base import toy_checkpoint
 
         return comfy.sd.load_diffusion_model(str(toy_checkpoint()), model_options={"dtype": dtype})
     with torch.device("meta"):

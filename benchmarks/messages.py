@@ -139,7 +139,7 @@ class Warnings(logging.Handler):
 
 def _prepare(base_directory: Path) -> None:
     """Make ComfyUI and the tests' cases importable."""
-    from comfy_in_process import prepare_comfy
+    from comfyui.in_process import prepare_comfy
 
     prepare_comfy(base_directory)
     sys.path.append(str(TESTS))

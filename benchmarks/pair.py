@@ -68,9 +68,9 @@ class Study:
     def open(cls, steps: int, threads: int) -> Study:
         """Load base and judge; the judge is trained on the first call."""
         import torch
-        from comfy_in_process import prepare_comfy
+        from comfyui.in_process import prepare_comfy
+        from comfyui.toy_base import CHECKPOINT, place, toy_checkpoint
         from environment import cache_folder
-        from toy_base import CHECKPOINT, place, toy_checkpoint
 
         torch.set_num_threads(threads)
         folder = cache_folder() / "pair_study"

@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     if Path(sys.prefix).resolve() != ready.folder.resolve():
         command = [str(ready.python), str(BENCHMARKS / "run.py"), *arguments]
         return subprocess.run(command, env=ready.variables(), check=False).returncode
-    from pack_loader import load_pack
+    from comfyui.pack_loader import load_pack
 
     load_pack("pack")
     return importlib.import_module(arguments[0]).main(arguments[1:]) or 0

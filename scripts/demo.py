@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from comfy_server import ComfyServer
+from comfyui.server import ComfyServer
+from comfyui.toy_base import place
 from contact_sheet import Column, contact_sheet
-from toy_base import REPOSITORY, place
+from environment import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "tests" / "graphs"))
 from substitution import toy_graph

@@ -3,6 +3,7 @@
     python3 scripts/dev.py demo          train a style from one pair on the toy base, in the terminal
     python3 scripts/dev.py test          the tests (--full adds the slow ones)
     python3 scripts/dev.py comfy         ComfyUI with the pack, the toy base and its examples
+    python3 scripts/dev.py templates     the templates and their graphs, written anew
     python3 scripts/dev.py python ARGS   the environment's Python, for anything else
 
 All of them make the environment they need in the user's cache; a second run finds it there.
@@ -16,9 +17,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import environment
-from comfy_server import PACK_FOLDER, ComfyServer, make_base_directory
+from comfyui.server import PACK_FOLDER, ComfyServer, make_base_directory
+from environment import REPOSITORY, Environment, cache_folder, prepare
 from tiers import TIERS, run_tests
+
+SCRIPTS = REPOSITORY / "scripts"
 
 
 def main(arguments: list[str]) -> int:
@@ -36,12 +39,13 @@ def main(arguments: list[str]) -> int:
     test.add_argument("extra", nargs="*", help="arguments for pytest, after --")
     comfy = verbs.add_parser("comfy", help="start ComfyUI with the pack and the toy base")
     comfy.add_argument("--port", type=int, default=None, help="a free one if left out")
+    verbs.add_parser("templates", help="write the templates through ComfyUI's frontend")
     verbs.add_parser("python", help="run the environment's Python", add_help=False)
     options, rest = parser.parse_known_args(arguments)
     if rest and options.verb != "python":
         parser.error(f"not understood: {' '.join(rest)}")
 
-    ready = environment.prepare()
+    ready = prepare()
     if options.verb == "test":
         tiers = options.tier or list(TIERS)
         return run_tests(ready, full=options.full, tiers=tiers, extra=options.extra)
@@ -51,26 +55,26 @@ def main(arguments: list[str]) -> int:
         return _run_python(ready, script)
     if options.verb == "comfy":
         return _serve(ready, options.port)
+    if options.verb == "templates":
+        return _run_python(ready, ["-m", "templates.write"], SCRIPTS)
     return _run_python(ready, arguments[1:], folder=Path.cwd())
 
 
-def _run_python(
-    ready: environment.Environment, arguments: list[str], folder: Path = environment.REPOSITORY
-) -> int:
+def _run_python(ready: Environment, arguments: list[str], folder: Path = REPOSITORY) -> int:
     command = [str(ready.python), *arguments]
     return subprocess.run(command, cwd=folder, env=ready.variables(), check=False).returncode
 
 
 def _base_directory() -> Path:
     """Return this checkout's own folder for ComfyUI, with the pack mounted in it."""
-    digest = hashlib.sha256(str(environment.REPOSITORY).encode()).hexdigest()[:12]
-    return make_base_directory(environment.cache_folder() / f"base-{digest}")
+    digest = hashlib.sha256(str(REPOSITORY).encode()).hexdigest()[:12]
+    return make_base_directory(cache_folder() / f"base-{digest}")
 
 
-def _serve(ready: environment.Environment, port: int | None) -> int:
+def _serve(ready: Environment, port: int | None) -> int:
     """Serve until the user stops it."""
     base_directory = _base_directory()
-    placed = _run_python(ready, ["scripts/toy_base.py", str(base_directory)])
+    placed = _run_python(ready, ["-m", "comfyui.toy_base", str(base_directory)], SCRIPTS)
     if placed != 0:
         return placed
     server = ComfyServer(

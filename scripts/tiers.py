@@ -9,8 +9,8 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 
-from browser_binary import ensure_browser
 from environment import REPOSITORY, Environment
+from environment.browser_binary import ensure_browser
 
 # Apart, because each needs its process to itself: ComfyUI fixes its device and folders on import,
 # the browser's library keeps an event loop running.

@@ -12,9 +12,9 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != TESTS.par
 sys.path += [str(TESTS.parent / "scripts"), str(TESTS / "graphs")]
 
 # ruff: noqa: E402 - found by the line above
-from comfy_server import ComfyServer, make_base_directory
-from pack_loader import load_pack
-from toy_base import place
+from comfyui.pack_loader import load_pack
+from comfyui.server import ComfyServer, make_base_directory
+from comfyui.toy_base import place
 from toy_control import place_control
 
 load_pack("pack")

@@ -39,7 +39,7 @@ def measured(threads: int) -> dict[str, Any]:
 def measure(threads: int) -> dict[str, Any]:
     """Seconds and memory in MiB of a step of a half and of the fine-tune."""
     sys.path.append(str(RUN.parent.parent / "scripts"))
-    from comfy_in_process import prepare_comfy
+    from comfyui.in_process import prepare_comfy
 
     with tempfile.TemporaryDirectory(prefix="pastiche-b4m-") as folder:
         prepare_comfy(Path(folder))

@@ -83,7 +83,7 @@ def measure(case: str, steps: int, side: int, threads: int) -> Any:
         side: Of the drawn pictures, in pixels.
         threads: Of the processor.
     """
-    from comfy_in_process import prepare_comfy
+    from comfyui.in_process import prepare_comfy
 
     with tempfile.TemporaryDirectory(prefix="pastiche-fusion-") as folder:
         prepare_comfy(Path(folder))

@@ -30,7 +30,7 @@ def measure(threads: int) -> dict:
     The base has SDXL's real widths and random weights, the row 512 pixels a side.
     """
     import torch
-    from comfy_in_process import prepare_comfy
+    from comfyui.in_process import prepare_comfy
 
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory(prefix="pastiche-optimisers-") as folder:

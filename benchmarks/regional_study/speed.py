@@ -67,7 +67,7 @@ def measure(network: str, side: int, repeats: int, threads: int) -> dict[str, An
         threads: Of the processor.
     """
     sys.path.append(str(RUN.parent.parent / "scripts"))
-    from comfy_in_process import prepare_comfy
+    from comfyui.in_process import prepare_comfy
 
     with tempfile.TemporaryDirectory(prefix="pastiche-regional-") as folder:
         prepare_comfy(Path(folder))
@@ -106,7 +106,7 @@ def _timed(run: Run, steps: int) -> float:
 def _unet(network: str, side: int) -> Any:
     if network == "toy base":
         import comfy.sd
-        from toy_base import toy_checkpoint
+        from comfyui.toy_base import toy_checkpoint
 
         return comfy.sd.load_checkpoint_guess_config(str(toy_checkpoint()))[0]
     import memory

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from strip_previews import without_previews
+from templates.strip_previews import without_previews
 
 LONGEST = 400
 SOURCES = (".py", ".js")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_binary import ensure_browser
-from comfy_server import PACK_FOLDER, ComfyServer
+from comfyui.server import PACK_FOLDER, ComfyServer
+from comfyui.toy_base import place_examples
+from environment.browser_binary import ensure_browser
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
-from toy_base import place_examples
 
 sys.path.append(str(Path(__file__).resolve().parent))  # regions_canvas.py, for the test beside it
 

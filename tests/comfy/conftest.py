@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from comfy_in_process import prepare_comfy
+from comfyui.in_process import prepare_comfy
 
 _BASE_DIRECTORY = tempfile.TemporaryDirectory(prefix="pastiche-comfy-")
 prepare_comfy(Path(_BASE_DIRECTORY.name))

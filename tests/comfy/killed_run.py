@@ -64,10 +64,10 @@ def _say(text: str) -> None:
 
 def main(base_directory: Path, trainer: str = "pair") -> None:
     """Load everything, then train in a process of its own for every line."""
-    from comfy_in_process import prepare_comfy
+    from comfyui.in_process import prepare_comfy
 
     prepare_comfy(base_directory)
-    from pack_loader import load_pack
+    from comfyui.pack_loader import load_pack
 
     load_pack("pack")
     import torch

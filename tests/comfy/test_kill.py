@@ -16,13 +16,13 @@ import folder_paths
 import killed_run
 import pytest
 import torch
-from comfy_server import ComfyServer, make_base_directory
+from comfyui.server import ComfyServer, make_base_directory
 from pack.training.checkpoint import checkpoints, latest_checkpoint
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "graphs"))
 
+from comfyui.toy_base import place
 from substitution import Graph, toy_graph
-from toy_base import place
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has neither fork nor SIGKILL")
 

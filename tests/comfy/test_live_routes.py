@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from comfy_server import ComfyServer
+from comfyui.server import ComfyServer
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "graphs"))
 

@@ -2,7 +2,7 @@
 
 import json
 
-from comfy_server import PACK_FOLDER, ComfyServer
+from comfyui.server import PACK_FOLDER, ComfyServer
 
 CORE_GRAPH = {
     "1": {

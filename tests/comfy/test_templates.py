@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comfy_server import ComfyServer
+from comfyui.server import ComfyServer
 from PIL import Image
 
 GRAPHS = Path(__file__).resolve().parents[1] / "graphs"

@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import itertools
 
-from toy_base import toy_checkpoint
+from comfyui.toy_base import toy_checkpoint
 
 CONTROL = "toy_control.safetensors"
 WIDTH = 320

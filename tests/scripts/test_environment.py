@@ -5,12 +5,11 @@ import sys
 import time
 from pathlib import Path
 
-import comfyui_source
-import environment
 import pytest
-from comfy_server import make_base_directory
+from comfyui.server import make_base_directory
 from contact_sheet import Column, contact_sheet
-from strip_previews import without_previews
+from environment import comfyui_source, environment
+from templates.strip_previews import without_previews
 from tiers import _counts, _described
 
 
@@ -53,7 +52,7 @@ def test_a_child_keeps_the_lock_when_its_parent_is_killed(tmp_path: Path, reposi
     source = (
         "import subprocess, sys, time\n"
         "from pathlib import Path\n"
-        "from file_lock import file_lock\n"
+        "from environment.file_lock import file_lock\n"
         "with file_lock(Path(sys.argv[1])) as lock:\n"
         "    subprocess.Popen(['sleep', '2'], pass_fds=(lock,))\n"
         "    print('held', flush=True)\n"

@@ -10,7 +10,7 @@ from pack.training.lock import LOCK_FILE, run_lock
 HOLD = """
 import sys, time
 sys.path.append({scripts!r})
-from pack_loader import load_pack
+from comfyui.pack_loader import load_pack
 load_pack("pack")
 from pathlib import Path
 from pack.training.lock import run_lock

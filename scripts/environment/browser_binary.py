@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from environment import install_debian_packages
+from .environment import install_debian_packages
 
 COMMANDS = (
     "chromium",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from layout_parts import SDXL, Group, Layout, Node, note, painted, surroundings
+from .parts import SDXL, Group, Layout, Node, note, painted, surroundings
 
 _TWO = """\
 ## Each subject in its place

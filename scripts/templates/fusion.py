@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from layout_parts import SDXL, Group, Layout, Node, note, painted, surroundings
+from .parts import SDXL, Group, Layout, Node, note, painted, surroundings
 
 _CONCEPTS = """\
 ## Several concepts in one model

