@@ -1,7 +1,8 @@
-"""Run a benchmark in the development environment: ``python3 benchmarks/run.py NAME [ARGS]``.
+"""Run a study in the development environment: ``python3 benchmarks/run.py STUDY [ARGS]``.
 
-Started by any Python, it makes the environment if need be and starts itself again inside it, where
-the pack is importable as ``pack`` and ComfyUI's folder stands in ``COMFYUI_PATH``.
+Started by any Python, it makes the environment if need be and starts itself again inside it. There
+it prepares ComfyUI with folders of its own and loads the pack as ``pack`` before it imports the
+study, so that the study's modules import both at their top.
 """
 
 from __future__ import annotations
@@ -9,29 +10,37 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 BENCHMARKS = Path(__file__).resolve().parent
+# The studies' names would hide other modules: they are imported from the package ``benchmarks``.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != BENCHMARKS]
 sys.path.append(str(BENCHMARKS.parent / "scripts"))
 
-import environment  # noqa: E402 - found by the line above
+# ruff: noqa: E402 - found by the line above
+from comfyui.in_process import prepare_comfy
+from comfyui.pack_loader import load_pack, load_package
+from environment import prepare
 
 
 def main(arguments: list[str]) -> int:
-    """Run ``benchmarks/<name>.py``'s ``main`` with the remaining arguments."""
-    names = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem != "run")
+    """Run ``main`` of ``benchmarks/<study>/study.py`` with the remaining arguments."""
+    names = sorted(path.parent.name for path in BENCHMARKS.glob("*/study.py"))
     if not arguments or arguments[0] not in names:
         given = arguments[0] if arguments else "none"
-        print(f"the benchmark must be one of {', '.join(names)}, got {given}", file=sys.stderr)
+        print(f"the study must be one of {', '.join(names)}, got {given}", file=sys.stderr)
         return 2
-    ready = environment.prepare()
+    ready = prepare()
     if Path(sys.prefix).resolve() != ready.folder.resolve():
         command = [str(ready.python), str(BENCHMARKS / "run.py"), *arguments]
         return subprocess.run(command, env=ready.variables(), check=False).returncode
-    from comfyui.pack_loader import load_pack
-
-    load_pack("pack")
-    return importlib.import_module(arguments[0]).main(arguments[1:]) or 0
+    with tempfile.TemporaryDirectory(prefix="pastiche-benchmark-") as folder:
+        prepare_comfy(Path(folder))
+        load_pack("pack")
+        load_package("benchmarks", BENCHMARKS)
+        study = importlib.import_module(f"benchmarks.{arguments[0]}.study")
+        return study.main(arguments[1:]) or 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import os
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != HERE]
 sys.path.append(str(HERE.parent))
 
+from intervals import wilson  # noqa: E402
 from toyworld.assemble import metadata_of  # noqa: E402
 from toyworld.judge import Judge, through_vae  # noqa: E402
 from toyworld.readable import THRESHOLD, ceilings, is_scored, rights, to_tensor  # noqa: E402
@@ -31,16 +31,6 @@ from toyworld.world import STYLES, Scene, caption, random_scene, world_hash  # n
 RESULTS = HERE.parent / "results"
 BATCH = 20
 AIMS = ("object", "colour", "background", "style")  # each right at 90 % on one-object prompts
-
-
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """The 95 % Wilson interval of a rate."""
-    if count == 0:
-        return 0.0, 1.0
-    z, p = 1.96, right / count
-    centre = (p + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def rate(flags: list[bool]) -> dict[str, float]:

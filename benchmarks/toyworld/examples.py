@@ -11,15 +11,13 @@ sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != HERE]
 sys.path.insert(0, str(HERE.parent))
 
 from PIL import Image, ImageDraw  # noqa: E402
-
 from toyworld.render import render_pil  # noqa: E402
+from toyworld.scenes import BOAT_SCENES, PAIR_SCENES  # noqa: E402
 from toyworld.world import (  # noqa: E402
     BENCHMARK_STYLES,
     HELD_OUT_STYLES,
     RECORD,
     SIDE,
-    Scene,
-    Thing,
     caption,
     style_words,
     vocabulary,
@@ -27,24 +25,6 @@ from toyworld.world import (  # noqa: E402
 )
 
 EXAMPLES = HERE.parents[1] / "assets" / "examples"
-# One pair per background; the objects differ, so that four pairs share nothing but the style.
-PAIR_SCENES = (
-    Scene((Thing("house", "red"),), "sand", seed=11),
-    Scene((Thing("fish", "yellow"),), "night", seed=12),
-    Scene((Thing("heart", "purple"),), "snow", seed=13),
-    Scene((Thing("cup", "green"),), "brick", seed=14),
-)
-
-# A class that the base has never seen, in half of its colours and backgrounds.
-BOAT_SCENES = tuple(
-    Scene((Thing("boat", colour),), background, seed=21 + number)
-    for number, (colour, background) in enumerate(
-        (
-            *(("red", "sand"), ("yellow", "night"), ("green", "sand"), ("red", "night")),
-            *(("yellow", "sand"), ("green", "night"), ("red", "sand"), ("green", "night")),
-        )
-    )
-)
 CAPTIONED = EXAMPLES / "training_pictures"
 
 

@@ -1,0 +1,250 @@
+"""The arms of the study: ways to make one LoRA of a content and a style learnt apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from pack.lora_ops.halves import Role
+from pack.nodes.bridge.half_plan import HalfRequest
+from pack.nodes.bridge.lora_patches import apply_lora
+from pack.nodes.bridge.make import make_loras
+from pack.nodes.bridge.make_plan import MakeRequest
+from pack.nodes.bridge.plain_plan import PlainRequest
+from pack.nodes.bridge.train_half import train_half
+from pack.nodes.bridge.train_plain import train_plain
+from pack.training import LoraState, TrainingSettings
+
+from ..shared.toy_base import Drawing, ToyBase, image_of
+from ..toyworld.scenes import BOAT_SCENES, PAIR_SCENES
+from ..toyworld.world import Scene, Thing, caption
+
+AUXILIARY = 3
+"""Pictures that share a step with a main one."""
+OTHER_CONTENTS = tuple(
+    Scene((Thing(kind, colour),), background, seed=31 + number)
+    for number, (kind, colour, background) in enumerate(
+        (
+            *(("tree", "red", "snow"), ("star", "blue", "brick"), ("ring", "green", "sand")),
+            *(("moon", "yellow", "night"), ("cross", "purple", "snow"), ("ball", "red", "brick")),
+        )
+    )
+)
+OTHER_STYLES = tuple(
+    scene.with_style(style)
+    for scene, style in zip(
+        OTHER_CONTENTS,
+        ("comic", "watercolor", "chalk", "sketch", "pixel", "comic"),
+        strict=True,
+    )
+)
+SETTINGS = TrainingSettings(schedule="linear", targets="all linear")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Steps and rates of a training; the same for every arm that has that stage.
+
+    Args:
+        content: Steps of a content half; a step sees a main and three auxiliary pictures.
+        style: Steps of a style half; the released scripts give contents nine times as many.
+        make: Steps of the joint fine-tune; a step sees a content and a style picture.
+        rank: Of halves and made LoRAs.
+        half_rate: Learning rate of a half.
+        make_rate: Learning rate of the fine-tune.
+        adamw_rate: Of the fine-tune without the preconditioner, searched for by itself.
+        plain_rank: Of the ordinary LoRAs: about as many learnt numbers as the halves have.
+        plain_rate: Learning rate of the ordinary LoRAs.
+    """
+
+    content: int
+    style: int
+    make: int
+    rank: int
+    half_rate: float
+    make_rate: float
+    adamw_rate: float
+    plain_rank: int
+    plain_rate: float
+
+    @property
+    def rows(self) -> int:
+        """Pictures that all stages see, each counted every time."""
+        return (self.content + self.style) * (1 + AUXILIARY) + 2 * self.make
+
+
+BUDGET = Budget(
+    content=300,
+    style=100,
+    make=800,
+    rank=64,
+    half_rate=3e-3,
+    make_rate=3e-3,
+    adamw_rate=1e-3,
+    plain_rank=32,
+    plain_rate=5e-4,
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One content, one style and one seed, with what was trained for it kept in memory."""
+
+    base: ToyBase
+    budget: Budget
+    kind: str
+    style: str
+    seed: int
+    made: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def contents(self) -> list[Scene]:
+        """The content's pictures: plain, in half of the colours and on half of the grounds."""
+        return [replace(s, things=(Thing(self.kind, s.things[0].colour),)) for s in BOAT_SCENES]
+
+    @property
+    def styles(self) -> list[Scene]:
+        """The style's pictures: four things that the base knows."""
+        return [scene.with_style(self.style) for scene in PAIR_SCENES]
+
+
+def _images(scenes: list[Scene]) -> list[torch.Tensor]:
+    return [image_of(scene) for scene in scenes]
+
+
+def half(cell: Cell, role: Role, share: float = 1.0, **how: Any) -> LoraState:
+    """Return a half, trained where no equal run is kept.
+
+    Args:
+        cell: Whose.
+        role: Of the half.
+        share: Of the budget's steps.
+        how: Other fields of the request; ``alone`` trains without auxiliary pictures, with as many
+            rows.
+    """
+    key = ("half", role, share, tuple(sorted(how.items())))
+    if key not in cell.made:
+        alone = how.pop("alone", False)
+        main = cell.contents if role == "content" else cell.styles
+        other = list(OTHER_STYLES if role == "content" else OTHER_CONTENTS)
+        request = HalfRequest(
+            model=cell.base.model,
+            clip=cell.base.clip,
+            vae=cell.base.vae,
+            role=role,
+            images=_images(main),
+            prompts=[caption(scene) for scene in main],
+            token=cell.kind if role == "content" else cell.style,
+            auxiliary_images=() if alone else _images(other),
+            auxiliary_prompts=() if alone else [caption(scene) for scene in other],
+            steps=round(getattr(cell.budget, role) * share) * ((1 + AUXILIARY) if alone else 1),
+            rank=cell.budget.rank,
+            learning_rate=cell.budget.half_rate,
+            seed=cell.seed,
+            run_name=f"{cell.kind if role == 'content' else cell.style} half",
+            settings=SETTINGS,
+            **how,
+        )
+        cell.made[key] = train_half(request).half
+    return cell.made[key]
+
+
+def make(
+    cell: Cell, content: LoraState, style: LoraState, optimizer: str = "Scaled AdamW", **how: Any
+) -> LoraState:
+    """Return the LoRA of two halves after the budget's fine-tune."""
+    scaled = optimizer == "Scaled AdamW"
+    values = {
+        "optimizer": optimizer,
+        "steps": cell.budget.make,
+        "model": cell.base.model,
+        "clip": cell.base.clip,
+        "vae": cell.base.vae,
+        "content_images": _images(cell.contents),
+        "content_prompts": [caption(scene) for scene in cell.contents],
+        "style_images": _images(cell.styles),
+        "style_prompts": [caption(scene) for scene in cell.styles],
+        "learning_rate": cell.budget.make_rate if scaled else cell.budget.adamw_rate,
+        "seed": cell.seed,
+        "run_name": f"{cell.kind} {cell.style}",
+        "settings": SETTINGS,
+        **how,
+    }
+    return make_loras(MakeRequest([content], [style], **values)).loras[0]
+
+
+def plain(cell: Cell, scenes: list[Scene], rows: int, batch: int) -> LoraState:
+    """Return an ordinary LoRA of the scenes that has seen ``rows`` pictures."""
+    request = PlainRequest(
+        model=cell.base.model,
+        clip=cell.base.clip,
+        vae=cell.base.vae,
+        images=_images(scenes),
+        captions=[caption(scene) for scene in scenes],
+        steps=rows // batch,
+        rank=cell.budget.plain_rank,
+        learning_rate=cell.budget.plain_rate,
+        seed=cell.seed,
+        run_name="plain",
+        settings=replace(SETTINGS, batch_size=batch),
+    )
+    return train_plain(request).lora
+
+
+def _staged(cell: Cell, optimizer: str = "Scaled AdamW", **how: Any) -> LoraState:
+    halves = (half(cell, role, **how) for role in ("content", "style"))
+    return make(cell, *halves, optimizer=optimizer)
+
+
+def _short_style(cell: Cell, optimizer: str) -> LoraState:
+    content, style = half(cell, "content"), half(cell, "style", share=0.25)
+    return make(cell, content, style, optimizer=optimizer)
+
+
+def _joint(cell: Cell) -> LoraState:
+    # Twice the four style pictures: both sides have equal weight, as in the fine-tune.
+    return plain(cell, [*cell.contents, *cell.styles, *cell.styles], cell.budget.rows, 2)
+
+
+def _sum(cell: Cell, strength: float) -> LoraState:
+    rows = cell.budget.rows // 2
+    if "sum" not in cell.made:
+        cell.made["sum"] = [plain(cell, scenes, rows, 2) for scenes in (cell.contents, cell.styles)]
+    one, other = cell.made["sum"]
+    return LoraState({key: _beside(key, one[key], other[key], strength) for key in one})
+
+
+def _beside(key: str, one: torch.Tensor, other: torch.Tensor, strength: float) -> torch.Tensor:
+    """The tensor of a LoRA that changes a layer as both do, each at ``strength``."""
+    if key.endswith("alpha"):
+        return one + other
+    return (
+        torch.cat([one * strength, other * strength], 1)
+        if key.endswith("lora_up.weight")
+        else torch.cat([one, other], 0)
+    )
+
+
+ARMS: Mapping[str, Callable[[Cell], LoraState]] = {
+    "all stages": _staged,
+    "make with 0 steps": lambda cell: make(
+        cell, half(cell, "content"), half(cell, "style"), steps=0
+    ),
+    "without the preconditioner": lambda cell: _staged(cell, "AdamW"),
+    "without the orthogonal prior": lambda cell: _staged(cell, start="gaussian"),
+    "without multi-correspondence": lambda cell: _staged(cell, alone=True),
+    "owner swapped": lambda cell: _staged(cell, content_owns="up"),
+    "joint LoRA": _joint,
+    "sum of two LoRAs, each at 1": lambda cell: _sum(cell, 1.0),
+    "sum of two LoRAs, each at 0.7": lambda cell: _sum(cell, 0.7),
+    "style half a quarter as long": lambda cell: _short_style(cell, "Scaled AdamW"),
+    "style half a quarter as long, AdamW": lambda cell: _short_style(cell, "AdamW"),
+}
+
+
+def draw(base: ToyBase, lora: LoraState, scenes: list[Scene], seed: int) -> torch.Tensor:
+    """One picture per scene with the LoRA on the base, ``(scene, 64, 64, 3)`` in 0..1."""
+    model, _ = apply_lora(base.model, None, lora, 1.0, 0.0)
+    return replace(base, model=model).draw(scenes, seed, Drawing("plain"))

@@ -1,0 +1,119 @@
+"""Break-for-Make on the toy base: ``python3 benchmarks/run.py break_for_make``; resumable.
+
+Contents and styles that the base has never seen, learnt apart and made one; judged on pictures of
+the content in the style, which no training picture shows. Every arm that has a stage gives it the
+same steps and rate, and ordinary LoRAs see as many pictures as all stages together. The base
+computes in bf16. ``--arm`` fills the cache for one arm alone, so that processes can share the work.
+Writes ``benchmarks/results/break_for_make.md`` and ``break_for_make.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from environment import cache_folder
+
+from ..shared.cache import ResultCache
+from ..shared.toy_base import SAMPLING, Setup, load_setup
+from ..toyworld.world import BACKGROUNDS, COLOURS, Scene, Thing
+from .arms import ARMS, BUDGET, Cell, draw
+from .report import write_report
+from .sdxl import measure, measured
+
+BENCHMARKS = Path(__file__).resolve().parents[1]
+PAIRS = (("boat", "mosaic"), ("crown", "blueprint"))
+"""Held-out content and held-out style."""
+NEW_PROMPTS = 1000  # each training is judged on noise of its own
+BATCH = 20
+FLAGS = ("content", "style", "colour", "background")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run what is not yet in the cache and write the report."""
+    parser = argparse.ArgumentParser(prog="break_for_make", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3, help="trainings per pair and arm")
+    parser.add_argument("--pictures", type=int, default=67, help="per training")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--arm", action="append", help="fill the cache for it, write no report")
+    parser.add_argument("--sdxl", action="store_true", help="measure SDXL's steps, print JSON")
+    parser.add_argument("--out", type=Path, default=BENCHMARKS / "results" / "break_for_make.md")
+    options = parser.parse_args(arguments)
+    if options.sdxl:
+        print(json.dumps(measure(options.threads)))
+        return 0
+    study = Study(load_setup(options.threads), options)
+    found = study.flags(options.arm)
+    if options.arm is None:
+        sdxl = study.cache.get(["sdxl"], lambda: measured(options.threads))
+        write_report(options.out, study.facts(), found, sdxl)
+    return 0
+
+
+class Study:
+    """The trainings and pictures of the study, each kept in the cache as soon as it is made."""
+
+    def __init__(self, setup: Setup, options: argparse.Namespace) -> None:
+        self.setup, self.base, self.judge = setup, setup.base, setup.judge
+        self.options, self.budget = options, BUDGET
+        basis = [setup.base_digest, setup.judge.hash, asdict(BUDGET)]
+        self.cache = ResultCache(cache_folder() / "b4m_study", basis)
+
+    def facts(self) -> dict:
+        """Return what the results depend on."""
+        return {
+            **self.setup.facts,
+            **asdict(self.budget),
+            "sampling": SAMPLING,
+            "pictures": self.options.pictures,
+            "seeds": self.options.seeds,
+        }
+
+    def flags(self, chosen: Sequence[str] | None) -> dict[str, list[list[list[bool]]]]:
+        """Flags by arm, ``(training, picture, flag)``; a training is a pair with a seed."""
+        found: dict[str, list] = {arm: [] for arm in chosen or ARMS}
+        for seed in range(self.options.seeds):
+            for kind, style in PAIRS:
+                cell = Cell(self.base, self.budget, kind, style, seed)
+                for arm in found:
+                    place = [arm, kind, style, seed, self.options.pictures]
+                    found[arm].append(
+                        self.cache.get(place, lambda a=arm, c=cell: self._judged(a, c))
+                    )
+        return found
+
+    def _judged(self, arm: str, cell: Any) -> list[list[bool]]:
+        """Draw the content in the style, in every colour on every ground, and read the pictures."""
+        colours = list(COLOURS)
+        scenes = [
+            Scene(
+                (Thing(cell.kind, colours[number % 5]),),
+                BACKGROUNDS[number // 5 % 4],
+                cell.style,
+            )
+            for number in range(self.options.pictures)
+        ]
+        lora = ARMS[arm](cell)
+        flags = []
+        for start in range(0, len(scenes), BATCH):
+            part = scenes[start : start + BATCH]
+            noise = 80_000 + NEW_PROMPTS * cell.seed + start
+            reading = self.judge.read(draw(self.base, lora, part, noise))
+            flags += [
+                [
+                    reading.object[i] == scene.things[0].kind,
+                    reading.style[i] == scene.style,
+                    reading.colour[i] == scene.things[0].colour,
+                    reading.background[i] == scene.background,
+                ]
+                for i, scene in enumerate(part)
+            ]
+        line = f"{arm}, {cell.kind} {cell.style}, seed {cell.seed}"
+        both = np.array(flags)[:, :2].all(axis=1).mean()
+        print(f"{line}: {np.mean(flags, axis=0).round(2)}, both {both:.2f}", flush=True)
+        return [[bool(flag) for flag in row] for row in flags]

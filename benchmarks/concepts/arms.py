@@ -1,0 +1,147 @@
+"""The arms of the study: ways to learn a subject from six pictures and to prompt for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pack.nodes.bridge.apply_concept import apply_concepts
+from pack.nodes.bridge.concept_plan import LEARNT, ConceptRequest
+from pack.nodes.bridge.concept_prompt import encode_concept_prompt
+from pack.nodes.bridge.lora_patches import apply_lora
+from pack.nodes.bridge.plain_plan import PlainRequest
+from pack.nodes.bridge.train_concept import train_concept
+from pack.nodes.bridge.train_plain import train_plain
+from pack.training import TrainingSettings
+from pack.training.concept import Concept
+
+import nodes
+
+from ..shared.subjects import Budget, Subject
+from ..shared.toy_base import CFG, SAMPLER, SCHEDULER, STEPS, ToyBase, image_of
+from ..toyworld.world import Scene
+
+NAME = "pstch1"
+"""A word that the text encoder doesn't know."""
+
+
+SUBJECTS = (Subject("boat"), Subject("crown"), Subject("house", "halo"), Subject("fish", "wings"))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One subject and one seed, with what was trained for it kept in memory."""
+
+    base: ToyBase
+    budget: Budget
+    subject: Subject
+    seed: int
+    made: dict[Any, Any] = field(default_factory=dict)
+
+    def concept(self, learnt: str) -> Concept:
+        """The concept that the pack's trainer learns."""
+        if learnt not in self.made:
+            scenes = self.subject.scenes()
+            words_alone = learnt == LEARNT[2]
+            request = ConceptRequest(
+                model=self.base.model,
+                clip=self.base.clip,
+                vae=self.base.vae,
+                images=_images(scenes),
+                name=NAME,
+                class_word=self.subject.class_word,
+                captions=[self.subject.text(scene, f"<{NAME}>") for scene in scenes],
+                steps=self.budget.steps,
+                rank=self.budget.rank,
+                word_rate=self.budget.word_rate,
+                text_rate=0.0 if words_alone else self.budget.text_rate,
+                learning_rate=0.0 if words_alone else self.budget.denoiser_rate,
+                seed=self.seed,
+                run_name=f"{self.subject.kind} {self.subject.mark or ''}".strip(),
+                templates="as written",
+                learnt=learnt,
+                settings=TrainingSettings(
+                    batch_size=2, precision="bf16", timesteps=self.budget.timesteps
+                ),
+            )
+            with torch.inference_mode():
+                (self.made[learnt],) = train_concept(request).concepts
+        return self.made[learnt]
+
+    def plain(self) -> Mapping[str, torch.Tensor]:
+        """An ordinary LoRA of the same pictures, steps and rank, in the denoiser."""
+        scenes = self.subject.scenes()
+        request = PlainRequest(
+            model=self.base.model,
+            clip=self.base.clip,
+            vae=self.base.vae,
+            images=_images(scenes),
+            captions=[self.subject.text(scene, self.called) for scene in scenes],
+            steps=self.budget.steps,
+            rank=self.budget.rank,
+            learning_rate=self.budget.plain_rate,
+            seed=self.seed,
+            run_name="plain",
+            settings=TrainingSettings(
+                batch_size=2, schedule="linear", timesteps=self.budget.timesteps
+            ),
+        )
+        with torch.inference_mode():
+            return train_plain(request).lora
+
+    @property
+    def called(self) -> str:
+        """How prompts without learnt words call the subject."""
+        return f"{NAME} {self.subject.class_word}"
+
+
+def _images(scenes: list[Scene]) -> list[torch.Tensor]:
+    return [image_of(scene) for scene in scenes]
+
+
+Drawn = Callable[[str], Any]
+"""Makes a prompt's CONDITIONING."""
+
+
+def _with_concept(cell: Cell, learnt: str, strength: float) -> tuple[Any, str, Drawn]:
+    concepts = [cell.concept(learnt)]
+    model, clip = apply_concepts(cell.base.model, cell.base.clip, concepts, strength, strength)
+    return model, f"<{NAME}>", lambda text: encode_concept_prompt(clip, concepts, text)
+
+
+def _with_lora(cell: Cell) -> tuple[Any, str, Drawn]:
+    model, _ = apply_lora(cell.base.model, None, cell.plain(), 1.0, 0.0)
+    return model, cell.called, cell.base.prompt
+
+
+WORDS_ALONE = "words alone"
+ARMS: Mapping[str, Callable[[Cell], tuple[Any, str, Drawn]]] = {
+    "ED-LoRA": lambda cell: _with_concept(cell, LEARNT[0], 1.0),
+    "ED-LoRA, its LoRA at 0": lambda cell: _with_concept(cell, LEARNT[0], 0.0),
+    WORDS_ALONE: lambda cell: _with_concept(cell, LEARNT[2], 1.0),
+    "plain LoRA": _with_lora,
+}
+"""The model, how the subject is called, and what encodes a prompt."""
+
+
+def draw(
+    base: ToyBase, how: tuple[Any, str, Drawn], subject: Subject, scene: Scene, seed: int, many: int
+) -> torch.Tensor:
+    """So many pictures of one prompt, ``(picture, 64, 64, 3)`` in 0..1."""
+    model, called, encode = how
+    latent = nodes.EmptyLatentImage().generate(64, 64, many)[0]
+    with torch.inference_mode():
+        sampled = nodes.KSampler().sample(
+            model,
+            seed,
+            STEPS,
+            CFG,
+            SAMPLER,
+            SCHEDULER,
+            encode(subject.text(scene, called)),
+            encode(""),
+            latent,
+        )[0]
+        return nodes.VAEDecode().decode(base.vae, sampled)[0].clone()

@@ -1,1 +1,0 @@
-"""What ``ed_lora.py`` trains, how its arms differ, and the report."""

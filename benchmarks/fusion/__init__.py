@@ -1,0 +1,1 @@
+"""The fusion study: subjects learnt apart, put into one model, by fusion and otherwise."""

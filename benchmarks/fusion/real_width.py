@@ -1,0 +1,227 @@
+"""A whole fusion at SD1.5's real widths, and one site of every kind of SDXL and Flux.
+
+Random weights, factors and inputs: what it costs does not depend on what they are. Each in a
+process of its own: ``python3 benchmarks/run.py fusion --real 3`` prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.clip_model
+import comfy.ops
+import comfy.sd
+import comfy.sd1_clip
+import torch
+from pack.lora_ops import LowRank, Wanted
+from pack.nodes.bridge import fusion_stages
+from pack.nodes.bridge.concept_layers import context_layers
+from pack.nodes.bridge.families import identify
+from pack.nodes.bridge.fusion_run import fuse
+from pack.nodes.bridge.sites import training_sites
+from pack.training.concept import TEXT_WIDTHS, Concept
+from pack.training.state import lora_state
+
+from ..shared.process_memory import MIB, RETURN_FREED_MEMORY, Growth, growing, measure_in_process
+from ..shared.real_width import Case, load_base, random_state
+from .arms import request
+from .solvers import closed, statistics_of
+
+SITES = "sites"
+CONCEPTS, RANK, WORDS = 3, 4, 2
+MEMORY_COUNTS, MEMORY_STEPS = (2, 8), 1
+"""Memory by number of concepts is measured with ordinary LoRAs and this many steps."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """An input that layers of a network read.
+
+    Args:
+        network: Whose.
+        kind: What reads it.
+        width: Of an input row.
+        outputs: Of the layer.
+        rows: Of one concept.
+    """
+
+    network: str
+    kind: str
+    width: int
+    outputs: int
+    rows: int
+
+
+_TEXT, _CONTEXT = 176, 6
+"""Tokens that count in a concept's prompts, and rows of their contexts."""
+KINDS = (
+    Site("SDXL", "text encoder L, q", 768, 768, _TEXT),
+    Site("SDXL", "text encoder G, q", 1280, 1280, _TEXT),
+    Site("SDXL", "cross-attention, k", 2048, 640, _CONTEXT),
+    Site("SDXL", "cross-attention, k", 2048, 1280, _CONTEXT),
+    Site("SDXL", "self-attention, q", 640, 640, 4096),
+    Site("SDXL", "self-attention, q", 1280, 1280, 1024),
+    Site("SDXL", "feed-forward, in", 640, 5120, 4096),
+    Site("SDXL", "feed-forward, in", 1280, 10240, 1024),
+    Site("SDXL", "feed-forward, out", 2560, 640, 4096),
+    Site("SDXL", "feed-forward, out", 5120, 1280, 1024),
+    Site("Flux", "image or text stream, qkv", 3072, 9216, 4096),
+    Site("Flux", "image or text stream, projection", 3072, 3072, 4096),
+    Site("Flux", "image or text stream, MLP in", 3072, 12288, 4096),
+    Site("Flux", "image or text stream, MLP out", 12288, 3072, 4096),
+    Site("Flux", "single block, linear1", 3072, 21504, 4608),
+    Site("Flux", "single block, linear2", 15360, 3072, 4608),
+)
+"""Rows are those of one evaluation at 1024 pixels; text stages see their prompts once."""
+
+
+def measured(case: str, steps: int, side: int, threads: int) -> Any:
+    """Run a measurement in a new process and return it; the arguments of ``measure``."""
+    arguments = ["--real", case, "--real-steps", str(steps), "--real-side", str(side)]
+    arguments += ["--threads", str(threads)]
+    return measure_in_process("fusion", arguments, RETURN_FREED_MEMORY)
+
+
+def measure(case: str, steps: int, side: int, threads: int) -> Any:
+    """Return seconds and memory, of a fusion of so many concepts or of every kind of site.
+
+    Args:
+        case: ``SITES``, or how many concepts: ``CONCEPTS`` with words of their own, any other
+            number without, in ``MEMORY_STEPS``.
+        steps: In which each concept is drawn.
+        side: Of the drawn pictures, in pixels.
+        threads: Of the processor.
+    """
+    torch.set_num_threads(threads)
+    with torch.inference_mode():
+        if case == SITES:
+            return [{**asdict(site), **_site(site)} for site in KINDS]
+        return _fusion(int(case), steps, side)
+
+
+def _fusion(count: int, steps: int, side: int) -> dict[str, Any]:
+    """Seconds and memory of a whole fusion in all stages."""
+    words = count == CONCEPTS
+    steps = steps if words else MEMORY_STEPS
+    model = load_base(Case("SD1.5", "float32", 64, 1, False))
+    base = SimpleNamespace(model=model, clip=_clip())
+    concepts = _concepts(model, count, words)
+    asked = request(base, concepts, steps=steps, side=side)
+    fuse(request(base, _concepts(model, 2, False), steps=1, side=64))  # whatever is made once
+    with growing() as growth, _stage_peaks(growth) as peaks:
+        started = time.perf_counter()
+        done = fuse(asked)
+        seconds = time.perf_counter() - started
+    return {
+        "concepts": count,
+        "words": words,
+        "steps": steps,
+        "side": side,
+        "layers": len(done.report.layers),
+        "seconds": seconds,
+        "peak_mib": growth.highest / MIB,
+        "growth_mib": growth.beyond / MIB,
+        "stages": {
+            stage.stage: {
+                "layers": stage.layers,
+                "collecting": stage.collecting,
+                "solving": stage.solving,
+                "statistics_mib": stage.statistics / MIB,
+                "growth_mib": peaks[stage.stage] / MIB,
+            }
+            for stage in done.report.stages
+        },
+    }
+
+
+@contextmanager
+def _stage_peaks(growth: Growth) -> Iterator[dict[str, int]]:
+    """Note the memory's growth in each stage, which ends when its layers are solved."""
+    found: dict[str, int] = {}
+    names = ("solve_from_grams", "solve_from_rows")
+    solvers = {name: getattr(fusion_stages, name) for name in names}
+
+    def noting(solve: Any) -> Any:
+        def noted(layers: Sequence[Any], *others: Any) -> Any:
+            solved = solve(layers, *others)
+            found[layers[0].stage] = growth.lap()
+            return solved
+
+        return noted
+
+    for name, solve in solvers.items():
+        setattr(fusion_stages, name, noting(solve))
+    try:
+        yield found
+    finally:
+        for name, solve in solvers.items():
+            setattr(fusion_stages, name, solve)
+
+
+def _clip() -> Any:
+    """SD1.5's text encoder in its real size with random weights."""
+    path = Path(comfy.sd1_clip.__file__).with_name("sd1_clip_config.json")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    with torch.device("meta"):
+        layout = comfy.clip_model.CLIPTextModel(
+            config, torch.float32, None, comfy.ops.disable_weight_init
+        )
+    return comfy.sd.load_text_encoder_state_dicts([random_state(layout)])
+
+
+def _concepts(model: Any, count: int, words: bool) -> list[Any]:
+    """So many concepts on the attention of text encoder and UNet, or ordinary LoRAs."""
+    width = TEXT_WIDTHS["clip_l"]
+    shapes = {name: site.shape for name, site in training_sites(model, "attention").items()}
+    shapes |= {
+        f"lora_te_text_model_encoder_layers_{layer}_self_attn_{part}": (width, width)
+        for layer in range(12)
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj")
+    }
+    found = []
+    for number in range(count):
+        generator = torch.Generator().manual_seed(number)
+        factors = {name: _factors(*shape, generator) for name, shape in shapes.items()}
+        lora = lora_state(factors, {"modelspec.architecture": identify(model).architecture})
+        rows = torch.randn(WORDS, context_layers(model), width, generator=generator) * 0.025
+        prompts = () if words else (f"a photo of a red boat, number {number}",)
+        found.append(
+            Concept(f"thing{number}", "", {"clip_l": rows} if words else {}, lora, prompts=prompts)
+        )
+    return found
+
+
+def _factors(outputs: int, width: int, generator: Any) -> Any:
+    down = torch.randn(RANK, width, generator=generator) / width**0.5
+    return LowRank(down, torch.randn(outputs, RANK, generator=generator) * 0.01)
+
+
+def _site(site: Site) -> dict[str, Any]:
+    """Seconds and memory of one site's statistics and solution."""
+    generator = torch.Generator().manual_seed(site.width + site.outputs)
+    wanted = [Wanted(_factors(site.outputs, site.width, generator)) for _ in range(CONCEPTS)]
+    inputs = [torch.randn(site.rows, site.width, generator=generator) for _ in range(CONCEPTS)]
+    stage = "text" if "text encoder" in site.kind else "spatial"
+    few = "cross" in site.kind
+    with growing() as growth:
+        started = time.perf_counter()
+        statistics = None if few else statistics_of(wanted, inputs)
+        collected = time.perf_counter() - started
+        fused = closed("cross" if few else stage, wanted, inputs, statistics)
+        seconds = time.perf_counter() - started
+    held = sum(x.nbytes for x in inputs) if statistics is None else statistics.size
+    return {
+        "collecting": collected,
+        "solving": seconds - collected,
+        "statistics_mib": held / MIB,
+        "growth_mib": growth.beyond / MIB,
+        "rank": fused.rank,
+        "span": 0 if statistics is None or statistics.span is None else len(statistics.span),
+    }

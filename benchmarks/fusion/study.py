@@ -1,0 +1,234 @@
+"""Gradient fusion on the toy base: ``python3 benchmarks/run.py fusion``; resumable.
+
+Two, four and eight subjects learnt apart, held-out classes, marks and a style, concepts and
+ordinary LoRAs mixed; fused, averaged and stacked, each judged on its own prompts, and the base's
+own abilities. Beside it what fusion costs with two and with eight, the closed form against the
+authors' optimiser on the same activations, and a whole fusion at real widths. ``--part`` and, for
+the part identity, ``--arm`` fill the cache for some of it alone, so that processes can share the
+work; let ``--part learning`` end first. Writes ``benchmarks/results/fusion.md`` and ``fusion.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from environment import cache_folder
+from pack.lora_ops import STAGE_DAMPING
+from pack.training.concept import Concept
+
+from ..shared.cache import ResultCache
+from ..shared.toy_base import GUIDED_SAMPLING, SAMPLING, Setup, load_setup
+from ..toyworld.world import BACKGROUNDS, BASE_CLASSES, COLOURS, Scene, Thing, caption
+from . import cost, real_width, solvers
+from .arms import (
+    ALONE,
+    ARMS,
+    BASE,
+    BUDGET,
+    DRAWING_STEPS,
+    FUSED,
+    LAYERS,
+    LEARNT,
+    SIDE,
+    VERSION,
+    DrawingModel,
+    added,
+    draw,
+    learn,
+)
+from .protocol import BASE_NOISE, NOISE, PARTS, PROMPTS
+from .report import write_report
+
+BENCHMARKS = Path(__file__).resolve().parents[1]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run what is not yet in the cache and write the report."""
+    options = _options(arguments)
+    if options.real is not None:
+        how = (options.real_steps, options.real_side, options.threads)
+        print(json.dumps(real_width.measure(options.real, *how)))
+        return 0
+    study = Study(load_setup(options.threads), options)
+    if options.cost is not None:
+        print(json.dumps(cost.measure(study.base, study.concepts(options.cost))))
+        return 0
+    found = {part: getattr(study, part)() for part in options.part or PARTS}
+    if options.part is None:
+        write_report(options.out, study.facts(), found)
+    return 0
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="fusion", description=__doc__)
+    parser.add_argument("--counts", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        default=200,
+        help="of each subject, alone and in the default fusion, and of the base; of the other arms "
+        "about as many of all subjects together",
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=16_384, help="of a concept, at real width")
+    parser.add_argument("--real-steps", type=int, default=2, help="of drawing at real width")
+    parser.add_argument("--real-side", type=int, default=256, help="of these pictures, in pixels")
+    parser.add_argument("--part", action="append", choices=PARTS, help="write no report")
+    parser.add_argument("--arm", action="append", help="of the part identity: these alone")
+    parser.add_argument("--cost", type=int, help="measure a fusion of so many, print JSON")
+    parser.add_argument("--real", help="the same at real width, or of its sites, print JSON")
+    parser.add_argument("--out", type=Path, default=BENCHMARKS / "results" / "fusion.md")
+    options = parser.parse_args(arguments)
+    if options.arm is not None and options.part != ["identity"]:
+        parser.error("--arm needs --part identity and no other part")
+    if options.pictures % PROMPTS:
+        parser.error(f"--pictures must be a multiple of {PROMPTS}, got {options.pictures}")
+    options.counts.sort()
+    return options
+
+
+class Study:
+    """Everything that is measured, each kept in the cache as soon as it is there."""
+
+    def __init__(self, setup: Setup, options: argparse.Namespace) -> None:
+        self.setup, self.base, self.judge = setup, setup.base, setup.judge
+        self.options, self.budget = options, BUDGET
+        basis = [setup.base_digest, setup.judge.hash, asdict(BUDGET), GUIDED_SAMPLING]
+        basis += [repr(LEARNT), STAGE_DAMPING, DRAWING_STEPS, SIDE, VERSION, LAYERS]
+        self.cache = ResultCache(cache_folder() / "fusion_study", basis)
+        # Random weights and factors: nothing of the toy base is in them.
+        self.wide_cache = ResultCache(self.cache.folder, [STAGE_DAMPING, VERSION])
+        self._learnt: list[Concept] = []
+
+    def facts(self) -> dict:
+        """Return what the results depend on."""
+        return {
+            **self.setup.facts,
+            **asdict(self.budget),
+            "layers": LAYERS,
+            "sampling": SAMPLING,
+            "pictures": self.options.pictures,
+            "drawing steps of fusion": DRAWING_STEPS,
+            "damping": STAGE_DAMPING,
+            "version": VERSION,
+        }
+
+    def concepts(self, count: int) -> tuple[Concept, ...]:
+        """Return the first ``count`` subjects, learnt."""
+        for one in LEARNT[len(self._learnt) : count]:
+            self._learnt.append(learn(self.base, one))
+        return tuple(self._learnt[:count])
+
+    def learning(self) -> list[str]:
+        """The subjects' words, all of them learnt."""
+        return [one.name for one in self.concepts(self.options.counts[-1])]
+
+    def identity(self) -> dict[str, Any]:
+        """Flags by count, arm and subject: identity, colour and background right; and the base's."""
+        known = [ALONE, BASE, *ARMS]
+        arms = self.options.arm or known
+        unknown = [arm for arm in arms if arm not in known]
+        if unknown:
+            raise RuntimeError(f"--arm must be one of {', '.join(known)}, got {unknown[0]}")
+        whole = self.options.pictures // PROMPTS
+        found: dict[str, Any] = {}
+        if BASE in arms:
+            plain = DrawingModel(self.base.model, self.base.clip, ())
+            found[BASE] = self.cache.get(
+                [BASE, whole], lambda: self._judged(BASE, plain, None, BASE_NOISE, whole)
+            )
+        if ALONE in arms:
+            for index, one in enumerate(LEARNT[: self.options.counts[-1]]):
+
+                def alone(index: int = index, one: Any = one) -> list:
+                    own = self.concepts(index + 1)[index:]
+                    return self._judged(ALONE, added(self.base, own, 1.0), one, index, whole)
+
+                found.setdefault(ALONE, []).append(self.cache.get([ALONE, index, whole], alone))
+        for arm in (arm for arm in arms if arm in ARMS):
+            found[arm] = {str(count): self._together(arm, count) for count in self.options.counts}
+        return found
+
+    def _together(self, arm: str, count: int) -> list[list[list[bool]]]:
+        """Flags of each of so many subjects in company, and the base's own."""
+        many = self.options.pictures // PROMPTS
+        if arm != FUSED[0]:
+            many = max(1, int(many / count + 0.5))
+        ready: list[Any] = []
+        flags = []
+        for index, one in [*enumerate(LEARNT[:count]), (BASE_NOISE, None)]:
+
+            def judged(index: int = index, one: Any = one) -> list:
+                if not ready:
+                    ready.append(ARMS[arm](self.base, self.concepts(count)))
+                return self._judged(f"{arm} of {count}", ready[0], one, index, many)
+
+            flags.append(self.cache.get([arm, count, index, many], judged))
+        return flags
+
+    def cost(self) -> dict[str, Any]:
+        """Seconds and memory of fusions of two, four and eight, each in a process of its own."""
+        self.learning()  # nothing is to be learnt where memory is measured
+        threads = self.options.threads
+        return {
+            str(count): self.cache.get(
+                ["cost", count, threads], lambda c=count: cost.measured(c, threads)
+            )
+            for count in self.options.counts
+        }
+
+    def solvers(self) -> list[dict[str, Any]]:
+        """Closed form and the authors' optimiser on every layer's own activations."""
+        count = self.options.counts[0]
+        place = ["solvers", count, self.options.threads]
+        return self.cache.get(place, lambda: solvers.whole_base(self.base, self.concepts(count)))
+
+    def wide(self) -> list[dict[str, Any]]:
+        """The same for one layer of each width and kind at real width, on power-law inputs."""
+        threads, rows = self.options.threads, self.options.rows
+        return [
+            self.wide_cache.get(
+                ["wide", *layer, rows, threads], lambda w=layer: solvers.wide_layer(*w, rows)
+            )
+            for layer in solvers.WIDE
+        ]
+
+    def real_width(self) -> dict[str, Any]:
+        """A whole fusion and its memory by number of concepts, and one site of every kind."""
+        how = (self.options.real_steps, self.options.real_side, self.options.threads)
+        return {
+            case: self.wide_cache.get(
+                ["real width", case, *how], lambda c=case: real_width.measured(c, *how)
+            )
+            for case in map(str, (real_width.CONCEPTS, *real_width.MEMORY_COUNTS, real_width.SITES))
+        }
+
+    def _judged(self, arm: str, ready: Any, one: Any, index: int, many: int) -> list[list[bool]]:
+        """Identity, colour and background of every picture; without a subject the base's own."""
+        flags: list[list[bool]] = []
+        for number in range(PROMPTS):
+            colour, ground = list(COLOURS)[number % 5], BACKGROUNDS[number // 5]
+            subject = None if one is None else one.subject
+            kind = BASE_CLASSES[number % len(BASE_CLASSES)] if subject is None else subject.kind
+            scene = Scene((Thing(kind, colour),), ground)
+            text = caption(scene) if one is None else one.text(scene)
+            noise = NOISE + 1000 * index + number
+            reading = self.judge.read(draw(self.base, ready, text, noise, many))
+            for i in range(many):
+                right = reading.object[i] == kind
+                if one is not None and one.style is not None:
+                    right = reading.style[i] == one.style
+                elif subject is not None and subject.mark is not None:
+                    right = right and reading.mark[i] == subject.mark
+                coloured, grounded = reading.colour[i] == colour, reading.background[i] == ground
+                flags.append([bool(right), bool(coloured), bool(grounded)])
+        print(
+            f"{arm}, {one.word if one else 'base'}: {np.mean(flags, axis=0).round(2)}", flush=True
+        )
+        return flags

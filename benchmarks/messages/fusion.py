@@ -1,0 +1,80 @@
+"""The answers of the nodes of gradient fusion to bad input, from the cases of the tests."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable, Sequence
+
+import pytest
+from fusion_inputs import output_folder, queue_fusion, two_concepts
+from pack.training import fusion_store
+from test_concept_for_fusion import FUSED, OFFERED, fused_twice, offered, uncalled
+from test_fusion_bad_input import DRAWN, NOTED, UNREAD, attempt
+from test_fusion_store import leave_no_space
+
+from .page import Page
+
+_MEASURED = re.compile(r", (solved in |statistics |peak )?[\d.]+ (s|MiB)\b")
+_SMALL = 100_000
+"""Bytes of a file that still fits on a disk that is about to be full."""
+
+
+def _noted(page: Page, case: str, report: str, notes: Sequence[str]) -> None:
+    """Add the first line of a report for each of these notes, without what differs by machine."""
+    lines = [_MEASURED.sub("", line) for line in report.split("\n")]
+    found = [next((line for line in lines if note in line), "") for note in notes]
+    page.answered(case, "; ".join(filter(None, found)), all(found))
+
+
+def _offered(page: Page) -> None:
+    wires = two_concepts()
+    page.section("Concept for Fusion")
+    for case, (inputs, _) in OFFERED.items():
+        page.refused(case, lambda inputs=inputs: offered(wires, inputs))
+    page.warned(
+        "trigger prompts without the words of the LoRA's file",
+        lambda: uncalled(wires),
+        "has none of the words",
+    )
+
+
+def _fused(page: Page) -> None:
+    wires = two_concepts()
+    page.section("Gradient Fusion")
+    for case, (make, changes, _) in {**UNREAD, **DRAWN}.items():
+        page.refused(case, lambda make=make, changes=changes: attempt(wires, make, changes))
+    for case, (make, action, _) in FUSED.items():
+        out = queue_fusion(make(wires), steps=1).result
+        page.refused(case, lambda action=action, out=out: action(out))
+    page.section("Gradient Fusion: what is taken, and what is said of it")
+    for case, (make, changes, notes) in NOTED.items():
+        _noted(page, case, attempt(wires, make, changes).result[4], notes)
+    (again,), twice = fused_twice(wires)
+    _noted(page, "a fused file offered again", twice[4], [f"{again.name}: LoRA at strength"])
+
+
+def _stored(page: Page) -> None:
+    def full(descriptor: int) -> None:
+        if os.fstat(descriptor).st_size > _SMALL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def report() -> str:
+        return queue_fusion(two_concepts(), steps=1, statistics="sums").result[4]
+
+    page.section("Gradient Fusion: statistics that cannot be kept")
+    output_folder(page.folder("fusions"))
+    with pytest.MonkeyPatch.context() as patch:
+        leave_no_space(patch)
+        _noted(page, "a full disk", report(), ["new statistics are not kept"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fusion_store.os, "fsync", full)
+        _noted(page, "a disk that fills up", report(), ["the statistics are not kept"])
+    blocked = page.folder("no fusions")
+    (blocked / "pastiche").write_text("")
+    output_folder(blocked)
+    _noted(page, "a read-only output folder", report(), ["the statistics are not kept"])
+
+
+FUSION_SECTIONS: tuple[Callable[[Page], None], ...] = (_offered, _fused, _stored)

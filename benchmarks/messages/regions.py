@@ -1,0 +1,98 @@
+"""The answers of the nodes of regions to bad input, from the cases of the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from pack.nodes.regions import Regions
+from regional_case import EXACT, LEFT, regional
+from test_gates import relative
+from test_regional_bad_input import (
+    DRAWN,
+    MODELS,
+    PROMPTS,
+    SAID,
+    drawn,
+    leave_no_room,
+    on_left,
+    take_no_masks,
+)
+from test_regional_control import STRENGTHS, covered, on_a_wide_mask, twice, weighted
+from test_regions import MISTAKES, ODD, WRONG_MASKS, WRONG_PICTURES, from_colours
+from tiny import tiny, tiny_controlnet
+
+from .page import Page
+
+
+def _made(page: Page) -> None:
+    page.section("Regions: the editor's text, written by hand")
+    for case, (text, _) in MISTAKES.items():
+        page.refused(case, lambda text=text: Regions.execute(text, 512, 512))
+    for layout in ("1,two,1", "high: 1,2", "1,,1"):
+        page.refused(
+            f"layout `{layout}`", lambda layout=layout: Regions.execute("", 512, 512, layout)
+        )
+    page.section("Regions from Masks and Regions from Colours")
+    for case, (action, _) in WRONG_MASKS.items():
+        page.refused(case, action)
+    for case, (picture, options, _) in WRONG_PICTURES.items():
+        page.refused(
+            case, lambda picture=picture, options=options: from_colours(picture, **options)
+        )
+    page.section("Regions that are taken, and what is said of them")
+    for case, (action, note) in ODD.items():
+        page.warned(case, action, note)
+
+
+def _prompted(page: Page) -> None:
+    page.section("Region Prompt")
+    for case, (action, _) in PROMPTS.items():
+        page.refused(case, action)
+    page.section("Apply Regional Attention")
+    for case, (action, _) in MODELS.items():
+        page.refused(case, action)
+    page.section("The same: what is taken, and what is said of it")
+    for case, (action, notes) in SAID.items():
+        page.warned(case, action, *notes)
+
+
+def _drawn(page: Page) -> None:
+    page.section("A sampler behind Apply Regional Attention")
+    for case, (make, _, _) in DRAWN.items():
+        page.refused(case, lambda make=make: drawn(make()))
+    with pytest.MonkeyPatch.context() as patch:
+        model = on_left("flux")
+        leave_no_room(patch)
+        page.refused("Flux's texts too long beside the picture", lambda: drawn(model, "flux"))
+    with pytest.MonkeyPatch.context() as patch:
+        take_no_masks(patch)
+        page.warned(
+            "an attention backend without masks",
+            lambda: drawn(on_left("flux"), "flux"),
+            "takes no masks",
+        )
+    _unprompted(page)
+
+
+def _unprompted(page: Page) -> None:
+    """Add what is drawn where nothing is said of a region: the global prompt, as without one."""
+    page.warnings.clear()
+    found = drawn(regional(tiny("sd15"), [LEFT]))
+    same = relative(found, drawn(tiny("sd15"))) < EXACT
+    said = "; ".join(page.warnings) or "nothing: the global prompt holds there, as the node's page"
+    page.answered("a region without a prompt", f"{said} has it", same and not page.warnings)
+
+
+def _controlled(page: Page) -> None:
+    page.section("Regional Control Weight")
+    control = tiny_controlnet()
+    for case, (strengths, _) in STRENGTHS.items():
+        page.refused(case, lambda strengths=strengths: weighted(control, [LEFT], strengths))
+    page.refused("a mask of another size", lambda: on_a_wide_mask(control))
+    page.refused("strengths given twice", lambda: twice(control))
+    case = "a strength in a region that another covers"
+    page.warned(case, lambda: covered(control), "has no effect")
+
+
+REGION_SECTIONS: tuple[Callable[[Page], None], ...] = (_made, _prompted, _drawn, _controlled)

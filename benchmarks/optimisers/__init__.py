@@ -1,0 +1,1 @@
+"""The optimiser study: loss against steps and seconds, and the cost of preconditioning."""

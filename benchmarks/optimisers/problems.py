@@ -1,0 +1,181 @@
+"""Three trainings on the toy base, and the loss that optimisers are compared by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pack.lora_ops import LowRank, PartlyLearnable
+from pack.lora_ops.halves import join_halves
+from pack.nodes.bridge.sites import training_sites
+from pack.training import Denoiser, Example, Gate, Session, TrainingConfig
+from pack.training.loop import take_step
+from pack.training.objective import output_errors
+from pack.training.recipes import Half, Make, Recipe, Single
+
+from ..toyworld.scenes import BOAT_SCENES, PAIR_SCENES
+from ..toyworld.world import BASE_STYLES, HELD_OUT_STYLES, PLAIN, Scene, Thing
+
+RANK, ROWS = 16, 4
+LEVELS, EVALUATION_SEED = 8, 77_000
+HALF_STEPS, HALF_RATE = 200, 1e-3
+PROBLEMS = {
+    "plain": "a plain LoRA of a class that the base has never seen",
+    "half": "a content half of that class, beside base classes in other styles",
+    "make": "this half joined with a style half of a style never seen, tuned on both",
+}
+STYLE = HELD_OUT_STYLES["texture"]
+_COURSES = (("red", "sand"), ("yellow", "night"), ("green", "snow"), ("blue", "brick"))
+
+
+@dataclass
+class Problem:
+    """A recipe and what its held-out loss is measured on.
+
+    Args:
+        recipe: What is learnt; four rows a step.
+        shown: Pictures by the kind of row that shows them in training.
+    """
+
+    recipe: Recipe
+    shown: Mapping[str, Sequence[Example]]
+
+
+@dataclass
+class Workshop:
+    """The open base with its layers, from which problems are made.
+
+    Args:
+        base: The toy base.
+        denoiser: It, open for training.
+        halves: The two finished halves by role, layers by name; ``make`` starts from them.
+    """
+
+    base: Any
+    denoiser: Denoiser
+    halves: dict[str, dict[str, LowRank]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.sites = training_sites(self.denoiser.patcher, "attention")
+        self.contents = self._examples(BOAT_SCENES)
+        self.styles = self._examples([scene.with_style(STYLE) for scene in PAIR_SCENES])
+        self.other_styles = self._examples(_other_styles())
+        self.other_contents = self._examples(_other_contents())
+
+    def problem(self, name: str) -> Problem:
+        """The problem of that name."""
+        if name == "plain":
+            return Problem(Single(self.contents, ROWS), {"lora": self.contents})
+        if name == "make":
+            joined = join_halves(self.halves["content"], self.halves["style"])
+            recipe = Make(self.contents, self.styles, PartlyLearnable(given=joined), ROWS // 2)
+            return Problem(recipe, {"content": self.contents, "style": self.styles})
+        return self.half("content")
+
+    def half(self, role: str) -> Problem:
+        """A half of the content or of the style; its partner learns at the main rate's tenth."""
+        main, others = self.contents, self.other_styles
+        if role == "style":
+            main, others = self.styles, self.other_contents
+        return Problem(Half(role, main, others), {"main": main, "auxiliary": others})
+
+    def learn_half(self, role: str) -> dict[str, LowRank]:
+        """The finished half of a role, learnt with AdamW."""
+        config = run_config("AdamW", HALF_RATE, HALF_STEPS)
+        session = Session(self.denoiser, self.sites, self.half(role).recipe, config)
+        with session.gates.attached():
+            for _ in range(HALF_STEPS):
+                take_step(session, self.half(role).recipe)
+        return dict(session.trained().adapters["half"])
+
+    def course(
+        self, name: str, optimizer: str, rate: float, steps: int, every: int
+    ) -> dict[str, list]:
+        """Held-out losses every so many steps; a run whose loss is no number any more ends."""
+        problem = self.problem(name)
+        config = run_config(optimizer, rate, steps)
+        session = Session(self.denoiser, self.sites, problem.recipe, config)
+        found: dict[str, list] = {"steps": [], "losses": []}
+        with session.gates.attached():
+            for step in range(steps + 1):
+                if step % every == 0:
+                    found["steps"].append(step)
+                    found["losses"].append(self.held_out(session, problem))
+                try:
+                    if step < steps:
+                        take_step(session, problem.recipe)
+                except RuntimeError as error:
+                    if "finite number" not in str(error):
+                        raise
+                    break
+        return found
+
+    def held_out(self, session: Session, problem: Problem) -> float:
+        """The mean loss over pictures and fixed noise levels, with noise no step has drawn.
+
+        Kinds of rows weigh alike, as in the recipes.
+        """
+        means = []
+        with torch.no_grad():
+            for examples in problem.shown.values():
+                errors = [self._errors(session, example, n) for n, example in enumerate(examples)]
+                means.append(torch.cat(errors).mean().item())
+        return sum(means) / len(means)
+
+    def _errors(self, session: Session, example: Example, number: int) -> torch.Tensor:
+        """The errors of one picture at all levels, ``(level,)``."""
+        generator = torch.Generator().manual_seed(EVALUATION_SEED + number)
+        latent = example.latent.expand(LEVELS, *example.latent.shape)
+        noise = torch.randn(latent.shape, generator=generator)
+        sigma = self.denoiser.sigma_at((torch.arange(LEVELS) + 0.5) / LEVELS)
+        x = self.denoiser.noised(latent, noise, sigma)
+        gates = {name: Gate() for name in session.adapters}
+        with session.gates.gated([gates] * LEVELS):
+            denoised = self.denoiser.denoise(x, sigma, [example.cond] * LEVELS)
+        return output_errors(denoised, latent, self.denoiser.output_scale(sigma, latent))
+
+    def _examples(self, scenes: Sequence[Scene]) -> list[Example]:
+        return [self.base.example(scene) for scene in scenes]
+
+
+class Stopwatch:
+    """Keeps the seconds of every step that a session's optimiser takes."""
+
+    def __init__(self, session: Session) -> None:
+        self.laps: list[float] = []
+        step = session.optimizer.step
+
+        def timed() -> None:
+            started = time.perf_counter()
+            step()
+            self.laps.append(time.perf_counter() - started)
+
+        session.optimizer.step = timed
+
+
+def run_config(optimizer: str, rate: float, steps: int) -> TrainingConfig:
+    """A run without decay, clip or schedule: the optimiser alone."""
+    return TrainingConfig(
+        steps=steps, rank=RANK, learning_rate=rate, seed=0, optimizer=optimizer, weight_decay=0.0
+    )
+
+
+def _other_styles() -> list[Scene]:
+    """Base classes in every base style but the plain one."""
+    styles = [style for style in BASE_STYLES if style != PLAIN]
+    kinds = ("fish", "house", "cup", "star", "tree", "moon", "ring", "heart")
+    return [
+        Scene((Thing(kind, _COURSES[n % 4][0]),), _COURSES[n % 4][1], styles[n % 5], seed=50 + n)
+        for n, kind in enumerate(kinds)
+    ]
+
+
+def _other_contents() -> list[Scene]:
+    """Base classes as they are."""
+    return [
+        Scene((Thing(kind, _COURSES[n % 4][0]),), _COURSES[n % 4][1], seed=70 + n)
+        for n, kind in enumerate(("star", "tree", "moon", "ring", "ball", "cross", "fish", "cup"))
+    ]

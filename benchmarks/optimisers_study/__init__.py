@@ -1,1 +1,0 @@
-"""The optimisers study: loss against steps and seconds, and what preconditioning costs."""

@@ -1,0 +1,1 @@
+"""The Pair Customization study: styles learnt from pairs, against an ordinary LoRA."""

@@ -1,1 +1,0 @@
-"""The Pair Customization study on the toy base: trainings, pictures, curves, report."""

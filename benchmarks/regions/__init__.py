@@ -1,0 +1,1 @@
+"""The region study: prompts, LoRAs and control that act in one part of the canvas."""

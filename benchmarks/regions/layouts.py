@@ -1,0 +1,240 @@
+"""Two things on one canvas, drawn with regions and without, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from pack.lora_ops import Box, Region
+from pack.nodes.bridge.region_prompts import RegionPrompt, RegionPrompts
+from pack.nodes.bridge.regional_attention import KEEPS_A_CELL, with_regions
+from pack.nodes.bridge.regional_loras import AREA
+from pack.nodes.bridge.regional_run import MEAN
+
+import nodes
+
+from ..shared.toy_base import CFG, SAMPLER, SCHEDULER, STEPS, ToyBase
+from ..toyworld.judge import Judge
+from ..toyworld.world import SIDE, Scene, Thing, caption, random_scene
+
+CANVASES: dict[str, tuple[int, int]] = {"2:1": (2 * SIDE, SIDE), "square": (2 * SIDE, 2 * SIDE)}
+"""Width and height. The judge reads squares of 64 pixels; the base has never seen the larger."""
+HALVES = (Box(0, 0, 0.5, 1), Box(0.5, 0, 1, 1))
+OVERLAPPING = (Box(0, 0, 0.625, 1), Box(0.375, 0, 1, 1))
+_STRIDE = 16
+NAMES = ("left", "right")
+
+
+@dataclass(frozen=True)
+class PicturePrompts:
+    """The prompts of one picture.
+
+    Args:
+        positive: The sampler's prompt.
+        regions: A prompt for each half; empty for no regions.
+        loras: LoRAs of each half.
+    """
+
+    positive: str
+    regions: Sequence[str] = ()
+    loras: Sequence[tuple[Any, ...]] = field(default=((), ()))
+
+
+def layouts_of(canvas: str, count: int) -> list[Scene]:
+    """Return scenes of two things that differ in kind and colour, on any ground."""
+    generator = np.random.RandomState(7000 + list(CANVASES).index(canvas))
+    width, height = CANVASES[canvas]
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scene = random_scene(generator, objects=2, held_out=None, styles=("plain",))
+        one, other = scene.things
+        if one.kind != other.kind and one.colour != other.colour:
+            scenes.append(replace(scene, width=width, height=height))
+    return scenes
+
+
+def alone(scene: Scene, side: int) -> Scene:
+    """Return the scene with one of its things."""
+    return replace(scene, things=(scene.things[side],))
+
+
+def place_words(scene: Scene) -> str:
+    """Return the words of a scene that say nothing of what its things are."""
+    return f"a thing on the left and a thing on the right on {scene.background}"
+
+
+def twice(scene: Scene, side: int) -> str:
+    """Return the words of two things that are both one of the scene's: only its region places it.
+
+    A region's words still count what is in the picture: where they speak of one thing, the base's
+    self-attention, which no region parts, often leaves the other region empty.
+    """
+    return caption(replace(scene, things=(scene.things[side],) * 2))
+
+
+def draw(
+    base: ToyBase,
+    said: Sequence[PicturePrompts],
+    canvas: str,
+    seed: int,
+    boxes: Sequence[Box] = HALVES,
+    positive: list | None = None,
+) -> torch.Tensor:
+    """Return one picture for each text, ``(picture, height, width, 3)``.
+
+    A batch has one prompt for each region, so that pictures with regions are drawn one by one.
+    """
+    if said[0].regions:
+        pictures = []
+        for number, one in enumerate(said):
+            regions = [Region(name, box) for name, box in zip(NAMES, boxes, strict=True)]
+            prompts = tuple(
+                RegionPrompt(name, base.prompt(text), None, tuple(loras))
+                for name, text, loras in zip(NAMES, one.regions, one.loras, strict=True)
+            )
+            model = with_regions(
+                base.model, regions, RegionPrompts("", prompts), KEEPS_A_CELL, MEAN, False, AREA
+            )
+            prompt = base.prompt(one.positive)
+            pictures.append(sample(base, model, prompt, canvas, 1, seed, number))
+        return torch.cat(pictures)
+    prompt = base.batch_prompt([one.positive for one in said]) if positive is None else positive
+    return sample(base, base.model, prompt, canvas, len(said), seed)
+
+
+def sample(
+    base: ToyBase, model: Any, positive: list, canvas: str, count: int, seed: int, row: int = 0
+) -> torch.Tensor:
+    """Return pictures of stock nodes; ``row`` picks one picture's noise of a batch's."""
+    width, height = CANVASES[canvas]
+    latent = nodes.EmptyLatentImage().generate(width, height, count)[0]
+    if row or count == 1:
+        latent = {**latent, "batch_index": [row]}
+    sampled = nodes.KSampler().sample(
+        model, seed, STEPS, CFG, SAMPLER, SCHEDULER, positive, base.prompt(""), latent
+    )[0]
+    return nodes.VAEDecode().decode(base.vae, sampled)[0].clone()
+
+
+def masked_prompts(base: ToyBase, texts: Sequence[str]) -> list:
+    """Return core's masked conditioning: each thing's prompt in its half."""
+    width, height = CANVASES["2:1"]
+    parts = []
+    for side, text in enumerate(texts):
+        mask = torch.zeros(1, height, width)
+        mask[..., side * width // 2 : (side + 1) * width // 2] = 1.0
+        prompt = base.prompt(text)
+        parts += nodes.ConditioningSetMask().append(prompt, mask, "default", 1.0)[0]
+    return parts
+
+
+def windows(pictures: torch.Tensor, side: int | None) -> list[torch.Tensor]:
+    """Return the squares of 64 pixels in which a thing is looked for.
+
+    Args:
+        pictures: ``(picture, height, width, 3)``.
+        side: Which half of the width; None for all of it.
+    """
+    _, height, width, _ = pictures.shape
+    left, right = (0, width) if side is None else (side * width // 2, (side + 1) * width // 2)
+    return [
+        pictures[:, top : top + SIDE, x : x + SIDE]
+        for top in range(0, height - SIDE + 1, _STRIDE)
+        for x in range(left, right - SIDE + 1, _STRIDE)
+    ]
+
+
+def seen(
+    judge: Judge, pictures: torch.Tensor, things: Sequence[Thing], side: int | None
+) -> list[list[bool]]:
+    """Return whether each picture has its thing there: its kind, and its kind in its colour."""
+    readings = [judge.read(window) for window in windows(pictures, side)]
+    flags = []
+    for i, thing in enumerate(things):
+        kinds = [reading.object[i] == thing.kind for reading in readings]
+        colours = [
+            kind and reading.colour[i] == thing.colour
+            for kind, reading in zip(kinds, readings, strict=True)
+        ]
+        flags.append([any(kinds), any(colours)])
+    return flags
+
+
+def both_halves(judge: Judge, pictures: torch.Tensor, scenes: Sequence[Scene]) -> list:
+    """Return flags ``(picture, thing, flag)``, each thing looked for in its half."""
+    sides = [
+        seen(judge, pictures, [scene.things[side] for scene in scenes], side) for side in range(2)
+    ]
+    return [list(pair) for pair in zip(*sides, strict=True)]
+
+
+Arm = Callable[[ToyBase, Judge, str, Sequence[Scene], int], list]
+
+
+Words = Callable[[Scene, int], str]
+
+
+def _one(scene: Scene, side: int) -> str:
+    return caption(alone(scene, side))
+
+
+def _regional(boxes: Sequence[Box], words: Words) -> Arm:
+    def arm(base: ToyBase, judge: Judge, canvas: str, scenes: Sequence[Scene], seed: int) -> list:
+        said = [
+            PicturePrompts(place_words(scene), [words(scene, side) for side in range(2)])
+            for scene in scenes
+        ]
+        return both_halves(judge, draw(base, said, canvas, seed, boxes), scenes)
+
+    return arm
+
+
+def _masked(words: Words) -> Arm:
+    def arm(base: ToyBase, judge: Judge, canvas: str, scenes: Sequence[Scene], seed: int) -> list:
+        pictures = []
+        for number, scene in enumerate(scenes):
+            prompt = masked_prompts(base, [words(scene, side) for side in range(2)])
+            pictures.append(sample(base, base.model, prompt, canvas, 1, seed, number))
+        return both_halves(judge, torch.cat(pictures), scenes)
+
+    return arm
+
+
+def _plain(base: ToyBase, judge: Judge, canvas: str, scenes: Sequence[Scene], seed: int) -> list:
+    pictures = draw(base, [PicturePrompts(caption(scene)) for scene in scenes], canvas, seed)
+    return both_halves(judge, pictures, scenes)
+
+
+def _alone(base: ToyBase, judge: Judge, canvas: str, scenes: Sequence[Scene], seed: int) -> list:
+    """Each thing alone on the whole canvas, looked for anywhere."""
+    sides = []
+    for side in range(2):
+        singles = [alone(scene, side) for scene in scenes]
+        said = [PicturePrompts(caption(scene)) for scene in singles]
+        pictures = draw(base, said, canvas, seed + 5000 * side)
+        sides.append(seen(judge, pictures, [scene.things[0] for scene in singles], None))
+    return [list(pair) for pair in zip(*sides, strict=True)]
+
+
+ALONE = "each alone on that canvas"
+OURS = "regional attention"
+OURS_ONE = "regional attention, words of one thing"
+MASKED_ONE = "core's masked conditioning, words of one thing"
+ARMS: Mapping[str, Arm] = {
+    OURS: _regional(HALVES, twice),
+    "regional attention, regions that overlap by a quarter": _regional(OVERLAPPING, twice),
+    OURS_ONE: _regional(HALVES, _one),
+    "core's masked conditioning": _masked(twice),
+    MASKED_ONE: _masked(_one),
+    "the base's prompt for two things": _plain,
+    ALONE: _alone,
+}
+
+
+def arms_of(canvas: str) -> list[str]:
+    """Return the arms of a canvas: what words of one thing do is shown on the first alone."""
+    first = canvas == next(iter(CANVASES))
+    return [arm for arm in ARMS if first or arm not in (OURS_ONE, MASKED_ONE)]

@@ -1,0 +1,186 @@
+"""The toy base and its judge in this process: trained on and drawn with through the pack."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from comfyui.toy_base import CHECKPOINT, place, toy_checkpoint
+from environment import cache_folder
+from pack.nodes.bridge.conditioning import training_cond, training_latent
+from pack.nodes.bridge.denoiser import open_denoiser
+from pack.nodes.bridge.guidance import Style, with_style_guidance
+from pack.nodes.bridge.lora_patches import apply_lora
+from pack.nodes.bridge.pair_plan import PairRequest
+from pack.nodes.bridge.sites import training_sites
+from pack.nodes.bridge.style_window import style_window
+from pack.nodes.bridge.train_pair import train_pair
+from pack.training import LoraState, TrainingConfig, TrainingSettings, lora_state, train
+from pack.training.denoiser import Example
+from pack.training.recipes import Single
+
+import nodes
+
+from ..toyworld.judge import Judge
+from ..toyworld.render import render
+from ..toyworld.vae import TinyVAE
+from ..toyworld.world import Scene, caption, style_words, world_hash
+
+CFG, STEPS, WINDOW_START = 4.0, 14, 0.2
+SAMPLER, SCHEDULER = "dpmpp_2m", "karras"
+SAMPLING = "dpmpp_2m karras, 14 steps, CFG 4"
+GUIDED_SAMPLING = f"{SAMPLING}, window from 0.2"
+RANK, NOISE_LEVELS, STYLE_START = 64, 4, 1 / 3
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the studies on the toy base share.
+
+    Args:
+        base: The toy base.
+        judge: Network that reads the pictures.
+        base_digest: Digest of the base's checkpoint.
+    """
+
+    base: ToyBase
+    judge: Judge
+    base_digest: str
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """World, judge and base, as reports name them."""
+        return {"world": world_hash(), "judge": self.judge.hash, "base": self.base_digest}
+
+
+def load_setup(threads: int) -> Setup:
+    """Load the base and the judge; the judge is trained on the first call.
+
+    Finished trainings are kept in one output folder, which all studies share.
+    """
+    torch.set_num_threads(threads)
+    checkpoint = toy_checkpoint()
+    place(Path(folder_paths.base_path))
+    output = cache_folder() / "pair_study" / "output"
+    output.mkdir(parents=True, exist_ok=True)
+    folder_paths.set_output_directory(str(output))
+    judge = Judge(TinyVAE.from_checkpoint(checkpoint))
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12]
+    return Setup(ToyBase.load(CHECKPOINT), judge, digest)
+
+
+@dataclass
+class ToyBase:
+    """MODEL, CLIP and VAE of the assembled toy base, with its prompts kept."""
+
+    model: Any
+    clip: Any
+    vae: Any
+    _prompts: dict[str, list] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, checkpoint: str) -> ToyBase:
+        """Load the checkpoint of that name through the stock loader, to be computed in bf16."""
+        model, clip, vae = nodes.CheckpointLoaderSimple().load_checkpoint(checkpoint)[:3]
+        model = model.clone()
+        model.set_model_compute_dtype(torch.bfloat16)
+        return cls(model, clip, vae)
+
+    def prompt(self, text: str) -> list:
+        """The CONDITIONING of a prompt."""
+        if text not in self._prompts:
+            self._prompts[text] = nodes.CLIPTextEncode().encode(self.clip, text)[0]
+        return self._prompts[text]
+
+    def batch_prompt(self, texts: Sequence[str]) -> list:
+        """One CONDITIONING with a row per prompt, for a batch of as many latents."""
+        entries = [self.prompt(text)[0] for text in texts]
+        pooled = torch.cat([options["pooled_output"] for _, options in entries])
+        return [[torch.cat([text for text, _ in entries]), {"pooled_output": pooled}]]
+
+    def learn_pair(self, scenes: Sequence[Scene], style: str, how: Training) -> LoraState:
+        """The style that the pack's trainer learns from before/after renders of the scenes."""
+        request = PairRequest(
+            model=self.model,
+            clip=self.clip,
+            vae=self.vae,
+            before=[image_of(scene) for scene in scenes],
+            after=[image_of(scene.with_style(style)) for scene in scenes],
+            content_prompts=[caption(scene) for scene in scenes],
+            style_words=style_words(style),
+            steps=how.steps,
+            rank=RANK,
+            learning_rate=how.learning_rate,
+            seed=how.seed,
+            run_name=f"{style}_{len(scenes)}",
+            style_start=STYLE_START,
+            packing="batched",
+            settings=TrainingSettings(batch_size=NOISE_LEVELS),
+        )
+        return train_pair(request).style
+
+    def learn_single(self, scenes: Sequence[Scene], style: str, how: Training) -> LoraState:
+        """A plain LoRA on the pictures after alone, with as many rows as the pair's run."""
+        rows_per_pair_step = 1 + (1 - STYLE_START)
+        config = TrainingConfig(
+            steps=round(how.steps * rows_per_pair_step),
+            rank=RANK,
+            learning_rate=how.learning_rate,
+            seed=how.seed,
+        )
+        examples = [self.example(scene.with_style(style)) for scene in scenes]
+        with open_denoiser(self.model) as denoiser:
+            sites = training_sites(denoiser.patcher, "attention")
+            trained = train(denoiser, sites, Single(examples, NOISE_LEVELS), config)
+        return lora_state(trained.adapters["lora"], {})
+
+    def example(self, scene: Scene) -> Example:
+        """The training example of a scene's picture and caption."""
+        latent = training_latent(self.model, self.vae.encode(image_of(scene)))[0]
+        return Example(latent, training_cond(self.model, self.prompt(caption(scene)), latent))
+
+    def draw(self, scenes: Sequence[Scene], seed: int, how: Drawing) -> torch.Tensor:
+        """One picture per scene, ``(scene, 64, 64, 3)`` in 0..1; plain where ``how`` is plain."""
+        plain = [caption(scene) for scene in scenes]
+        styled = [f"{text} {how.words}" for text in plain]
+        model, positive = self.model, self.batch_prompt(plain)
+        if how.kind == "guidance":
+            window = style_window(how.strength, WINDOW_START, 1.0, "")
+            model = with_style_guidance(model, Style(how.lora, self.batch_prompt(styled), window))
+        elif how.kind == "lora":
+            model, _ = apply_lora(model, None, how.lora, how.strength, 0.0)
+            positive = self.batch_prompt(styled)
+        latent = nodes.EmptyLatentImage().generate(64, 64, len(scenes))[0]
+        sampled = nodes.KSampler().sample(
+            model, seed, STEPS, CFG, SAMPLER, SCHEDULER, positive, self.prompt(""), latent
+        )[0]
+        return nodes.VAEDecode().decode(self.vae, sampled)[0].clone()
+
+
+@dataclass(frozen=True)
+class Training:
+    """Steps, learning rate and seed of one training."""
+
+    steps: int
+    learning_rate: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a picture is drawn: ``plain``, with ``guidance`` at a scale, or with a ``lora``."""
+
+    kind: str
+    words: str = ""
+    lora: Mapping[str, torch.Tensor] | None = None
+    strength: float = 0.0
+
+
+def image_of(scene: Scene) -> torch.Tensor:
+    """The picture of a scene as an IMAGE."""
+    return torch.from_numpy(render(scene)).float()[None] / 255
