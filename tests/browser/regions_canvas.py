@@ -79,7 +79,7 @@ OPEN = """
 """
 FOLLOWERS = """
 async () => {
-  const { Editor } = await import("/extensions/ComfyUI-Pastiche/js/regions_editor_view.js");
+  const { Editor } = await import("/extensions/ComfyUI-Pastiche/js/regions_editor/editor.js");
   const { refresh } = Editor.prototype;
   const asked = new Set();
   Editor.prototype.refresh = function () { asked.add(this); refresh.call(this) };

@@ -29,7 +29,7 @@ ON_CHANGE = """
 """
 READ = """
 async ([part, name, text]) => {
-  const part_ = await import(`/extensions/ComfyUI-Pastiche/js/regions_editor_${part}.js`);
+  const part_ = await import(`/extensions/ComfyUI-Pastiche/js/regions_editor/${part}.js`);
   try { return { read: part_[name](text) } } catch (error) { return { error: error.message } }
 }
 """

@@ -1,7 +1,11 @@
+// @ts-check
 // The row of buttons, and the list of the regions in their order.
-import { colourOf } from "./regions_editor_model.js";
-import { made } from "./regions_editor_stage.js";
+import { createElement } from "../dom.js";
+import { colourOf } from "./model.js";
 
+/** @typedef {"add" | "copy" | "remove" | "lower" | "raise" | "undo" | "redo" | "snap" | "text"} Action */
+
+/** @type {[action: Action, label: string, title: string][]} */
 const BUTTONS = [
   ["add", "Add", "Add a region; or drag on the picture, with Shift over another region"],
   ["copy", "Copy", "Copy the selected region (Ctrl+D)"],
@@ -10,40 +14,52 @@ const BUTTONS = [
   ["raise", "↑", "Put the selected region above the one after it (Page Up)"],
   ["undo", "Undo", "Undo the last change of the regions (Ctrl+Z)"],
   ["redo", "Redo", "Redo the change of the regions (Ctrl+Y)"],
-  ["snap", "Snap", "Snap edges to a grid; Alt is off for a moment"],
+  ["snap", "Snap", "Snap edges to a grid; hold Alt to snap to nothing"],
+  ["text", "Text", "Show the regions as text, to be read and written by hand"],
 ];
 
 export class Tools {
-  // editor: { model, stage, snap, asText, fixed, setSnap(snap), setAsText(on), redraw() }
+  /** @param {import("./editor.js").Editor} editor */
   constructor(editor) {
     this.editor = editor;
-    this.element = made("div", "pastiche-tools");
+    this.element = createElement("div", "pastiche-tools");
     this.element.setAttribute("role", "toolbar");
     this.element.setAttribute("aria-label", "Edit the regions");
-    this.buttons = {};
-    for (const button of BUTTONS) this.button(...button);
-    this.grid = made("input");
-    Object.assign(this.grid, { type: "number", min: 1, max: 1024, step: 8 });
+    const buttons = BUTTONS.map(([action, label, title]) => [
+      action,
+      this.createButton(action, label, title),
+    ]);
+    this.buttons = /** @type {Record<Action, HTMLButtonElement>} */ (Object.fromEntries(buttons));
+    const { text, ...others } = this.buttons;
+    this.element.append(...Object.values(others));
+    this.grid = createElement("input");
+    Object.assign(this.grid, { type: "number", min: "1", max: "1024", step: "8" });
     this.grid.title = "Grid in pixels";
     this.grid.setAttribute("aria-label", "Grid in pixels");
-    this.grid.addEventListener("change", () => this.takeGrid());
-    this.element.append(this.grid);
-    this.button("text", "Text", "Show the regions as text, to be read and written by hand");
-    this.list = made("div", "pastiche-list");
+    this.grid.addEventListener("change", () => this.applyGrid());
+    this.element.append(this.grid, text);
+    /** @type {HTMLButtonElement[]} */
+    this.entries = [];
+    this.list = createElement("div", "pastiche-list");
     this.list.setAttribute("role", "group");
     this.list.setAttribute("aria-label", "Regions in their order, the topmost last");
   }
 
-  button(action, label, title) {
-    const button = made("button", "", label);
+  /**
+   * @param {Action} action
+   * @param {string} label
+   * @param {string} title
+   */
+  createButton(action, label, title) {
+    const button = createElement("button", "", label);
     button.type = "button";
     button.title = title;
     button.setAttribute("aria-label", title.split(/[;(]/)[0].trim());
     button.addEventListener("click", () => this.press(action));
-    this.element.append(button);
-    this.buttons[action] = button;
+    return button;
   }
 
+  /** @param {Action} action */
   press(action) {
     const { model, stage, snap, asText } = this.editor;
     if (action === "add") this.add();
@@ -65,7 +81,7 @@ export class Tools {
     model.add({ left: 0.25 + shift, top: 0.25 + shift, right: 0.5 + shift, bottom: 0.5 + shift });
   }
 
-  takeGrid() {
+  applyGrid() {
     const grid = this.grid.valueAsNumber;
     if (grid >= 1) this.editor.setSnap({ on: true, grid });
     this.editor.redraw();
@@ -83,23 +99,27 @@ export class Tools {
     redo.disabled = !model.future.length;
     this.buttons.snap.setAttribute("aria-pressed", String(snap.on));
     text.setAttribute("aria-pressed", String(asText));
-    if (document.activeElement !== this.grid) this.grid.value = snap.grid;
+    if (document.activeElement !== this.grid) this.grid.value = String(snap.grid);
     this.list.hidden = asText;
-    while (this.list.children.length > regions.length) this.list.lastChild.remove();
-    while (this.list.children.length < regions.length) this.list.append(this.entry());
-    regions.forEach((region, index) => {
-      const entry = this.list.children[index];
+    while (this.entries.length > regions.length) this.entries.pop()?.remove();
+    while (this.entries.length < regions.length) {
+      const entry = this.createEntry();
+      this.entries.push(entry);
+      this.list.append(entry);
+    }
+    this.entries.forEach((entry, index) => {
+      const region = regions[index];
       entry.textContent = region.name;
       entry.style.setProperty("--colour", colourOf(region, index));
       entry.setAttribute("aria-pressed", String(index === selected));
     });
   }
 
-  entry() {
-    const entry = made("button");
+  createEntry() {
+    const entry = createElement("button");
     entry.type = "button";
     entry.addEventListener("click", () => {
-      this.editor.model.selected = [...this.list.children].indexOf(entry);
+      this.editor.model.selected = this.entries.indexOf(entry);
       this.editor.redraw();
     });
     return entry;

@@ -1,15 +1,25 @@
-// A canvas to draw regions on, on every Regions node of Pastiche. What it shows and writes is the
-// text of the node's own widget "regions", so a graph that never saw the editor has it as well.
-import { api } from "../../../scripts/api.js";
-import { app } from "../../../scripts/app.js";
-import { Editor } from "./regions_editor_view.js";
+// @ts-check
+// A canvas to draw regions on, on every Regions node of Pastiche. It shows and writes the text of
+// the node's own widget "regions", so a graph that never saw the editor has the regions too.
+import { api } from "../../../../scripts/api.js";
+import { app } from "../../../../scripts/app.js";
+import { Editor } from "./editor.js";
 
 const NODE = "PasticheRegions";
 const NAME = "pastiche_regions_editor";
 const FOLLOWED = ["regions", "width", "height", "layout"]; // the node's widgets
 
+/** @type {Set<Editor>} */
 const editors = new Set(); // of nodes in a graph: the page also makes nodes only to copy them
 
+/**
+ * Call a function after a method of an object, which may lack it.
+ *
+ * @template {string} Name
+ * @param {{[name in Name]?: (...given: any[]) => unknown}} object
+ * @param {Name} name
+ * @param {() => void} after
+ */
 function chain(object, name, after) {
   const before = object[name];
   object[name] = function (...given) {
@@ -19,6 +29,7 @@ function chain(object, name, after) {
   };
 }
 
+/** @param {ComfyUI.Node} node */
 function addEditor(node) {
   const editor = new Editor(node);
   editor.hideTexts();
@@ -51,7 +62,7 @@ function refresh() {
   const { rootGraph } = app;
   const open = new Set([rootGraph, ...rootGraph.subgraphs.values()]);
   for (const editor of editors) {
-    if (open.has(editor.node.graph)) editor.refresh();
+    if (editor.node.graph && open.has(editor.node.graph)) editor.refresh();
     else editors.delete(editor);
   }
 }

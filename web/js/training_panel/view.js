@@ -1,7 +1,36 @@
-// What a trainer node shows of its run: curve, time, picture, buttons.
-import { api } from "../../../scripts/api.js";
-import { Curve } from "./training_panel_curve.js";
+// @ts-check
+// The panel of one training run: loss curve, time left, preview picture and buttons.
+import { api } from "../../../../scripts/api.js";
+import { createElement } from "../dom.js";
+import { Curve } from "./curve.js";
 
+/** @typedef {{filename: string, subfolder: string, type: string, step: number}} Picture */
+
+/**
+ * A run as the server describes it.
+ *
+ * @typedef {object} Run
+ * @property {string} run id of the run
+ * @property {string} name
+ * @property {string} node_id
+ * @property {string | null} workflow
+ * @property {number} started seconds since the epoch
+ * @property {"running" | "finished" | "stopped" | "broken"} state
+ * @property {string} doing what keeps the run from its next step; "" while it steps
+ * @property {number} step
+ * @property {number} steps
+ * @property {number | null} loss
+ * @property {Record<string, number>} rows losses by kind of row
+ * @property {number | null} learning_rate
+ * @property {number | null} seconds_left
+ * @property {Picture | null} picture
+ * @property {string[]} notes
+ * @property {string[]} pressed buttons that wait for the next step
+ * @property {number} message number of the message
+ * @property {import("./curve.js").Point[]} points
+ */
+
+/** @type {[action: string, label: string, title: string][]} */
 const BUTTONS = [
   ["sample", "Sample now", "Draw a preview picture after this step"],
   ["save", "Save now", "Write what is learnt so far to files; training goes on"],
@@ -39,13 +68,7 @@ const STYLE = `
 .pastiche-panel [hidden] { display: none; }
 `;
 
-function made(tag, className, text = "") {
-  const element = document.createElement(tag);
-  element.className = className;
-  element.textContent = text;
-  return element;
-}
-
+/** @param {number | null} seconds */
 function timeLeft(seconds) {
   if (seconds == null) return "";
   if (seconds < 90) return `${Math.round(seconds)} s left`;
@@ -53,56 +76,70 @@ function timeLeft(seconds) {
   return `${(seconds / 3600).toFixed(1)} h left`;
 }
 
+/** @param {Run} run */
 function values({ loss, rows, learning_rate: rate }) {
-  const named = Object.entries({ loss, ...rows }).filter(([, value]) => value != null);
-  const parts = named.map(([name, value]) => `${name} ${value.toPrecision(3)}`);
-  return [...parts, ...(rate == null ? [] : [`rate ${Number(rate.toPrecision(3))}`])].join(" · ");
+  const parts = Object.entries({ loss, ...rows }).flatMap(([name, value]) =>
+    value == null ? [] : [`${name} ${value.toPrecision(3)}`],
+  );
+  if (rate != null) parts.push(`rate ${Number(rate.toPrecision(3))}`);
+  return parts.join(" · ");
 }
 
 export class View {
   constructor() {
+    /** @type {Run | undefined} */
+    this.run = undefined;
     if (!document.getElementById("pastiche-panel-style")) {
-      const style = made("style", "", STYLE);
+      const style = createElement("style", "", STYLE);
       style.id = "pastiche-panel-style";
       document.head.append(style);
     }
-    this.element = made("div", "pastiche-panel");
+    this.element = createElement("div", "pastiche-panel");
     this.element.setAttribute("role", "group");
     this.element.setAttribute("aria-label", "Training run");
     this.logarithmic = false;
-    this.status = made("span", "pastiche-status");
-    this.scale = made("button", "", "log");
+    this.status = createElement("span", "pastiche-status");
+    this.scale = createElement("button", "", "log");
     this.scale.type = "button";
     this.scale.title = "Logarithmic scale";
     this.scale.setAttribute("aria-label", "Logarithmic scale of the loss");
     this.scale.addEventListener("click", () => this.switchScale());
     this.curve = new Curve();
-    this.picture = made("a", "pastiche-picture");
+    this.picture = createElement("a", "pastiche-picture");
     this.picture.target = "_blank";
-    this.image = made("img", "");
+    this.image = createElement("img", "");
     this.picture.append(this.image);
-    this.values = made("div", "pastiche-values");
-    this.buttons = Object.fromEntries(BUTTONS.map((button) => [button[0], this.button(...button)]));
-    this.notes = made("div", "pastiche-notes");
+    this.values = createElement("div", "pastiche-values");
+    this.buttons = Object.fromEntries(
+      BUTTONS.map(([action, label, title]) => [action, this.createButton(action, label, title)]),
+    );
+    this.notes = createElement("div", "pastiche-notes");
     this.notes.setAttribute("role", "status");
-    const top = made("div", "pastiche-top");
+    const top = createElement("div", "pastiche-top");
     top.append(this.status, this.scale);
-    const middle = made("div", "pastiche-middle");
+    const middle = createElement("div", "pastiche-middle");
     middle.append(this.curve.element, this.picture);
-    this.row = made("div", "pastiche-buttons");
+    this.row = createElement("div", "pastiche-buttons");
     this.row.append(...Object.values(this.buttons));
     this.element.append(top, middle, this.values, this.row, this.notes);
   }
 
-  button(action, label, title) {
-    const button = made("button", "", label);
+  /**
+   * @param {string} action
+   * @param {string} label
+   * @param {string} title
+   */
+  createButton(action, label, title) {
+    const button = createElement("button", "", label);
     button.type = "button";
     button.title = title;
     button.addEventListener("click", () => this.press(action));
     return button;
   }
 
+  /** @param {string} action */
   async press(action) {
+    if (!this.run) return;
     this.buttons[action].disabled = true;
     let problem = "";
     try {
@@ -120,19 +157,22 @@ export class View {
 
   switchScale() {
     this.logarithmic = !this.logarithmic;
-    this.show(this.run);
+    if (this.run) this.show(this.run);
   }
 
+  /** @param {Run} run */
   show(run) {
     this.run = run;
-    const running = run.state === "running";
+    const { state } = run;
+    const running = state === "running";
     this.element.dataset.run = run.run;
     this.element.dataset.state = run.state;
     const step = `step ${run.step} of ${run.steps}`;
     const now = running ? run.doing || timeLeft(run.seconds_left) : "";
-    this.status.textContent = running
-      ? [step[0].toUpperCase() + step.slice(1), now].filter(Boolean).join(" · ")
-      : `${ENDINGS[run.state]} at ${step}`;
+    this.status.textContent =
+      state === "running"
+        ? [step[0].toUpperCase() + step.slice(1), now].filter(Boolean).join(" · ")
+        : `${ENDINGS[state]} at ${step}`;
     this.scale.setAttribute("aria-pressed", String(this.logarithmic));
     this.scale.textContent = this.logarithmic ? "linear" : "log";
     this.curve.draw(run.points, this.logarithmic);
@@ -143,15 +183,16 @@ export class View {
     this.row.hidden = !running;
     this.notes.textContent = run.notes.join("\n");
     this.notes.hidden = run.notes.length === 0;
-    this.showPicture(run.picture);
+    this.showPicture(run);
   }
 
-  showPicture(picture) {
+  /** @param {Run} run */
+  showPicture({ picture, started }) {
     this.picture.hidden = !picture;
     if (!picture) return;
     const { filename, subfolder, type, step } = picture;
     // A run that begins anew may write a picture of the same name.
-    const query = new URLSearchParams({ filename, subfolder, type, run: this.run.started });
+    const query = new URLSearchParams({ filename, subfolder, type, run: String(started) });
     const address = api.apiURL(`/view?${query}`);
     if (this.image.getAttribute("src") === address) return;
     this.image.src = this.picture.href = address;

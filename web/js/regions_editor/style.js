@@ -1,4 +1,6 @@
-// The look of the regions editor; it follows the page's colours.
+// @ts-check
+// The style sheet of the regions editor; it follows the page's colours.
+import { createElement } from "../dom.js";
 
 const STYLE = `
 .pastiche-regions { display: flex; flex-direction: column; gap: 5px; box-sizing: border-box;
@@ -91,8 +93,7 @@ const STYLE = `
 
 export function addStyle() {
   if (document.getElementById("pastiche-regions-style")) return;
-  const style = document.createElement("style");
+  const style = createElement("style", "", STYLE);
   style.id = "pastiche-regions-style";
-  style.textContent = STYLE;
   document.head.append(style);
 }

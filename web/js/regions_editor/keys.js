@@ -1,6 +1,8 @@
-// The editor's keys. Undo inside the editor is the editor's: the graph's never hears of it.
-import { moved, resized } from "./regions_editor_boxes.js";
+// @ts-check
+// The editor's keys. Undo inside the editor is the editor's own and never undoes the graph.
+import { moved, resized } from "./boxes.js";
 
+/** @type {Record<string, [across: number, down: number]>} */
 const ARROWS = {
   ArrowLeft: [-1, 0],
   ArrowRight: [1, 0],
@@ -9,26 +11,41 @@ const ARROWS = {
 };
 const STEP = 8; // pixels: a cell of the latent; with Alt one pixel
 
-let copied = null; // of any editor on the page
+/** @type {import("./text.js").Region | null} */
+let copied = null; // from any editor on the page
 
-// The page looks at a key a frame later, wherever it was pressed and whatever stopped it, and takes
-// the graph back. It asks the event for its modifiers: this event has none any more.
+/**
+ * Hide a key's modifiers from the page. It looks at a key a frame later, wherever it was pressed
+ * and whatever stopped it, and would undo a change of the graph.
+ *
+ * @param {KeyboardEvent} event
+ */
 function hideFromPage(event) {
   for (const key of ["ctrlKey", "metaKey"]) Object.defineProperty(event, key, { value: false });
 }
 
-// A field in which something was typed and not yet taken over has its own undo.
-export function isTyping({ tagName, value, dataset }) {
-  return tagName === "TEXTAREA" || (tagName === "INPUT" && value !== (dataset.shown ?? value));
+/**
+ * Return whether something was typed in a field and not yet applied: it has its own undo.
+ *
+ * @param {EventTarget | null} field
+ */
+export function isTyping(field) {
+  if (field instanceof HTMLTextAreaElement) return true;
+  if (!(field instanceof HTMLInputElement)) return false;
+  return field.value !== (field.dataset.shown ?? field.value);
 }
 
+export const isField = (/** @type {Element} */ element) =>
+  /^(INPUT|TEXTAREA)$/.test(element.tagName);
+
 export class Keys {
-  // editor: { element, model, stage, gestures, fields, size, grid(event), fixed, redraw() }
+  /** @param {import("./editor.js").Editor} editor */
   constructor(editor) {
     this.editor = editor;
     editor.element.addEventListener("keydown", (event) => this.press(event));
   }
 
+  /** @param {KeyboardEvent} event */
   press(event) {
     const command = event.ctrlKey || event.metaKey;
     const key = event.key.toLowerCase();
@@ -39,7 +56,7 @@ export class Keys {
       if (isTyping(event.target)) return;
       event.preventDefault();
       this.editor.model[redo ? "redo" : "undo"]();
-    } else if (!/^(INPUT|TEXTAREA)$/.test(event.target.tagName)) {
+    } else if (event.target instanceof Element && !isField(event.target)) {
       const drawing = this.editor.stage.element.contains(event.target);
       const taken = drawing ? (command ? this.command(key) : this.plain(event)) : false;
       if (!taken && !this.deletes(event)) return;
@@ -48,6 +65,7 @@ export class Keys {
     }
   }
 
+  /** @param {string} key */
   command(key) {
     const { model, stage, fixed } = this.editor;
     if (key === "c" && model.region) copied = { ...model.region };
@@ -58,7 +76,11 @@ export class Keys {
     return true;
   }
 
-  // Even where there is nothing to delete: the page would delete the node.
+  /**
+   * Delete the selected region. Return true even if there is none: the page would delete the node.
+   *
+   * @param {KeyboardEvent} event
+   */
   deletes({ key }) {
     const { model, fixed } = this.editor;
     if (key !== "Delete" && key !== "Backspace") return false;
@@ -66,6 +88,7 @@ export class Keys {
     return true;
   }
 
+  /** @param {KeyboardEvent} event */
   plain(event) {
     const { model, gestures, fields, fixed } = this.editor;
     if (event.key === "Escape") {
@@ -74,7 +97,7 @@ export class Keys {
       return true;
     }
     if (!model.region || fixed) return false;
-    if (event.key in ARROWS) this.arrow(event);
+    if (event.key in ARROWS) this.arrow(event, model.region);
     else if (event.key === "PageUp") model.order(1);
     else if (event.key === "PageDown") model.order(-1);
     else if (event.key === "Enter" || event.key === "F2") fields.name.select();
@@ -82,15 +105,19 @@ export class Keys {
     return true;
   }
 
-  arrow(event) {
+  /**
+   * @param {KeyboardEvent} event
+   * @param {import("./text.js").Region} selected
+   */
+  arrow(event, selected) {
     const { model, size } = this.editor;
     const grid = this.editor.grid(event);
     const step = event.altKey ? 1 : grid || STEP;
     const [across, down] = ARROWS[event.key];
-    const by = [(across * step) / size.width, (down * step) / size.height];
+    const [x, y] = [(across * step) / size.width, (down * step) / size.height];
     const region = event.shiftKey
-      ? resized(model.region, [across ? "right" : "bottom"], ...by, size, grid)
-      : moved(model.region, ...by, size, grid);
+      ? resized(selected, [across ? "right" : "bottom"], x, y, size, grid)
+      : moved(selected, x, y, size, grid);
     model.change(region, !event.repeat);
   }
 }

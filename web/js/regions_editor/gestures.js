@@ -1,13 +1,27 @@
-// Drawing, moving and resizing with a mouse, a pen or a finger.
-import { app } from "../../../scripts/app.js";
-import { between, moved, resized } from "./regions_editor_boxes.js";
+// @ts-check
+// Draw, move and resize regions with a mouse, a pen or a finger.
+import { app } from "../../../../scripts/app.js";
+import { between, moved, resized } from "./boxes.js";
+
+/** @typedef {import("./boxes.js").Edges} Edges */
+
+/**
+ * @typedef {object} Gesture
+ * @property {import("./boxes.js").Point} start
+ * @property {import("./text.js").Region | undefined} from region that is moved or resized
+ * @property {(keyof Edges)[] | undefined} edges that are moved; none to move the whole region
+ * @property {PointerEvent} event that began it
+ * @property {boolean} moved
+ * @property {Edges | null} box that is being drawn
+ */
 
 const SMALLEST_DRAG = 4; // screen pixels; what is shorter is a click
 
 export class Gestures {
-  // editor: { model, stage, size, grid(event), fixed, redraw() }
+  /** @param {import("./editor.js").Editor} editor */
   constructor(editor) {
     this.editor = editor;
+    /** @type {Gesture | null} */
     this.gesture = null;
     const { area } = editor.stage;
     area.addEventListener("pointerdown", (event) => this.down(event));
@@ -20,6 +34,7 @@ export class Gestures {
     });
   }
 
+  /** @param {PointerEvent} event */
   down(event) {
     event.stopPropagation();
     if (event.button !== 0) return;
@@ -35,29 +50,36 @@ export class Gestures {
     this.editor.redraw();
     stage.focus(index);
     if (this.editor.fixed) return;
-    const edges = event.target.dataset.edges?.split(" ");
+    const handle = event.target instanceof HTMLElement ? event.target.dataset.edges : undefined;
+    const names = /** @type {(keyof Edges)[] | undefined} */ (handle?.split(" "));
+    const edges = index < 0 ? undefined : names;
     const [start, from] = [stage.place(event), model.region];
-    this.gesture = { start, from, edges: index < 0 ? null : edges, event, moved: false };
+    this.gesture = { start, from, edges, event, moved: false, box: null };
     stage.area.setPointerCapture(event.pointerId);
   }
 
+  /** @param {PointerEvent} event */
   move(event) {
     const { gesture } = this;
-    if (gesture?.event.pointerId !== event.pointerId) return;
+    if (!gesture || gesture.event.pointerId !== event.pointerId) return;
     event.stopPropagation();
     const { clientX, clientY } = gesture.event;
     const distance = Math.hypot(event.clientX - clientX, event.clientY - clientY);
     gesture.moved ||= distance >= SMALLEST_DRAG;
-    if (gesture.moved) this.show(event);
+    if (gesture.moved) this.show(gesture, event);
   }
 
-  show(event) {
+  /**
+   * @param {Gesture} gesture
+   * @param {PointerEvent} event
+   */
+  show(gesture, event) {
     const { model, stage, size } = this.editor;
-    const { start, from, edges } = this.gesture;
+    const { start, from, edges } = gesture;
     const [place, grid] = [stage.place(event), this.editor.grid(event)];
     if (!from) {
-      this.gesture.box = between({ ...start }, place, size, grid);
-      stage.showDrawn(this.gesture.box);
+      gesture.box = between(start, place, size, grid);
+      stage.showDrawn(gesture.box);
       return;
     }
     const [across, down] = [place.x - start.x, place.y - start.y];
@@ -69,9 +91,10 @@ export class Gestures {
     this.editor.redraw();
   }
 
+  /** @param {PointerEvent} event */
   up(event) {
     const { gesture } = this;
-    if (gesture?.event.pointerId !== event.pointerId) return;
+    if (!gesture || gesture.event.pointerId !== event.pointerId) return;
     event.stopPropagation();
     const { model, stage } = this.editor;
     const { draft } = model;
@@ -85,7 +108,7 @@ export class Gestures {
     this.editor.redraw();
   }
 
-  // True if there was a gesture to break off.
+  // Break off the gesture; return whether there was one.
   cancel() {
     if (!this.gesture) return false;
     this.end();

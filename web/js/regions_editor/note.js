@@ -1,6 +1,7 @@
-// The regions as text, rows and columns, and the line that says what is wrong or whose the
-// regions are.
-import { made } from "./regions_editor_stage.js";
+// @ts-check
+// The regions as text, rows and columns, and the line that says what is wrong or where the regions
+// come from.
+import { createElement } from "../dom.js";
 
 const EXAMPLE = `{
   "regions": [
@@ -11,10 +12,10 @@ const EXAMPLE = `{
 const LAYOUT = "Rows and columns in place of what is drawn; empty for what is drawn";
 
 export class Note {
-  // editor: { model, asText, said, isLinked(name), setAsText(on), redraw() }
+  /** @param {import("./editor.js").Editor} editor */
   constructor(editor) {
     this.editor = editor;
-    this.text = made("textarea");
+    this.text = createElement("textarea");
     this.text.placeholder = EXAMPLE;
     this.text.spellcheck = false;
     this.text.dataset.captureWheel = "true"; // scrolls, where the page would zoom
@@ -28,7 +29,7 @@ export class Note {
     this.text.addEventListener("keydown", (event) => {
       if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
     });
-    this.layout = made("input");
+    this.layout = createElement("input");
     this.layout.type = "text";
     this.layout.placeholder = "1,2,1 / 1";
     this.layout.title = LAYOUT;
@@ -39,12 +40,12 @@ export class Note {
     this.layout.addEventListener("keydown", (event) => {
       if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
     });
-    this.rows = made("label", "pastiche-field", "Rows and columns");
+    this.rows = createElement("label", "pastiche-field", "Rows and columns");
     this.rows.append(this.layout);
-    this.element = made("div", "pastiche-note");
-    this.sentence = made("span");
+    this.element = createElement("div", "pastiche-note");
+    this.sentence = createElement("span");
     this.sentence.setAttribute("role", "status");
-    this.button = made("button");
+    this.button = createElement("button");
     this.button.type = "button";
     this.button.addEventListener("click", () => this.press());
     this.element.append(this.sentence, this.button);
@@ -57,9 +58,13 @@ export class Note {
     this.editor.redraw();
   }
 
-  // [what there is to say, what the button does about it, whether it is a problem]
-  say() {
-    const { model, said, asText } = this.editor;
+  /**
+   * Return the sentence to show, the button's label, and whether the sentence is a problem.
+   *
+   * @returns {[sentence: string, button: string, problem: boolean]}
+   */
+  content() {
+    const { model, refusal, asText } = this.editor;
     if (this.editor.isLinked("regions")) {
       return ["The regions come from another node and are changed there.", "", false];
     }
@@ -67,7 +72,7 @@ export class Note {
       const canShow = !asText && !model.inRows;
       return [model.problem, canShow ? "Show the text" : "", true];
     }
-    if (said) return [said, "", true];
+    if (refusal) return [refusal, "", true];
     if (this.editor.isLinked("layout")) {
       return ["Rows and columns come from another node; without them the boxes hold.", "", false];
     }
@@ -88,7 +93,7 @@ export class Note {
     const rows = model.seen.layout.trim().replace(/\s*\n\s*/g, " / ");
     if (rows !== this.layout.dataset.shown) this.layout.value = this.layout.dataset.shown = rows;
     if (this.text.value !== model.seen.regions) this.text.value = model.seen.regions;
-    const [sentence, button, wrong] = this.say();
+    const [sentence, button, wrong] = this.content();
     this.sentence.textContent = sentence;
     this.button.textContent = button;
     this.button.hidden = !button;

@@ -1,27 +1,31 @@
-// The editor of one node: its parts, and what they share of the node.
-import { app } from "../../../scripts/app.js";
-import { pictureOf } from "./regions_editor_background.js";
-import { Fields } from "./regions_editor_fields.js";
-import { Gestures } from "./regions_editor_gestures.js";
-import { isTyping, Keys } from "./regions_editor_keys.js";
-import { Model } from "./regions_editor_model.js";
-import { Note } from "./regions_editor_note.js";
-import { made, Stage } from "./regions_editor_stage.js";
-import { addStyle } from "./regions_editor_style.js";
-import { Tools } from "./regions_editor_tools.js";
+// @ts-check
+// The editor of one node: it creates the parts and gives them access to the node.
+import { app } from "../../../../scripts/app.js";
+import { createElement } from "../dom.js";
+import { pictureOf } from "./background.js";
+import { Fields } from "./fields.js";
+import { Gestures } from "./gestures.js";
+import { isField, isTyping, Keys } from "./keys.js";
+import { Model } from "./model.js";
+import { Note } from "./note.js";
+import { Stage } from "./stage.js";
+import { addStyle } from "./style.js";
+import { Tools } from "./tools.js";
 
 const GRID = "pastiche_grid"; // a property of the node: snapping changes no picture
 
 export class Editor {
+  /** @param {ComfyUI.Node} node */
   constructor(node) {
     addStyle();
     this.node = node;
     this.asText = false;
-    this.said = "";
+    this.refusal = ""; // why what was typed last was not applied
     this.writing = false;
+    /** @type {ConstructorParameters<typeof Model>[0]} */
     const texts = { read: () => this.read(), write: (changed) => this.write(changed) };
-    this.model = new Model(texts, () => (this.said = ""));
-    this.element = made("div", "pastiche-regions");
+    this.model = new Model(texts, () => (this.refusal = ""));
+    this.element = createElement("div", "pastiche-regions");
     this.element.setAttribute("role", "group");
     this.element.setAttribute("aria-label", "Editor of the regions");
     this.stage = new Stage();
@@ -37,19 +41,22 @@ export class Editor {
     this.element.append(this.fields.element, this.note.rows, this.note.element);
   }
 
+  /** @param {string} name */
   widget(name) {
     return this.node.widgets?.find((widget) => widget.name === name);
   }
 
+  /** @param {string} name */
   isLinked(name) {
     return this.node.inputs?.some((input) => input.name === name && input.link != null) ?? false;
   }
 
   read() {
-    const text = (name) => (this.isLinked(name) ? "" : String(this.widget(name)?.value ?? ""));
+    const text = (/** @type {string} */ name) => (this.isLinked(name) ? "" : String(this.widget(name)?.value ?? ""));
     return { regions: text("regions"), layout: text("layout") };
   }
 
+  /** @param {import("./model.js").Texts} texts */
   write(texts) {
     this.writing = true;
     for (const [name, text] of Object.entries(texts)) {
@@ -66,7 +73,7 @@ export class Editor {
     app.canvas.emitBeforeChange();
     app.canvas.emitAfterChange();
     const focused = document.activeElement;
-    if (this.element.contains(focused) && !/^(INPUT|TEXTAREA)$/.test(focused.tagName)) {
+    if (focused && this.element.contains(focused) && !isField(focused)) {
       focused.dispatchEvent(new Event("change")); // ends the page's waiting for it
     }
   }
@@ -74,42 +81,60 @@ export class Editor {
   get size() {
     const { naturalWidth, naturalHeight, hidden } = this.stage.picture;
     if (!hidden && naturalWidth) return { width: naturalWidth, height: naturalHeight };
-    const pixels = (name) => Math.max(1, Number(this.widget(name)?.value) || 1024);
+    const pixels = (/** @type {string} */ name) => Math.max(1, Number(this.widget(name)?.value) || 1024);
     return { width: pixels("width"), height: pixels("height") };
   }
 
-  // Without a grid of the user's, about a sixteenth of the longer side: 64 pixels of 1024.
+  /**
+   * The user's grid, else about a sixteenth of the longer side: 64 pixels of 1024.
+   *
+   * @returns {{on: boolean, grid: number}}
+   */
   get snap() {
     const { width, height } = this.size;
     const grid = 2 ** Math.max(0, Math.round(Math.log2(Math.max(width, height) / 16)));
-    return { on: true, grid, ...this.node.properties?.[GRID] };
+    return { on: true, grid, ...this.ownSnap };
   }
 
+  /** @returns {{on?: boolean, grid?: number} | undefined} */
+  get ownSnap() {
+    return /** @type {{on?: boolean, grid?: number} | undefined} */ (this.node.properties?.[GRID]);
+  }
+
+  /** @param {{on?: boolean, grid?: number}} changed */
   setSnap(changed) {
-    this.node.properties[GRID] = { ...this.node.properties[GRID], ...changed };
+    this.node.properties[GRID] = { ...this.ownSnap, ...changed };
     requestAnimationFrame(() => this.announce());
   }
 
+  /**
+   * Return the grid in pixels; 0 if nothing snaps.
+   *
+   * @param {MouseEvent | KeyboardEvent} event
+   */
   grid(event) {
-    return this.snap.on && !event?.altKey ? this.snap.grid : 0;
+    return this.snap.on && !event.altKey ? this.snap.grid : 0;
   }
 
-  // True where there is nothing to be drawn with the mouse.
+  // Whether nothing can be drawn.
   get fixed() {
     const { problem, inRows } = this.model;
     return this.asText || Boolean(problem) || inRows || this.isLinked("regions");
   }
 
+  /** @param {boolean} on */
   setAsText(on) {
     this.asText = on;
     this.redraw();
   }
 
-  say(sentence) {
-    this.said = sentence;
+  /** @param {string} sentence */
+  showRefusal(sentence) {
+    this.refusal = sentence;
     this.note.draw();
   }
 
+  /** @param {EventTarget | null} target */
   select(target) {
     const index = this.stage.indexOf(target);
     if (index < 0 || index === this.model.selected) return;
@@ -137,7 +162,7 @@ export class Editor {
 
   refresh() {
     if (this.writing || this.gestures.gesture) return;
-    if (this.model.sync()) this.said = "";
+    if (this.model.sync()) this.refusal = "";
     else if (this.fields.element.contains(document.activeElement)) {
       if (isTyping(document.activeElement)) return; // not over what is being typed
     }

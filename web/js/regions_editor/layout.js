@@ -1,13 +1,24 @@
-// Rows of columns such as "1,2,1 / 1", read as parse_layout in lora_ops/region_text.py does.
-import { DEFAULTS } from "./regions_editor_text.js";
+// @ts-check
+// Parse rows of columns such as "1,2,1 / 1" as parse_layout in lora_ops/region_text.py does.
+import { DEFAULTS } from "./text.js";
 
 const NUMBER = /^\s*\+?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$/;
 
+/**
+ * Return the positive number that a text holds, null if it holds none.
+ *
+ * @param {string} text
+ */
 function positive(text) {
   const number = NUMBER.test(text) ? Number(text) : NaN;
   return Number.isFinite(number) && number > 0 ? number : null;
 }
 
+/**
+ * Return start and end of each size, in shares of their sum.
+ *
+ * @param {number[]} sizes
+ */
 function edges(sizes) {
   let end = 0;
   const ends = sizes.map((size) => (end += size));
@@ -15,7 +26,13 @@ function edges(sizes) {
   return sizes.map((_, index) => [shares[index], shares[index + 1]]);
 }
 
-function read(row, index) {
+/**
+ * Return the height of a row and the widths of its columns.
+ *
+ * @param {string} row
+ * @param {number} index
+ */
+function parseRow(row, index) {
   const colon = row.lastIndexOf(":");
   const high = colon < 0 ? 1 : positive(row.slice(0, colon));
   if (high === null) {
@@ -23,18 +40,23 @@ function read(row, index) {
     throw new Error(`row ${index + 1} must begin with a positive height before its colon, ${got}`);
   }
   const widths = row.slice(colon + 1);
-  const columns = widths.split(",").map(positive);
-  if (columns.includes(null)) {
+  const columns = widths.split(",").flatMap((width) => positive(width) ?? []);
+  if (columns.length < widths.split(",").length) {
     const got = `got "${widths.trim()}"; write for example "1,2,1 / 1"`;
     throw new Error(`row ${index + 1} must be positive numbers with commas between them, ${got}`);
   }
   return { high, columns };
 }
 
-// The regions left to right, then top to bottom, named "region 1" and so on.
+/**
+ * Return the regions left to right, then top to bottom, named "region 1" and so on.
+ *
+ * @param {string} text
+ * @returns {import("./text.js").Region[]}
+ */
 export function parseLayout(text) {
   if (!text.trim()) return [];
-  const rows = text.trim().split(/[/\n]/).map(read);
+  const rows = text.trim().split(/[/\n]/).map(parseRow);
   const places = edges(rows.map(({ high }) => high));
   const boxes = rows.flatMap(({ columns }, row) =>
     edges(columns).map((column) => [...column, ...places[row]]),

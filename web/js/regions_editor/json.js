@@ -1,4 +1,5 @@
-// JSON with the line of every key and entry, so that a mistake in hand-written text can be named.
+// @ts-check
+// Parse JSON with the line of every key and entry, so that an error names the line it is in.
 
 const SPACE = /[ \t\r\n]*/y;
 const TOKEN = new RegExp(
@@ -10,20 +11,33 @@ const TOKEN = new RegExp(
   "y",
 );
 
-export class Mistake extends Error {
+/** @typedef {(string | number)[]} Path keys and indices down to a value */
+
+/** An error in the text of the regions; its message names the line. */
+export class RegionTextError extends Error {
+  /**
+   * @param {number} line
+   * @param {string} sentence
+   */
   constructor(line, sentence) {
     super(`the regions, line ${line}: ${sentence}`);
     this.line = line;
   }
 }
 
-const placed = (path) => JSON.stringify(path);
+const keyOf = (/** @type {Path} */ path) => JSON.stringify(path);
 
 class Reader {
+  /** @param {string} text */
   constructor(text) {
     this.text = text;
+    this.start = 0;
     this.end = 0;
-    this.lines = new Map([[placed([]), 1]]);
+    this.line = 1;
+    this.token = "";
+    /** @type {RegionTextError | undefined} */
+    this.twice = undefined;
+    this.lines = new Map([[keyOf([]), 1]]);
     this.next();
   }
 
@@ -37,17 +51,26 @@ class Reader {
     if (!this.token && this.start < this.text.length) this.refuse("a value or a sign of JSON");
   }
 
+  /**
+   * @param {string} expected
+   * @returns {never}
+   */
   refuse(expected) {
     const column = this.start - this.text.lastIndexOf("\n", this.start - 1);
     const sentence = `a mistake at column ${column} (${expected} must be there); correct it there`;
-    throw new Mistake(this.line, `the text must be valid JSON, got ${sentence}`);
+    throw new RegionTextError(this.line, `the text must be valid JSON, got ${sentence}`);
   }
 
+  /** @param {string} token */
   take(token) {
     if (this.token !== token) this.refuse(`"${token}"`);
     this.next();
   }
 
+  /**
+   * @param {Path} path
+   * @returns {unknown}
+   */
   value(path) {
     const { token } = this;
     if (token === "{") return this.object(path);
@@ -57,20 +80,22 @@ class Reader {
     return JSON.parse(token);
   }
 
+  /** @param {Path} path */
   object(path) {
+    /** @type {Record<string, unknown>} */
     const found = Object.create(null); // any key is only a key
     this.next();
     while (this.token !== "}") {
       if (!this.token.startsWith('"')) this.refuse("a name in double quotes");
       const key = JSON.parse(this.token);
       const at = [...path, key];
-      if (this.lines.has(placed(at))) {
-        this.twice ??= new Mistake(
+      if (this.lines.has(keyOf(at))) {
+        this.twice ??= new RegionTextError(
           this.line,
           `"${key}" must be given once, got it twice; delete one`,
         );
       }
-      this.lines.set(placed(at), this.line);
+      this.lines.set(keyOf(at), this.line);
       this.next();
       this.take(":");
       found[key] = this.value(at);
@@ -82,11 +107,13 @@ class Reader {
     return found;
   }
 
+  /** @param {Path} path */
   list(path) {
+    /** @type {unknown[]} */
     const found = [];
     this.next();
     while (this.token !== "]") {
-      this.lines.set(placed([...path, found.length]), this.line);
+      this.lines.set(keyOf([...path, found.length]), this.line);
       found.push(this.value([...path, found.length]));
       if (this.token === "]") break;
       this.take(",");
@@ -97,11 +124,15 @@ class Reader {
   }
 }
 
-// The value, and lineOf(...path) of everything in it.
+/**
+ * Return the value of a text, and a function that returns the line of a path in it.
+ *
+ * @param {string} text
+ */
 export function readJson(text) {
   const reader = new Reader(text);
   const value = reader.value([]);
   if (reader.token) reader.refuse("the end");
   if (reader.twice) throw reader.twice; // after all that is no JSON at all
-  return { value, lineOf: (...path) => reader.lines.get(placed(path)) ?? 1 };
+  return { value, lineOf: (/** @type {Path} */ ...path) => reader.lines.get(keyOf(path)) ?? 1 };
 }
