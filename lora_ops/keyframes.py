@@ -38,16 +38,14 @@ def parse_keyframes(text: str) -> Keyframes:
     """
     keys: list[tuple[float, float]] = []
     for entry in filter(None, (part.strip() for part in text.split(","))):
-        percent_text, colon, factor_text = entry.partition(":")
         try:
+            percent_text, factor_text = entry.split(":", 1)
             percent, factor = float(percent_text), float(factor_text)
         except ValueError:
-            colon = ""
-        if not colon:
             raise ValueError(
                 f'a schedule must be written as "percent:factor, percent:factor", got "{entry}"; '
                 'write for example "0:1, 0.5:0.3"'
-            )
+            ) from None
         if not 0.0 <= percent <= 1.0:
             raise ValueError(
                 f'the percents of a schedule must lie between 0 and 1, got "{entry}"; '

@@ -255,5 +255,5 @@ def stream_bias(
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    split = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
-    return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

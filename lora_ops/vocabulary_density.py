@@ -43,8 +43,9 @@ class VocabularyDensity:
             bandwidth: Of the kernel, above 0.
         """
         parts = vocabulary.detach().split(_READ_AT_ONCE)
-        centre = sum(part.double().cpu().sum(dim=0) for part in parts) / len(vocabulary)
         sums = torch.zeros(_TERMS, vocabulary.shape[1], dtype=torch.float64)
+        total = sum((part.double().cpu().sum(dim=0) for part in parts), start=sums[0].clone())
+        centre = total / len(vocabulary)
         for part in parts:
             away = ((part.double().cpu() - centre) / (sqrt(2) * bandwidth)).float()
             term = (-away.square()).exp()

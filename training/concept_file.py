@@ -173,8 +173,9 @@ def _table(entry: object) -> dict[str, Any]:
 
 def _rows(entry: object) -> Tensor:
     shape, text = _table(entry).get("shape"), _table(entry).get("fp16")
-    sound = isinstance(shape, list) and len(shape) == 3 and isinstance(text, str)
-    if not sound or not all(type(size) is int and size > 0 for size in shape):
+    if not isinstance(shape, list) or len(shape) != 3 or not isinstance(text, str):
+        raise _damaged("an embedding has no shape or no numbers")
+    if not all(type(size) is int and size > 0 for size in shape):
         raise _damaged("an embedding has no shape or no numbers")
     try:
         data = base64.b64decode(text, validate=True)

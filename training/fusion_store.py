@@ -40,7 +40,7 @@ class FiledTensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         stored = self._names[name]
-        with safetensors.safe_open(self._path, "pt") as file:  # pyright: ignore[reportUnknownMemberType]
+        with safetensors.safe_open(self._path, "pt") as file:
             return file.get_tensor(stored).clone()  # not a view of the mapped file
 
     def __iter__(self) -> Iterator[str]:
@@ -253,7 +253,7 @@ def _half(matrix: Tensor) -> Tensor:
 def _opened(path: Path) -> tuple[list[str], dict[str, Any]] | None:
     """Return the names in a file and what it says; None if it is missing or cut short."""
     try:
-        with safetensors.safe_open(path, "pt") as file:  # pyright: ignore[reportUnknownMemberType]
+        with safetensors.safe_open(path, "pt") as file:
             return list(file.keys()), json.loads(file.metadata()["pastiche.fusion"])
     except (OSError, ValueError, LookupError, TypeError, safetensors.SafetensorError):
         return None

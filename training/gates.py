@@ -196,8 +196,9 @@ def _add_term(
     if gate.strength != 1.0:
         term = term * gate.strength
     if site.start is not None:
-        channel = 1 if len(site.shape) > 2 else total.ndim - 1
-        total = total.narrow(channel, site.start, site.shape[0])
+        outputs, *inputs = site.shape
+        channel = 1 if len(inputs) > 1 else total.ndim - 1
+        total = total.narrow(channel, site.start, outputs)
     if isinstance(rows, slice):
         total[rows].add_(term)
     else:

@@ -51,7 +51,7 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.live = self.peak = 0
         self._known = [tensor.untyped_storage() for tensor in known]  # keeps their addresses taken
-        self._seen = {storage._cdata for storage in self._known}
+        self._seen = {_address(storage) for storage in self._known}
 
     def __torch_dispatch__(
         self,
@@ -72,7 +72,7 @@ class LiveBytes(TorchDispatchMode):
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        address = storage._cdata
+        address = _address(storage)
         if address not in self._seen:
             size = storage.nbytes()
             self._seen.add(address)
@@ -82,6 +82,11 @@ class LiveBytes(TorchDispatchMode):
     def _forget(self, address: int, size: int) -> None:
         self._seen.discard(address)
         self.live -= size
+
+
+def _address(storage: torch.UntypedStorage) -> int:
+    """Return what names a storage as long as it lives; on the meta device all data is at 0."""
+    return storage._cdata  # pyright: ignore[reportPrivateUsage]
 
 
 def _bytes(values: Any) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn, overload
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,12 @@ class FactorOptimizer(Optimizer):
             for name, part in pair.parts.items():
                 groups.setdefault(pair.rates.get(name, 1.0), []).append(part)
         super().__init__([{"params": g, "rate": rate} for rate, g in groups.items()], defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> NoReturn: ...
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,7 +36,10 @@ class OrthogonalRows:
         default_factory=dict, compare=False, repr=False
     )
 
-    starts_at_base: ClassVar[bool] = True
+    @property
+    def starts_at_base(self) -> bool:
+        """Return True: ``up`` is zero before training."""
+        return True
 
     def init(
         self, shape: tuple[int, ...], rank: int, generator: torch.Generator, site: str = ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,13 +28,17 @@ class Plain:
     """
 
     start: str = "uniform"
-    starts_at_base: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.start not in DOWN_STARTS:
             raise ValueError(
                 f"start must be one of {' and '.join(DOWN_STARTS)}, got {self.start!r}; choose one"
             )
+
+    @property
+    def starts_at_base(self) -> bool:
+        """Return True: ``up`` is zero before training."""
+        return True
 
     def init(
         self, shape: tuple[int, ...], rank: int, generator: torch.Generator, site: str = ""
