@@ -147,9 +147,9 @@ def measure(case: Case, device: str) -> dict:
 
         comfy.cli_args.args.cpu = device == "cpu"
         import torch
-        from pack.nodes.bridge.denoiser import open_denoiser
-        from pack.nodes.bridge.rehearsal import rehearse
-        from pack.nodes.bridge.sites import training_sites
+        from pack.nodes.lora.layers import training_sites
+        from pack.nodes.trainer.denoiser import open_denoiser
+        from pack.nodes.trainer.rehearsal import rehearse
         from pack.training import TrainingConfig, TrainingSettings, train
         from pack.training.recipes import Single
 

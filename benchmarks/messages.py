@@ -181,7 +181,7 @@ def _pictures(page: Page) -> None:
 def _lora_files(page: Page) -> None:
     import folder_paths
     from mutations import KINDS, mutants
-    from pack.nodes.files import ApplyLora, LoadLora
+    from pack.nodes.lora.nodes import ApplyLora, LoadLora
     from test_bad_lora_files import bad_files
     from tiny import tiny
 
@@ -222,7 +222,7 @@ def _lora_files(page: Page) -> None:
 
 def _applied(page: Page) -> None:
     import torch
-    from pack.nodes.files import ApplyLora
+    from pack.nodes.lora.nodes import ApplyLora
     from test_bad_lora_files import ARCHITECTURE, KINDS, adapter, lora_for
     from tiny import tiny
 
@@ -253,7 +253,7 @@ def _applied(page: Page) -> None:
 
 def _saved(page: Page) -> None:
     import folder_paths
-    from pack.nodes.files import SaveLora
+    from pack.nodes.lora.nodes import SaveLora
     from test_bad_lora_files import lora_for
 
     page.section("Save LoRA (Pastiche)")
@@ -274,7 +274,7 @@ def _saved(page: Page) -> None:
 
 
 def _styles(page: Page) -> None:
-    from pack.nodes.guide import ApplyStyleGuidance, StylePrompts
+    from pack.nodes.guidance.nodes import ApplyStyleGuidance, StylePrompts
     from test_bad_lora_files import KINDS, adapter, lora_for
     from tiny import tiny, tiny_clip, tiny_cond
 

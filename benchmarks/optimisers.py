@@ -100,7 +100,7 @@ class Study:
         from optimisers_study.cost import measure
         from optimisers_study.problems import PROBLEMS, Workshop
         from optimisers_study.wide import SIDE, measured
-        from pack.nodes.bridge.denoiser import open_denoiser
+        from pack.nodes.trainer.denoiser import open_denoiser
 
         every, threads = self.options.every, self.options.threads
         lengths = dict.fromkeys(PROBLEMS, self.options.steps) | {"make": self.options.make_steps}

@@ -46,7 +46,7 @@ def _trained(page: Page) -> None:
 
 
 def _encoded(page: Page) -> None:
-    from pack.nodes.concepts import EncodeConceptPrompt
+    from pack.nodes.concepts.nodes_use import EncodeConceptPrompt
     from test_apply_concept import REFUSED, three
     from test_concept_prompt import BAD, concept, encoded
     from tiny import tiny_clip

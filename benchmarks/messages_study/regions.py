@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def _made(page: Page) -> None:
-    from pack.nodes.regions import Regions
+    from pack.nodes.regions.nodes_layout import Regions
     from test_regions import MISTAKES, ODD, WRONG_MASKS, WRONG_PICTURES, from_colours
 
     page.section("Regions: the editor's text, written by hand")
