@@ -1,4 +1,4 @@
-"""What the training loop needs of a base model; `nodes/bridge/denoiser.py` fulfils it."""
+"""What the training loop needs of a base model; `nodes/trainer/denoiser.py` fulfils it."""
 
 from __future__ import annotations
 

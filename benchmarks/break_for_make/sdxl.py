@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from pack.lora_ops import PartlyLearnable
 from pack.lora_ops.halves import join_halves
-from pack.nodes.bridge.denoiser import open_denoiser
-from pack.nodes.bridge.sites import training_sites
+from pack.nodes.lora.layers import training_sites
+from pack.nodes.trainer.denoiser import open_denoiser
 from pack.training import Session, TrainingConfig
 from pack.training.loop import take_step
 from pack.training.recipes import Half, Make

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pack.nodes.bridge.apply_concept import apply_concepts
-from pack.nodes.bridge.concept_plan import LEARNT, ConceptRequest
-from pack.nodes.bridge.concept_prompt import encode_concept_prompt
-from pack.nodes.bridge.lora_patches import apply_lora
-from pack.nodes.bridge.plain_plan import PlainRequest
-from pack.nodes.bridge.train_concept import train_concept
-from pack.nodes.bridge.train_plain import train_plain
+from pack.nodes.concepts.apply import apply_concepts
+from pack.nodes.concepts.plan import LEARNT, ConceptRequest
+from pack.nodes.concepts.train import train_concept
+from pack.nodes.lora.apply import apply_lora
+from pack.nodes.plain.plan import PlainRequest
+from pack.nodes.plain.train import train_plain
+from pack.nodes.text.concept_prompt import encode_concept_prompt
 from pack.training import TrainingSettings
 from pack.training.concept import Concept
 

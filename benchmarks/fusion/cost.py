@@ -12,7 +12,7 @@ from typing import Any
 
 import folder_paths
 import torch
-from pack.nodes.bridge.fusion_run import fuse
+from pack.nodes.fusion.run import fuse
 
 from ..shared.process_memory import MIB, RETURN_FREED_MEMORY, growing, measure_in_process
 from .arms import request

@@ -21,11 +21,11 @@ import comfy.sd
 import comfy.sd1_clip
 import torch
 from pack.lora_ops import LowRank, Wanted
-from pack.nodes.bridge import fusion_stages
-from pack.nodes.bridge.concept_layers import context_layers
 from pack.nodes.bridge.families import identify
-from pack.nodes.bridge.fusion_run import fuse
-from pack.nodes.bridge.sites import training_sites
+from pack.nodes.fusion import stages as fusion_stages
+from pack.nodes.fusion.run import fuse
+from pack.nodes.lora.layers import training_sites
+from pack.nodes.text.layer_contexts import context_layers
 from pack.training.concept import TEXT_WIDTHS, Concept
 from pack.training.state import lora_state
 

@@ -29,9 +29,9 @@ from pack.lora_ops import (
     span_basis,
     within_span,
 )
-from pack.nodes.bridge import fusion_stages
-from pack.nodes.bridge.fusion_activations import InputWatch
-from pack.nodes.bridge.fusion_sites import WIDEST
+from pack.nodes.fusion import stages as fusion_stages
+from pack.nodes.fusion.activations import InputWatch
+from pack.nodes.fusion.layers import WIDEST
 from torch import Tensor
 
 from .arms import fused

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import comfy.model_management
 import torch
-from pack.nodes.bridge.denoiser import open_denoiser
-from pack.nodes.bridge.rehearsal import rehearse
-from pack.nodes.bridge.sites import training_sites
+from pack.nodes.lora.layers import training_sites
+from pack.nodes.trainer.denoiser import open_denoiser
+from pack.nodes.trainer.rehearsal import rehearse
 from pack.training import TrainingConfig, TrainingSettings, train
 from pack.training.recipes import Single
 

@@ -14,7 +14,7 @@ import test_concept_files
 import test_concept_imports
 from concept_case import NAME
 from concept_inputs import concept_for
-from pack.nodes.concepts import EncodeConceptPrompt
+from pack.nodes.concepts.nodes_use import EncodeConceptPrompt
 from test_apply_concept import three
 from test_concept_files import load, many_words, save
 from test_concept_imports import Program, load_damaged, with_embedding, write_authors

@@ -9,7 +9,7 @@ import safetensors.torch
 import test_half_bad_input
 import test_half_sheet
 from half_inputs import b4m, half, make, tuning
-from pack.nodes.halves import LoadHalf, SaveHalf
+from pack.nodes.break_for_make.nodes_sheet import LoadHalf, SaveHalf
 from pack.training import TrainingSettings
 from pack.training.half import AS_SAID
 from test_half_bad_input import content, style

@@ -10,8 +10,8 @@ import folder_paths
 import mutations
 import torch
 from mutations import mutants
-from pack.nodes.files import ApplyLora, LoadLora, SaveLora
-from pack.nodes.guide import ApplyStyleGuidance, StylePrompts
+from pack.nodes.guidance.nodes import ApplyStyleGuidance, StylePrompts
+from pack.nodes.lora.nodes import ApplyLora, LoadLora, SaveLora
 from test_bad_lora_files import ARCHITECTURE, KINDS, adapter, bad_files, lora_for
 from tiny import tiny, tiny_clip, tiny_cond
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from pack.nodes.regions import Regions
+from pack.nodes.regions.nodes_layout import Regions
 from regional_case import EXACT, LEFT, regional
 from test_gates import relative
 from test_regional_bad_input import (

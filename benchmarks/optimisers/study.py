@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from environment import cache_folder
 from pack.lora_ops import LowRank
-from pack.nodes.bridge.denoiser import open_denoiser
+from pack.nodes.trainer.denoiser import open_denoiser
 from safetensors.torch import load_file
 from torch import Tensor
 

@@ -9,8 +9,8 @@ import time
 from statistics import median
 
 import torch
-from pack.nodes.bridge.denoiser import open_denoiser
-from pack.nodes.bridge.sites import training_sites
+from pack.nodes.lora.layers import training_sites
+from pack.nodes.trainer.denoiser import open_denoiser
 from pack.training import Session, TrainingConfig
 from pack.training.loop import take_step
 from pack.training.optim import make_optimizer

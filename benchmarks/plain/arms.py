@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from comfy_extras.nodes_dataset import MakeTrainingDataset
 from comfy_extras.nodes_train import LoraModelLoader, TrainLoraNode
-from pack.nodes.bridge.lora_patches import apply_lora
+from pack.nodes.lora.apply import apply_lora
 
 from ..shared.plain_lora import RANK, Lora, PlainTraining, learn_with_pack, pictures
 from ..shared.toy_base import Drawing, ToyBase

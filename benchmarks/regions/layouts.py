@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from pack.lora_ops import Box, Region
-from pack.nodes.bridge.region_prompts import RegionPrompt, RegionPrompts
-from pack.nodes.bridge.regional_attention import KEEPS_A_CELL, with_regions
-from pack.nodes.bridge.regional_loras import AREA
-from pack.nodes.bridge.regional_run import MEAN
+from pack.nodes.regions.sampling.apply import KEEPS_A_CELL, with_regions
+from pack.nodes.regions.sampling.loras import AREA
+from pack.nodes.regions.sampling.prompts import RegionPrompt, RegionPrompts
+from pack.nodes.regions.sampling.run import MEAN
 
 import nodes
 

@@ -18,11 +18,11 @@ import comfy.sd
 import torch
 from comfyui.toy_base import toy_checkpoint
 from pack.lora_ops import Box, LowRank, Region
-from pack.nodes.bridge.region_prompts import RegionPrompt, RegionPrompts
-from pack.nodes.bridge.regional_attention import KEEPS_A_CELL, with_regions
-from pack.nodes.bridge.regional_loras import AREA
-from pack.nodes.bridge.regional_run import MEAN
-from pack.nodes.bridge.sites import training_sites
+from pack.nodes.lora.layers import training_sites
+from pack.nodes.regions.sampling.apply import KEEPS_A_CELL, with_regions
+from pack.nodes.regions.sampling.loras import AREA
+from pack.nodes.regions.sampling.prompts import RegionPrompt, RegionPrompts
+from pack.nodes.regions.sampling.run import MEAN
 from pack.training.state import lora_state
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode

@@ -169,7 +169,7 @@ def _source(part: str) -> str:
     pack = BENCHMARKS.parent
     files = [
         *(BENCHMARKS / "regions" / f"{name}.py" for name in {"layouts", part}),
-        *(pack / "nodes" / "bridge").glob("region*.py"),
+        *(pack / "nodes" / "regions").rglob("*.py"),
         *(pack / "lora_ops" / name for name in ("regions.py", "mixing.py")),
     ]
     return source_digest(files)

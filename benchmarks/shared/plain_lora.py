@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from pack.nodes.bridge.plain_plan import PlainRequest
-from pack.nodes.bridge.train_plain import train_plain
+from pack.nodes.plain.plan import PlainRequest
+from pack.nodes.plain.train import train_plain
 from pack.training import TrainingSettings
 
 from ..toyworld.scenes import BOAT_SCENES

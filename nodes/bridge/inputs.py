@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .types import LARGEST_SEED, ConceptType, TrainingSettingsType
+from .socket_types import LARGEST_SEED, ConceptType, TrainingSettingsType
 
 MOST_CONCEPTS = 50
 

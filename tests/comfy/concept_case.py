@@ -4,8 +4,8 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer
-from pack.nodes.bridge.concept_prompt import PROMPT
-from pack.nodes.concepts import ApplyConcept, EncodeConceptPrompt
+from pack.nodes.concepts.nodes_use import ApplyConcept, EncodeConceptPrompt
+from pack.nodes.text.concept_prompt import PROMPT
 from tiny import tiny, tiny_clip, tiny_latent
 
 NAME, LAYERS = "sd15_layers", 4

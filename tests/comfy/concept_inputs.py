@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 from comfy.sd import CLIP
 from pack.lora_ops import LowRank
-from pack.nodes.bridge.concept_layers import context_layers
 from pack.nodes.bridge.families import identify
-from pack.nodes.bridge.sites import training_sites
+from pack.nodes.lora.layers import training_sites
+from pack.nodes.text.layer_contexts import context_layers
 from pack.training.concept import TEXT_WIDTHS, Concept
 from pack.training.state import LoraState, lora_state
 from test_gates import random_factors

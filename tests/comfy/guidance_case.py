@@ -12,7 +12,7 @@ import comfy.samplers
 import torch
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 from guidance import Alone, equation_11, in_window, sample_alone
-from pack.nodes.guide import ApplyStyleGuidance
+from pack.nodes.guidance.nodes import ApplyStyleGuidance
 from test_gates import hook_count, patched, random_lora, relative
 from tiny import tiny, tiny_cond, tiny_latent, weights_hash
 

@@ -10,8 +10,8 @@ import folder_paths
 import pytest
 import torch
 from comfy_api.latest import io
-from pack.nodes.b4m import TrainB4M
-from pack.nodes.break_for_make import Make, TrainHalf
+from pack.nodes.break_for_make.nodes_all_stages import TrainB4M
+from pack.nodes.break_for_make.nodes_train import Make, TrainHalf
 from pack.training import LoraState, TrainingSettings
 from pair_inputs import RandomFeatures, picture, vae_for
 from tiny import restore_shared, tiny, tiny_clip

@@ -10,8 +10,8 @@ import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
-from pack.nodes.bridge.pair_plan import PairPlan, PairRequest, plan_pair, run_pieces
-from pack.nodes.train import TrainPair
+from pack.nodes.pair.nodes import TrainPair
+from pack.nodes.pair.plan import PairPlan, PairRequest, plan_pair, run_pieces
 from pack.training import TrainingSettings
 from pack.training.run_store import run_id
 from tiny import tiny, tiny_clip, tiny_cond, tiny_vae

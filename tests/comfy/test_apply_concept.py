@@ -19,7 +19,7 @@ from concept_case import (
 )
 from concept_inputs import concept_for, rows_of, stock
 from guidance_case import ksample, observed
-from pack.nodes.concepts import ApplyConcept
+from pack.nodes.concepts.nodes_use import ApplyConcept
 from pack.training.concept import Concept
 from pack.training.state import LoraState
 from test_gates import patched, relative

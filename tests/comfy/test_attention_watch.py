@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from pack.nodes.bridge.concept_examples import Reader
-from pack.nodes.bridge.concept_layers import context_layers
-from pack.nodes.bridge.denoiser import open_denoiser
+from pack.nodes.concepts.examples import Reader
+from pack.nodes.text.layer_contexts import context_layers
+from pack.nodes.trainer.denoiser import open_denoiser
 from tiny import tiny, tiny_clip
 
 NAME, PLACES = "sd15_layers", (4, 5)  # start, a, photo, of, and then the two words

@@ -10,8 +10,8 @@ import pytest
 import torch
 from comfy.sd import VAE
 from half_inputs import clip_of
-from pack.nodes.bridge import auxiliary
-from pack.nodes.bridge.auxiliary import auxiliary_pictures, auxiliary_sampling
+from pack.nodes.break_for_make import auxiliary
+from pack.nodes.break_for_make.auxiliary import auxiliary_pictures, auxiliary_sampling
 from pack.nodes.bridge.conditioning import encode_prompt
 from pack.nodes.bridge.drawing import Sampling, draw
 from pack.nodes.bridge.families import identify

@@ -9,9 +9,9 @@ import pytest
 import safetensors.torch
 import torch
 from pack.lora_ops.keys import factor_keys
-from pack.nodes.bridge.sites import training_sites
-from pack.nodes.files import ApplyLora, LoadLora, SaveLora
-from pack.nodes.guide import ApplyStyleGuidance
+from pack.nodes.guidance.nodes import ApplyStyleGuidance
+from pack.nodes.lora.layers import training_sites
+from pack.nodes.lora.nodes import ApplyLora, LoadLora, SaveLora
 from pack.training.state import LoraState
 from tiny import tiny, tiny_clip, tiny_cond
 

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from pack.nodes.bridge.buckets import WIDEST, bucket_for, counted, share_kept
+from pack.nodes.pictures.buckets import WIDEST, bucket_for, counted, share_kept
 
 KNOWN = {
     # The sizes that SDXL was trained on, for the shapes that they stand for.

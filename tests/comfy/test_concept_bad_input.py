@@ -6,7 +6,7 @@ from dataclasses import replace
 import folder_paths
 import pytest
 import torch
-from pack.nodes.bridge.concept_plan import text_rate_of
+from pack.nodes.concepts.plan import text_rate_of
 from pack.training import TrainingSettings
 from test_concept_encoders import clip_of
 from tiny import tiny_clip

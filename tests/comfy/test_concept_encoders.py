@@ -17,8 +17,8 @@ from comfy.patcher_extension import WrappersMP
 from concept_case import applied, encode
 from concept_inputs import clip_with, concept_for, filled, rows_of, stock, write_embedding
 from guidance_case import ksample
-from pack.nodes.bridge.concept_layers import KEY
-from pack.nodes.bridge.concept_prompt import PROMPT, bound_prompt, text_tokenizers, wired_encoders
+from pack.nodes.text.concept_prompt import PROMPT, bound_prompt, text_tokenizers, wired_encoders
+from pack.nodes.text.layer_contexts import KEY
 from pack.training.concept import Concept
 from pack.training.state import LoraState
 from tiny import tiny, tiny_clip, tiny_latent

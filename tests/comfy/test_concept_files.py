@@ -13,9 +13,9 @@ import torch
 from concept_case import LAYERS, NAME, applied, encode, latent
 from concept_inputs import clip_with, concept_for, rows_of, stock
 from guidance_case import ksample
-from pack.nodes.bridge.concept_prompt import PROMPT
-from pack.nodes.concepts import LoadConcept, SaveConcept
-from pack.nodes.files import LoadLora
+from pack.nodes.concepts.nodes_use import LoadConcept, SaveConcept
+from pack.nodes.lora.nodes import LoadLora
+from pack.nodes.text.concept_prompt import PROMPT
 from pack.training.concept import Concept
 from pack.training.state import LoraState
 from pack.training.tensor_file import read_header

@@ -5,7 +5,7 @@ import logging
 import pytest
 from concept_inputs import concept_for
 from fusion_inputs import NAME, plain_lora, queue_fusion, two_concepts, wordless
-from pack.nodes.fusion import ConceptForFusion
+from pack.nodes.fusion.nodes import ConceptForFusion
 from pack.training.state import LoraState
 from test_fusion_bad_input import refused
 from tiny import tiny

@@ -5,7 +5,7 @@ import comfy.ops
 import comfy.utils
 import torch
 from concept_case import NAME
-from pack.nodes.bridge.concept_layers import context_layers, with_layers
+from pack.nodes.text.layer_contexts import context_layers, with_layers
 from tiny import random_state, tiny
 
 # Each cross-attention of SD1.5 in the order of the released code, with its query's width over 320.

@@ -14,12 +14,8 @@ from concept_inputs import (
     tiny_sdxl_clip,
     write_embedding,
 )
-from pack.nodes.bridge.concept_prompt import (
-    PROMPT,
-    bound_prompt,
-    encode_concept_prompt,
-)
-from pack.nodes.concepts import EncodeConceptPrompt
+from pack.nodes.concepts.nodes_use import EncodeConceptPrompt
+from pack.nodes.text.concept_prompt import PROMPT, bound_prompt, encode_concept_prompt
 from pack.training.concept import Concept
 from pack.training.state import LoraState, lora_state
 from tiny import tiny, tiny_clip

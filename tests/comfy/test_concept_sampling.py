@@ -24,7 +24,7 @@ from concept_case import (
 )
 from concept_inputs import concept_for, stock
 from guidance_case import ksample, lora_of, observed, sample_with, styled
-from pack.nodes.bridge.concept_layers import KEY
+from pack.nodes.text.layer_contexts import KEY
 from test_gates import patched, relative
 from tiny import tiny, tiny_clip, tiny_controlnet
 

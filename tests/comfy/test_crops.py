@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from pack.nodes.bridge.crops import CROPS_EACH, looks
-from pack.nodes.bridge.plain_data import Picture, pictures_of
+from pack.nodes.pictures.crops import CROPS_EACH, looks
+from pack.nodes.pictures.picture import Picture, pictures_of
 
 SQUARE, PLACED = "random square", "placed at random"
 

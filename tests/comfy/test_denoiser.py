@@ -14,8 +14,8 @@ from pack.nodes.bridge.conditioning import (
     training_cond,
     training_latent,
 )
-from pack.nodes.bridge.denoiser import open_denoiser
 from pack.nodes.bridge.families import identify, identify_for_training
+from pack.nodes.trainer.denoiser import open_denoiser
 from pack.training.denoiser import Example
 from pack.training.objective import output_errors
 from tiny import (

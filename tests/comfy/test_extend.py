@@ -5,7 +5,7 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
-from pack.nodes.bridge.live import known_runs
+from pack.nodes.trainer.panel import known_runs
 from pack.training import TrainingSettings
 from pair_inputs import progress, queue
 from resume_case import STEPS, cancelled_at, results, tensors_of, undisturbed_run

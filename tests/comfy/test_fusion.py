@@ -12,9 +12,9 @@ from concept_inputs import stock
 from fusion_inputs import NAME, output_folder, plain_lora, queue_fusion, two_concepts, wordless
 from guidance_case import ksample
 from pack.lora_ops import delta
-from pack.nodes.bridge.concept_prompt import PROMPT as PROMPT_OPTION
-from pack.nodes.bridge.fusion_stages import Stages
-from pack.nodes.bridge.fusion_text import bindings, context_rows
+from pack.nodes.fusion.stages import Stages
+from pack.nodes.fusion.text import bindings, context_rows
+from pack.nodes.text.concept_prompt import PROMPT as PROMPT_OPTION
 from pack.training.fusion_store import DIGEST_FILE, FusionStore
 from pack.training.randomness import generator_for
 from pack.training.state import LoraState

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from pack.lora_ops import GramStream, LowRank
-from pack.nodes.bridge.fusion_activations import InputWatch
-from pack.nodes.bridge.fusion_changes import Place
-from pack.nodes.bridge.fusion_sites import FusedLayer
+from pack.nodes.fusion.activations import InputWatch
+from pack.nodes.fusion.changes import Place
+from pack.nodes.fusion.layers import FusedLayer
 from torch import nn
 
 SITE = "diffusion_model.layer"

@@ -6,9 +6,9 @@ import pytest
 import torch
 from concept_inputs import concept_for
 from fusion_inputs import NAME, plain_lora, queue_fusion, two_concepts, wordless
-from pack.nodes.bridge import fusion_text
-from pack.nodes.bridge.fusion_stages import Stages
-from pack.nodes.fusion import ConceptForFusion
+from pack.nodes.fusion import text as fusion_text
+from pack.nodes.fusion.nodes import ConceptForFusion
+from pack.nodes.fusion.stages import Stages
 from pack.training.state import LoraState
 from tiny import tiny, tiny_clip, tiny_vae
 

@@ -15,9 +15,9 @@ from fusion_inputs import NAME, plain_lora, queue_fusion, wordless
 from guidance_case import ksample
 from pack.lora_ops import LowRank
 from pack.nodes.bridge.conditioning import encode_prompt
-from pack.nodes.bridge.fusion_changes import Changes, Place
-from pack.nodes.bridge.fusion_sites import context_index, layout_of
-from pack.nodes.bridge.sites import training_sites
+from pack.nodes.fusion.changes import Changes, Place
+from pack.nodes.fusion.layers import context_index, layout_of
+from pack.nodes.lora.layers import training_sites
 from pack.training.families import FAMILIES
 from pack.training.state import LoraState, lora_state
 from test_concept_encoders import clip_of
@@ -173,7 +173,8 @@ def test_other_kinds_of_adapters_and_convolutions():
 
 
 def test_wide_layers_are_fused_within_a_span(monkeypatch):
-    from pack.nodes.bridge import fusion_sites, fusion_stages
+    from pack.nodes.fusion import layers as fusion_sites
+    from pack.nodes.fusion import stages as fusion_stages
 
     wires = [
         wordless(plain_lora(tiny(NAME), seed), f"a {word}", name=word, strength=1.0)
@@ -192,7 +193,8 @@ def test_wide_layers_are_fused_within_a_span(monkeypatch):
 
 
 def test_a_wide_layer_that_only_one_lora_changes(monkeypatch):
-    from pack.nodes.bridge import fusion_sites, fusion_stages
+    from pack.nodes.fusion import layers as fusion_sites
+    from pack.nodes.fusion import stages as fusion_stages
 
     monkeypatch.setattr(fusion_stages, "WIDEST", 300)
     monkeypatch.setattr(fusion_sites, "WIDEST", 300)

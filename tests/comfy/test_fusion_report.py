@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from pack.nodes.bridge.fusion_plot import AVERAGED, FUSED
-from pack.nodes.bridge.fusion_report import (
+from pack.nodes.fusion.nodes import FusionReport as FusionReportNode
+from pack.nodes.fusion.plot import AVERAGED, FUSED
+from pack.nodes.fusion.report import (
     ConceptResult,
     FusionReport,
     LayerResult,
@@ -11,7 +12,6 @@ from pack.nodes.bridge.fusion_report import (
     summary,
     table,
 )
-from pack.nodes.fusion import FusionReport as FusionReportNode
 
 STAGES = ("text", "cross", "spatial")
 

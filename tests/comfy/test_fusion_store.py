@@ -6,8 +6,9 @@ import comfy.model_management
 import pytest
 import torch
 from fusion_inputs import NAME, output_folder, plain_lora, queue_fusion, two_concepts, wordless
-from pack.nodes.bridge import fusion_run, fusion_stages
-from pack.nodes.bridge.fusion_stages import Stages
+from pack.nodes.fusion import run as fusion_run
+from pack.nodes.fusion import stages as fusion_stages
+from pack.nodes.fusion.stages import Stages
 from pack.training.fusion_store import FusionStore
 from pack.training.lock import LOCK_FILE, run_lock
 from pair_inputs import progress

@@ -22,7 +22,7 @@ from guidance_case import (
     styled,
     window,
 )
-from pack.nodes.bridge.style_rows import style_rows
+from pack.nodes.guidance.rows import style_rows
 from tiny import tiny, tiny_cond, tiny_controlnet, tiny_vae
 
 import nodes

@@ -11,7 +11,7 @@ import comfy.samplers
 import pytest
 import torch
 from pack.lora_ops import cfg, style_guidance
-from pack.nodes.bridge.style_window import style_window
+from pack.nodes.guidance.window import style_window
 
 STEPS, CFG = 50, 5.0
 FROM_800 = 1 - 800 / 999

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from guidance_case import lora_of, prompts, styled
-from pack.nodes.guide import ApplyStyleGuidance, StylePrompts
+from pack.nodes.guidance.nodes import ApplyStyleGuidance, StylePrompts
 from pack.training.state import LoraState
 from tiny import tiny, tiny_clip
 

@@ -13,7 +13,7 @@ import folder_paths
 import pytest
 import torch
 from half_inputs import b4m, half, make, tuning
-from pack.nodes.bridge.live import known_runs
+from pack.nodes.trainer.panel import known_runs
 from pack.training import TrainingSettings
 from pack.training.settings import OPTIMIZERS
 from pair_inputs import picture, progress

@@ -9,15 +9,15 @@ import torch
 from half_inputs import clip_of
 from pack.lora_ops import PartlyLearnable
 from pack.lora_ops.parametrizations.partly_learnable import basis_digest
-from pack.nodes.bridge import contact_sheet as sheets
-from pack.nodes.bridge.contact_sheet import PAPER, contact_sheet, drawable, wrapped
+from pack.nodes.break_for_make.make import made
+from pack.nodes.break_for_make.nodes_sheet import HalfSheet
+from pack.nodes.break_for_make.sheet import filled
 from pack.nodes.bridge.drawing import Sampling
 from pack.nodes.bridge.families import identify
-from pack.nodes.bridge.half_sheet import filled
-from pack.nodes.bridge.make import made
-from pack.nodes.bridge.sites import training_sites
-from pack.nodes.files import ApplyLora
-from pack.nodes.halves import HalfSheet
+from pack.nodes.lora.layers import training_sites
+from pack.nodes.lora.nodes import ApplyLora
+from pack.nodes.pictures import contact_sheet as sheets
+from pack.nodes.pictures.contact_sheet import PAPER, contact_sheet, drawable, wrapped
 from pack.training.half import HalfFacts
 from pack.training.state import LoraState, lora_state
 from pair_inputs import progress, vae_for

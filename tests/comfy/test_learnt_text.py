@@ -5,12 +5,12 @@ import comfy.lora
 import pytest
 import torch
 from pack.lora_ops import Plain
-from pack.nodes.bridge.apply_concept import apply_concepts
-from pack.nodes.bridge.concept_examples import Reader
-from pack.nodes.bridge.concept_layers import LAYERS, context_layers
-from pack.nodes.bridge.concept_prompt import PROMPT, encode_concept_prompt
-from pack.nodes.bridge.denoiser import open_denoiser
-from pack.nodes.bridge.text_training import text_sites
+from pack.nodes.concepts.apply import apply_concepts
+from pack.nodes.concepts.examples import Reader
+from pack.nodes.text.concept_prompt import PROMPT, encode_concept_prompt
+from pack.nodes.text.encoder_layers import text_sites
+from pack.nodes.text.layer_contexts import LAYERS, context_layers
+from pack.nodes.trainer.denoiser import open_denoiser
 from pack.training.adapters import new_adapter
 from pack.training.concept import TEXT_WIDTHS, Concept
 from pack.training.gates import Gate, GatedAdapters

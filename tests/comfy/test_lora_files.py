@@ -15,9 +15,9 @@ import torch
 from pack.lora_ops import LowRank
 from pack.lora_ops.keys import factor_keys
 from pack.nodes.bridge.families import identify
-from pack.nodes.bridge.lora_files import LONGEST_HEADER
-from pack.nodes.bridge.sites import training_sites
-from pack.nodes.files import ApplyLora, LoadLora, SaveLora
+from pack.nodes.lora.files import LONGEST_HEADER
+from pack.nodes.lora.layers import training_sites
+from pack.nodes.lora.nodes import ApplyLora, LoadLora, SaveLora
 from pack.training.state import LoraState, lora_state
 from pack.training.tensor_file import read_header
 from PIL import Image

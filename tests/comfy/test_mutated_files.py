@@ -16,9 +16,9 @@ import torch
 from mutated_contents import BYTES
 from mutations import KINDS, NEVER_WHOLE, Mutant, mutants
 from pack.lora_ops import LowRank, delta
-from pack.nodes.bridge.sites import file_sites
-from pack.nodes.files import ApplyLora, LoadLora, SaveLora
-from pack.nodes.guide import ApplyStyleGuidance
+from pack.nodes.guidance.nodes import ApplyStyleGuidance
+from pack.nodes.lora.layers import file_sites
+from pack.nodes.lora.nodes import ApplyLora, LoadLora, SaveLora
 from pack.training.checkpoint import latest_checkpoint, load_checkpoint
 from pack.training.lora_file import sound
 from pack.training.run_store import load_run

@@ -10,7 +10,7 @@ import pytest
 import skimage.data
 import torch
 from comfy.sd import CLIP, VAE
-from pack.nodes.bridge.pair_images import fit_pair
+from pack.nodes.pair.frames import fit_pair
 from pack.training import TrainingSettings, run_store
 from pair_inputs import picture, progress, queue
 from tiny import tiny, tiny_vae, weights_hash

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from pack.lora_ops import Box, Region, token_masks
-from pack.nodes.bridge.regional_places import Places
+from pack.nodes.regions.layout.places import Places
 from regional_case import EXACT, cond, ksample, latent_of, regional, said
 from test_gates import relative
 from tiny import tiny

@@ -12,7 +12,7 @@ from comfy import model_base
 from comfy_extras.nodes_hooks import SetClipHooks
 from concept_inputs import concept_for
 from pack.lora_ops import Box, Region
-from pack.nodes.regional import RegionPrompt
+from pack.nodes.regions.nodes_apply import RegionPrompt
 from regional_case import (
     EXACT,
     LEFT,

@@ -10,9 +10,9 @@ from concept_inputs import concept_for, stock
 from half_inputs import make, trained
 from pack.lora_ops import Box, Region
 from pack.nodes.bridge.conditioning import encode_prompt
-from pack.nodes.bridge.lora_patches import apply_lora
-from pack.nodes.bridge.regional_unet import UNetListening
-from pack.nodes.regional import RegionPrompt
+from pack.nodes.lora.apply import apply_lora
+from pack.nodes.regions.nodes_apply import RegionPrompt
+from pack.nodes.regions.sampling.unet import UNetListening
 from regional_case import (
     EXACT,
     LEFT,

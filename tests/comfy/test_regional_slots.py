@@ -5,7 +5,7 @@ import logging
 import pytest
 from comfy.ldm.modules.attention import attention_pytorch
 from pack.lora_ops import Box, Region
-from pack.nodes.bridge import regional_masks
+from pack.nodes.regions.sampling import masks as regional_masks
 from regional_case import EXACT, LEFT, RIGHT, cond, ksample, latent_of, regional, said
 from test_gates import hook_count, relative
 from tiny import tiny

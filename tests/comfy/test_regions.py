@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 import torch
 from pack.lora_ops import Box, Region, region_mask
-from pack.nodes.regions import Regions, RegionsFromColours, RegionsFromMasks, ShowRegions
+from pack.nodes.regions.nodes_layout import (
+    Regions,
+    RegionsFromColours,
+    RegionsFromMasks,
+    ShowRegions,
+)
 from PIL import Image, ImageDraw
 
 TEXT = json.dumps(

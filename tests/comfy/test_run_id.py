@@ -17,7 +17,7 @@ from comfy_extras.nodes_lora_debug import LoraLoaderBypass
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from comfy_extras.nodes_model_merging import ModelMergeSimple
 from pack.lora_ops.keys import factor_keys
-from pack.nodes.bridge.base_digest import clip_digest, model_digest, vae_digest
+from pack.nodes.bridge.digests import clip_digest, model_digest, vae_digest
 from pack.training import TrainingSettings
 from pair_inputs import identity, picture, progress, queue
 from test_train_pair import real_width_sdxl

@@ -10,10 +10,10 @@ import folder_paths
 import killed_run
 import pytest
 import torch
-from pack.nodes.bridge.apply_concept import apply_concepts
-from pack.nodes.bridge.concept_prompt import encode_concept_prompt
-from pack.nodes.bridge.rehearsal import rehearse
-from pack.nodes.bridge.train_concept import _prepare
+from pack.nodes.concepts.apply import apply_concepts
+from pack.nodes.concepts.train import _prepare
+from pack.nodes.text.concept_prompt import encode_concept_prompt
+from pack.nodes.trainer.rehearsal import rehearse
 from pack.training import TrainingSettings
 from pair_inputs import picture, progress
 from resume_case import CANCEL, OFTEN, left_behind

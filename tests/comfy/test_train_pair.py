@@ -14,10 +14,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_train import LossGraphNode
 from pack.lora_ops import OrthogonalRows
 from pack.nodes.bridge.conditioning import Framing, encode_prompt, training_cond
-from pack.nodes.bridge.pair_report import pair_text
-from pack.nodes.bridge.sites import training_sites
-from pack.nodes.bridge.train_pair import _examples
-from pack.nodes.settings import TrainingSettingsNode
+from pack.nodes.lora.layers import training_sites
+from pack.nodes.pair.report import pair_text
+from pack.nodes.pair.train import _examples
+from pack.nodes.trainer.nodes import TrainingSettingsNode
 from pack.training import FAMILIES, TrainingSettings
 from pack.training.adapters import new_adapter
 from pack.training.run_store import StoredRun
@@ -203,7 +203,7 @@ def test_sdxl_rows_carry_true_size_and_crop():
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 def test_zero_is_the_family_default_and_is_said_to_be(family, monkeypatch):
-    monkeypatch.setattr("pack.nodes.bridge.pair_plan.identify_for_training", lambda model: family)
+    monkeypatch.setattr("pack.nodes.pair.plan.identify_for_training", lambda model: family)
     asked, plan = planned(steps=0, rank=0, learning_rate=0.0)
     defaults = family.pair
     assert plan.config.steps == defaults.steps

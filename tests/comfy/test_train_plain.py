@@ -11,9 +11,9 @@ import torch
 from comfy_extras.nodes_dataset import MakeTrainingDataset, ResolutionBucket
 from comfy_extras.nodes_train import LossGraphNode
 from pack.nodes.bridge.conditioning import Framing, encode_prompt, training_cond
-from pack.nodes.bridge.examples import latent_mask
-from pack.nodes.bridge.sites import training_sites
-from pack.nodes.bridge.train_plain import _examples, _prepare, plain_text
+from pack.nodes.lora.layers import training_sites
+from pack.nodes.plain.train import _examples, _prepare, plain_text
+from pack.nodes.trainer.examples import latent_mask
 from pack.training import FAMILIES, Gate, TrainingSettings
 from pack.training.run_store import StoredRun
 from pair_inputs import RandomFeatures, picture, progress, vae_for
@@ -109,7 +109,7 @@ def test_the_node_shows_pictures_and_values():
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 def test_zero_is_the_family_default_and_is_said_to_be(family, monkeypatch):
-    monkeypatch.setattr("pack.nodes.bridge.plain_plan.identify_for_training", lambda model: family)
+    monkeypatch.setattr("pack.nodes.plain.plan.identify_for_training", lambda model: family)
     asked, plan = planned(steps=0, rank=0, learning_rate=0.0)
     defaults = family.plain
     assert plan.config.steps == defaults.steps

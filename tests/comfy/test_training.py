@@ -7,8 +7,8 @@ import pytest
 import torch
 from pack.lora_ops import OrthogonalRows, Plain, disjoint_bases
 from pack.nodes.bridge.conditioning import training_cond, training_latent
-from pack.nodes.bridge.denoiser import open_denoiser
-from pack.nodes.bridge.sites import FixedFactors, training_sites
+from pack.nodes.lora.layers import FixedFactors, training_sites
+from pack.nodes.trainer.denoiser import open_denoiser
 from pack.training.adapters import new_adapter
 from pack.training.config import TrainingConfig
 from pack.training.denoiser import Example

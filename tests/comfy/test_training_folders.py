@@ -6,8 +6,8 @@ from pathlib import Path
 
 import folder_paths
 import pytest
-from pack.nodes.bridge.training_images import folder_fingerprint, training_folders
-from pack.nodes.data import LoadTrainingImages
+from pack.nodes.pictures.folder import folder_fingerprint, training_folders
+from pack.nodes.pictures.nodes import LoadTrainingImages
 from training_pictures import load, painted
 
 

@@ -10,9 +10,7 @@ import folder_paths
 import numpy as np
 import pytest
 import torch
-from pack.nodes.bridge.training_images import (
-    natural,
-)
+from pack.nodes.pictures.folder import natural
 from PIL import Image
 from training_pictures import load, painted
 

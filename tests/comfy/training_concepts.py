@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from comfy_api.latest import io
-from pack.nodes.bridge.concept_plan import ConceptPlan, ConceptRequest, plan_concept, run_pieces
-from pack.nodes.train_concept import TrainConcept
+from pack.nodes.concepts.nodes_train import TrainConcept
+from pack.nodes.concepts.plan import ConceptPlan, ConceptRequest, plan_concept, run_pieces
 from pack.training import TrainingSettings
 from pack.training.run_store import run_id
 from pair_inputs import picture, vae_for

@@ -1,6 +1,6 @@
 """Pictures for the loader of training images, and the node run as ComfyUI runs it."""
 
-from pack.nodes.data import LoadTrainingImages
+from pack.nodes.pictures.nodes import LoadTrainingImages
 from PIL import Image, ImageDraw
 
 
