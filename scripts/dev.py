@@ -1,7 +1,7 @@
 """The pack's two commands and their kin; needs nothing but Python 3.10 and a connection.
 
     python3 scripts/dev.py demo          train a style from one pair on the toy base, in the terminal
-    python3 scripts/dev.py test          the tests (--full adds the slow ones)
+    python3 scripts/dev.py test          the checks and tests (--full adds the slow ones)
     python3 scripts/dev.py comfy         ComfyUI with the pack, the toy base and its examples
     python3 scripts/dev.py templates     the templates and their graphs, written anew
     python3 scripts/dev.py python ARGS   the environment's Python, for anything else
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from comfyui.server import PACK_FOLDER, ComfyServer, make_base_directory
 from environment import REPOSITORY, Environment, cache_folder, prepare
-from tiers import TIERS, run_tests
+from tiers import TIERS, RunOptions, default_workers, run_tests
 
 SCRIPTS = REPOSITORY / "scripts"
 
@@ -34,8 +34,9 @@ def main(arguments: list[str]) -> int:
     demo.add_argument("--out", type=Path, default=Path("pastiche-demo"), help="folder to write")
     demo.add_argument("--seed", type=int, default=0, help="seed of the training")
     test = verbs.add_parser("test", help="run the tests; what follows -- goes to pytest")
-    test.add_argument("--full", action="store_true", help="also those marked full")
-    test.add_argument("--tier", action="append", choices=list(TIERS), help="only this tier")
+    test.add_argument("--full", action="store_true", help="also those marked full, with coverage")
+    test.add_argument("--tier", action="append", choices=TIERS, help="only this tier")
+    test.add_argument("--workers", type=int, default=default_workers(), help="processes for tests")
     test.add_argument("extra", nargs="*", help="arguments for pytest, after --")
     comfy = verbs.add_parser("comfy", help="start ComfyUI with the pack and the toy base")
     comfy.add_argument("--port", type=int, default=None, help="a free one if left out")
@@ -47,8 +48,8 @@ def main(arguments: list[str]) -> int:
 
     ready = prepare()
     if options.verb == "test":
-        tiers = options.tier or list(TIERS)
-        return run_tests(ready, full=options.full, tiers=tiers, extra=options.extra)
+        run_options = RunOptions(ready, options.full, options.workers, options.extra)
+        return run_tests(run_options, options.tier or list(TIERS))
     if options.verb == "demo":
         out = options.out.absolute()
         script = ["scripts/demo.py", str(_base_directory()), str(out), str(options.seed)]

@@ -1,24 +1,30 @@
-"""Run the tests tier by tier and close with one summary, in the form that pytest has."""
+"""Run the checks and the tests tier by tier and close with one summary, in the form of pytest."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from checks import run_checks
 from environment import REPOSITORY, Environment
 from environment.browser_binary import ensure_browser
 
+CHECKS = "checks"
 # Apart, because each needs its process to itself: ComfyUI fixes its device and folders on import,
 # the browser's library keeps an event loop running.
-TIERS = {
+PYTEST_TIERS = {
     "unit": ["tests", "--ignore=tests/comfy", "--ignore=tests/browser"],
     "comfy": ["tests/comfy"],
     "browser": ["tests/browser"],
 }
+TIERS = (CHECKS, *PYTEST_TIERS)
+MAX_WORKERS = 4  # each loads ComfyUI and its own tiny models: about 2 GB
 
 
 @dataclass(frozen=True)
@@ -31,13 +37,39 @@ class TierResult:
     counts: dict[str, int]
 
 
-def run_tests(environment: Environment, *, full: bool, tiers: list[str], extra: list[str]) -> int:
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of a run of the tests.
+
+    Args:
+        environment: Interpreter and ComfyUI.
+        full: Whether tests marked ``full`` run too, and the covered lines are measured.
+        workers: Number of processes that share a tier's tests.
+        extra: Arguments for pytest.
+    """
+
+    environment: Environment
+    full: bool
+    workers: int
+    extra: list[str]
+
+
+def default_workers() -> int:
+    """Return one worker for each processor, within what memory usually allows."""
+    return min(os.cpu_count() or 1, MAX_WORKERS)
+
+
+def run_tests(options: RunOptions, tiers: list[str]) -> int:
     """Run the tiers, print each one's time and the sum of all, return an exit code."""
     if "browser" in tiers:
         _prepare_browser()
-    results = [_run_tier(environment, name, full=full, extra=extra) for name in tiers]
+    with tempfile.TemporaryDirectory(prefix="pastiche-test-") as temporary:
+        results = [_run_tier(options, name, Path(temporary)) for name in tiers]
+        if options.full:
+            _report_coverage(options.environment, Path(temporary))
     print()
-    print(f"environment  {environment.seconds:7.1f} s  (install and look-up, apart from the tests)")
+    seconds = options.environment.seconds
+    print(f"environment  {seconds:7.1f} s  (install and look-up, apart from the tests)")
     for result in results:
         print(f"{result.name:11s}  {result.seconds:7.1f} s  {_described(result.counts)}")
     total = {key: sum(r.counts[key] for r in results) for key in results[0].counts}
@@ -54,19 +86,43 @@ def _prepare_browser() -> None:
         print(error, flush=True)
 
 
-def _run_tier(environment: Environment, name: str, *, full: bool, extra: list[str]) -> TierResult:
-    variables = environment.variables()
+def _run_tier(options: RunOptions, name: str, temporary: Path) -> TierResult:
     print(f"\n--- {name} ".ljust(80, "-"), flush=True)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="pastiche-test-") as temporary:
-        report = Path(temporary) / "report.xml"
-        command = [str(environment.python), "-m", "pytest", *TIERS[name]]
-        command += ["-p", "no:cacheprovider", f"--junitxml={report}", "--durations=5", *extra]
-        if not full:
-            command += ["-m", "not full"]
-        exit_code = subprocess.run(command, cwd=REPOSITORY, env=variables, check=False).returncode
-        counts = _counts(report, exit_code)
+    if name == CHECKS:
+        counts = run_checks(options.environment)
+        exit_code = 1 if counts["failed"] else 0
+    else:
+        exit_code, counts = _run_pytest(options, name, temporary)
     return TierResult(name, exit_code, time.monotonic() - started, counts)
+
+
+def _run_pytest(options: RunOptions, name: str, temporary: Path) -> tuple[int, dict[str, int]]:
+    report = temporary / f"{name}.xml"
+    command = [str(options.environment.python)]
+    if options.full:
+        command += ["-m", "coverage", "run"]
+    command += ["-m", "pytest", *PYTEST_TIERS[name]]
+    command += ["-p", "no:cacheprovider", f"--junitxml={report}", "--durations=10"]
+    if options.workers > 1:
+        command += ["--numprocesses", str(options.workers), "--dist", "worksteal"]
+    command += options.extra
+    if not options.full:
+        command += ["-m", "not full"]
+    variables = _variables(options, temporary)
+    exit_code = subprocess.run(command, cwd=REPOSITORY, env=variables, check=False).returncode
+    return exit_code, _counts(report, exit_code)
+
+
+def _variables(options: RunOptions, temporary: Path) -> Mapping[str, str]:
+    """Return the environment of a tier: workers share the processors, none takes all of them."""
+    variables = options.environment.variables()
+    if options.workers > 1:
+        threads = max(1, (os.cpu_count() or 1) // options.workers)
+        variables.setdefault("OMP_NUM_THREADS", str(threads))
+    if options.full:
+        variables["COVERAGE_FILE"] = str(temporary / "coverage")
+    return variables
 
 
 def _counts(report: Path, exit_code: int) -> dict[str, int]:
@@ -87,3 +143,12 @@ def _counts(report: Path, exit_code: int) -> dict[str, int]:
 def _described(counts: dict[str, int]) -> str:
     parts = [f"{counts[key]} {key}" for key in ("failed", "passed", "skipped", "errors")]
     return ", ".join(part for part in parts if part[0] != "0" or part.endswith("passed"))
+
+
+def _report_coverage(environment: Environment, temporary: Path) -> None:
+    """Print the share of the pack's lines that ran, and every file with lines that did not."""
+    print("\n--- coverage ".ljust(80, "-"), flush=True)
+    variables = {**environment.variables(), "COVERAGE_FILE": str(temporary / "coverage")}
+    coverage = [str(environment.python), "-m", "coverage"]
+    for arguments in (["combine", "--quiet"], ["report", "--skip-covered", "--sort=cover"]):
+        subprocess.run([*coverage, *arguments], cwd=REPOSITORY, env=variables, check=False)

@@ -131,7 +131,8 @@ def screenshots(
     folder = tmp_path_factory.mktemp("screenshots")
     yield folder
     reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    reporter.write_line(f"\nscreenshots: {folder}")
+    if reporter is not None:  # a process that shares the tests with others has none
+        reporter.write_line(f"\nscreenshots: {folder}")
 
 
 @pytest.fixture(scope="session")

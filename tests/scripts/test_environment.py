@@ -6,11 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
+from checks import Check, run
 from comfyui.server import make_base_directory
 from contact_sheet import Column, contact_sheet
 from environment import comfyui_source, environment
 from templates.strip_previews import without_previews
-from tiers import _counts, _described
+from tiers import TIERS, _counts, _described
 
 
 @pytest.fixture
@@ -116,6 +117,21 @@ def test_the_summary_counts_what_pytest_reports(tmp_path: Path):
         '<testsuites><testsuite tests="10" failures="2" errors="1" skipped="3"/></testsuites>'
     )
     assert _described(_counts(report, 1)) == "2 failed, 4 passed, 3 skipped, 1 errors"
+
+
+def test_a_check_that_finds_something_fails_and_shows_it(capsys: pytest.CaptureFixture[str]):
+    sound = Check("sound", [sys.executable, "-c", "print('nothing')"])
+    faulty = Check("faulty", [sys.executable, "-c", "print('line 3'); raise SystemExit(1)"], "mend")
+    counts = run([sound, faulty], {})
+    assert counts == {"failed": 1, "passed": 1, "skipped": 0, "errors": 0}
+    shown = capsys.readouterr().out
+    assert "line 3" in shown
+    assert "mend" in shown
+    assert "nothing" not in shown
+
+
+def test_the_checks_come_before_the_tests():
+    assert TIERS == ("checks", "unit", "comfy", "browser")
 
 
 def test_the_contact_sheet_has_a_column_for_each_prompt(repository: Path):
