@@ -191,8 +191,8 @@ def _concepts(model: Any, count: int, words: bool) -> list[Any]:
     """So many concepts on the attention of text encoder and UNet, or ordinary LoRAs."""
     import torch
     from pack.nodes.bridge.families import identify
-    from pack.nodes.lora.layers import training_sites
     from pack.nodes.text.layer_contexts import context_layers
+    from pack.nodes.trainer.target_layers import training_sites
     from pack.training.concept import TEXT_WIDTHS, Concept
     from pack.training.state import lora_state
 

@@ -37,8 +37,8 @@ def measure(threads: int) -> dict:
         prepare_comfy(Path(folder))
         import memory
         import optimisers
-        from pack.nodes.lora.layers import training_sites
         from pack.nodes.trainer.denoiser import open_denoiser
+        from pack.nodes.trainer.target_layers import training_sites
         from pack.training import Session, TrainingConfig
         from pack.training.loop import take_step
         from pack.training.optim import make_optimizer

@@ -117,7 +117,7 @@ def _unet(network: str, side: int) -> Any:
 def _unet_arms(model: Any, side: int) -> Mapping[str, Run]:
     import comfy.hooks
     import torch
-    from pack.nodes.lora.layers import training_sites
+    from pack.nodes.trainer.target_layers import training_sites
     from pack.training.state import lora_state
 
     import nodes
@@ -200,7 +200,8 @@ def _flux_arms(side: int) -> Mapping[str, Run]:
 
 def _regional(model: Any, texts: list, loras: list | None) -> Any:
     from pack.lora_ops import Box, Region
-    from pack.nodes.regions.sampling.apply import KEEPS_A_CELL, with_regions
+    from pack.nodes.regions.layout.sets import KEEPS_A_CELL
+    from pack.nodes.regions.sampling.apply import with_regions
     from pack.nodes.regions.sampling.loras import AREA
     from pack.nodes.regions.sampling.prompts import RegionPrompt, RegionPrompts
     from pack.nodes.regions.sampling.run import MEAN

@@ -21,8 +21,9 @@ from ..bridge.digests import clip_digest, content_digest, model_digest, vae_dige
 from ..bridge.families import identify_for_training
 from ..pictures.fitted_image import single_images
 from ..pictures.picture import Picture
-from ..text.encoder_layers import TextTraining, text_training, trained_sites
+from ..text.encoder_layers import TextTraining, text_training
 from ..trainer.request import resolved_config
+from ..trainer.target_layers import trained_sites
 from .half_pictures import half_pictures
 
 LONGEST_QUOTE = 80

@@ -149,11 +149,6 @@ def concept_fingerprint(file: str, embedding: str = NO_EMBEDDING) -> object:
     return fingerprint(file), fingerprint(embedding, EMBEDDINGS)
 
 
-def joined(concepts: Mapping[str, Sequence[Concept]] | None) -> tuple[Concept, ...]:
-    """Return the concepts of all connected inputs of a node, in order."""
-    return tuple(concept for wire in (concepts or {}).values() for concept in wire)
-
-
 def _only(concepts: Sequence[Concept]) -> Concept:
     if len(concepts) != 1:
         raise ValueError(

@@ -23,8 +23,8 @@ from ...training.state import LoraState, lora_state
 from ..bridge.digests import clip_digest, content_digest, model_digest
 from ..bridge.node_output import warn_on_node
 from ..bridge.output_folder import runs_root
+from ..bridge.sampling_options import strip_sampling
 from ..concepts.apply import apply_concepts
-from ..trainer.denoiser import strip_sampling
 from .activations import SAMPLED_ROWS
 from .as_concept import FUSED
 from .changes import Changes

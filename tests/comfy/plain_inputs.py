@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from comfy_api.latest import io
-from pack.nodes.pair.nodes import TrainPlainLora
+from pack.nodes.plain.nodes import TrainPlainLora
 from pack.nodes.plain.plan import PlainPlan, PlainRequest, plan_plain, run_pieces
 from pack.training import TrainingSettings
 from pack.training.run_store import run_id

@@ -17,7 +17,7 @@ from pack.lora_ops import LowRank
 from pack.nodes.bridge.conditioning import encode_prompt
 from pack.nodes.fusion.changes import Changes, Place
 from pack.nodes.fusion.layers import context_index, layout_of
-from pack.nodes.lora.layers import training_sites
+from pack.nodes.trainer.target_layers import training_sites
 from pack.training.families import FAMILIES
 from pack.training.state import LoraState, lora_state
 from test_concept_encoders import clip_of

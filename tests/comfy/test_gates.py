@@ -6,9 +6,10 @@ import comfy.samplers
 import pytest
 import torch
 from pack.lora_ops import LowRank
-from pack.nodes.bridge.conditioning import training_cond, training_latent
-from pack.nodes.lora.layers import file_sites, training_sites, unmatched_keys
+from pack.nodes.lora.layers import file_sites, unmatched_keys
+from pack.nodes.text.training_cond import training_cond, training_latent
 from pack.nodes.trainer.denoiser import open_denoiser
+from pack.nodes.trainer.target_layers import training_sites
 from pack.training.gates import Gate, GatedAdapters
 from pack.training.settings import TARGETS
 from pack.training.state import lora_state

@@ -6,9 +6,10 @@ import comfy.model_management
 import pytest
 import torch
 from pack.lora_ops import OrthogonalRows, Plain, disjoint_bases
-from pack.nodes.bridge.conditioning import training_cond, training_latent
-from pack.nodes.lora.layers import FixedFactors, training_sites
+from pack.nodes.lora.layers import FixedFactors
+from pack.nodes.text.training_cond import training_cond, training_latent
 from pack.nodes.trainer.denoiser import open_denoiser
+from pack.nodes.trainer.target_layers import training_sites
 from pack.training.adapters import new_adapter
 from pack.training.config import TrainingConfig
 from pack.training.denoiser import Example
