@@ -72,7 +72,7 @@ class Page:
 
     def refused(self, case: str, action: Callable[[], Any]) -> None:
         """Add what is said when ``action`` runs, which must be a plain error in one line."""
-        from pack.training.lock import UnwritableError
+        from pack.training.runs.lock import UnwritableError
 
         try:
             action()
@@ -298,8 +298,8 @@ def _styles(page: Page) -> None:
 
 def _runs(page: Page) -> None:
     import folder_paths
-    from pack.training.checkpoint import load_checkpoint
-    from pack.training.lock import run_lock
+    from pack.training.files.checkpoint import load_checkpoint
+    from pack.training.runs.lock import run_lock
     from pair_inputs import queue
 
     page.section("A training run and its folder")

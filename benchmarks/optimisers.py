@@ -34,7 +34,7 @@ MATRIX_STEPS = 400
 DECIDING = (
     "lora_ops/preconditioner.py",
     "lora_ops/lora_rite.py",
-    "training/preconditioned.py",
+    "training/optimizers/scaled.py",
     "benchmarks/optimisers_study/problems.py",
     "benchmarks/optimisers_study/matrix.py",
 )

@@ -193,8 +193,8 @@ def _concepts(model: Any, count: int, words: bool) -> list[Any]:
     from pack.nodes.bridge.families import identify
     from pack.nodes.text.layer_contexts import context_layers
     from pack.nodes.trainer.target_layers import training_sites
-    from pack.training.concept import TEXT_WIDTHS, Concept
-    from pack.training.state import lora_state
+    from pack.training.files.concept import TEXT_WIDTHS, Concept
+    from pack.training.files.lora_state import lora_state
 
     width = TEXT_WIDTHS["clip_l"]
     shapes = {name: site.shape for name, site in training_sites(model, "attention").items()}

@@ -60,7 +60,7 @@ def _fused(page: Page) -> None:
 def _stored(page: Page) -> None:
     import pytest
     from fusion_inputs import output_folder, queue_fusion, two_concepts
-    from pack.training import fusion_store
+    from pack.training.runs import fusion_store
     from test_fusion_store import leave_no_space
 
     def full(descriptor: int) -> None:

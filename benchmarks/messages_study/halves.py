@@ -61,7 +61,7 @@ def _half_files(page: Page) -> None:
     import folder_paths
     import safetensors.torch
     from pack.nodes.break_for_make.nodes_files import LoadHalf, SaveHalf
-    from pack.training.half import AS_SAID
+    from pack.training.files.half import AS_SAID
     from test_half_bad_input import content
     from test_lora_files import unet_lora
     from tiny import tiny

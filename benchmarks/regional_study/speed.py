@@ -118,7 +118,7 @@ def _unet_arms(model: Any, side: int) -> Mapping[str, Run]:
     import comfy.hooks
     import torch
     from pack.nodes.trainer.target_layers import training_sites
-    from pack.training.state import lora_state
+    from pack.training.files.lora_state import lora_state
 
     import nodes
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...lora_ops.halves import Role
 from ...training import LoraState, TrainingSettings
-from ...training.half import check_tokens
+from ...training.files.half import check_tokens
 from ..bridge.families import identify_for_training
 from ..trainer.progress_bar import Share
 from .half_plan import HalfRequest, plan_half

@@ -17,8 +17,8 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from ...training import Family
+from ...training.files.tensor_file import replace_file
 from ...training.randomness import generator_for
-from ...training.tensor_file import replace_file
 from ..bridge.conditioning import Conditioning, encode_prompt
 from ..bridge.digests import clip_digest, content_digest, model_digest, vae_digest
 from ..bridge.drawing import DISTILLED_GUIDANCE, DrawingBar, Sampling, as_pil, draw, require_size

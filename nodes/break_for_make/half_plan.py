@@ -14,8 +14,8 @@ from ...lora_ops import PartlyLearnable, basis_digest
 from ...lora_ops.halves import Part, Role
 from ...lora_ops.parametrizations.partly_learnable import Start, check_rank
 from ...training import Family, TrainingConfig, TrainingSettings
+from ...training.files.half import HalfFacts
 from ...training.gates import Site
-from ...training.half import HalfFacts
 from ..bridge.conditioning import require_clip
 from ..bridge.digests import clip_digest, content_digest, model_digest, vae_digest
 from ..bridge.families import identify_for_training

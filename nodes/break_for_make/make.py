@@ -9,8 +9,8 @@ from typing import Any
 from ...lora_ops import LowRank, PartlyLearnable
 from ...lora_ops.halves import Part, joined
 from ...training import Gate, LoraState, Trained, lora_state, metadata_of
-from ...training.half import BASIS, OWNER, TOKEN, check_fit, half_layers
-from ...training.lora_metadata import as_metadata
+from ...training.files.half import BASIS, OWNER, TOKEN, check_fit, half_layers
+from ...training.files.metadata import as_metadata
 from ...training.recipes import Make
 from ...training.recipes.break_for_make import LORA
 from ..trainer.examples import captioned_examples, preview_scene

@@ -14,8 +14,8 @@ from ...lora_ops import LowRank
 from ...lora_ops.halves import Part
 from ...lora_ops.keys import changes_text_encoder
 from ...training import Family, LoraState, TrainingConfig, TrainingSettings, metadata_of
-from ...training.half import check_fit
-from ...training.lora_metadata import family_of
+from ...training.files.half import check_fit
+from ...training.files.metadata import family_of
 from ...training.settings import TARGETS
 from ..bridge.digests import clip_digest, content_digest, model_digest, vae_digest
 from ..bridge.families import identify_for_training

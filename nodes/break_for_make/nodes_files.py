@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ...training.lora_file import PRECISIONS
+from ...training.files.lora_file import PRECISIONS
 from ..bridge.socket_types import HalfType
 from ..lora.files import saved_files
 from ..lora.folders import fingerprint, lora_names

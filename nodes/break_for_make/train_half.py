@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ...training import Gate, LoraState, Trained, lora_state
-from ...training.lora_metadata import as_metadata
+from ...training.files.metadata import as_metadata
 from ...training.recipes import Half
 from ...training.recipes.break_for_make import HALF
 from ..pictures.picture import Picture, pictures_of

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from comfy_api.latest import io
 
-from ...training.concept import Concept
+from ...training.files.concept import Concept
 from .socket_types import LARGEST_SEED, ConceptType, TrainingSettingsType
 
 MOST_CONCEPTS = 50

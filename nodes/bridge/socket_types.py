@@ -11,7 +11,7 @@ HalfType = io.Custom("PASTICHE_HALF")
 """A ``LoraState`` whose metadata say which half of which basis it is."""
 
 ConceptType = io.Custom("PASTICHE_CONCEPT")
-"""A tuple of frozen ``training.concept.Concept``."""
+"""A tuple of frozen ``training.files.concept.Concept``."""
 
 RegionsType = io.Custom("PASTICHE_REGIONS")
 """A tuple of frozen ``lora_ops.Region``."""

@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...training import Example
-from ...training.concept import name_key
+from ...training.files.concept import name_key
 from ..pictures.crops import Look
 from ..pictures.fitted_image import encode
 from ..text.concept_prompt import BoundPrompt, Tokens, bound_prompt, is_marker

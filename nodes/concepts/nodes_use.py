@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ...training.lora_file import PRECISIONS
+from ...training.files.lora_file import PRECISIONS
 from ..bridge.inputs import concepts_input, joined
 from ..bridge.socket_types import ConceptType
 from ..lora.files import saved_files

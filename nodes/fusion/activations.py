@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...lora_ops import GramStream, LowRank, ProjectedStream, RowSample
-from ...training.fusion_store import MemberStatistics
 from ...training.randomness import generator_for
+from ...training.runs.fusion_store import MemberStatistics
 from .layers import FusedLayer
 
 SAMPLED_ROWS = 128

@@ -15,7 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...training import Family
-from ...training.concept import Concept
+from ...training.files.concept import Concept
 from ...training.randomness import generator_for
 from ..bridge.drawing import DISTILLED_GUIDANCE, empty_latent, require_own_vae
 from ..concepts.apply import apply_concepts

@@ -12,7 +12,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...lora_ops.keys import changes_text_encoder, parts_by_layer
-from ...training.lora_file import sound
+from ...training.files.lora_file import sound
 from ..bridge.node_output import warn_on_node
 from ..bridge.sampling import STYLE_KEY, Wrapped
 from ..lora.layers import file_sites, unmatched_keys

@@ -18,8 +18,8 @@ from comfy.samplers import CFGGuider
 from torch import Tensor
 
 from ...lora_ops import style_guidance
+from ...training.files.lora_file import respelled
 from ...training.gates import Gate, GatedAdapters
-from ...training.lora_file import respelled
 from ..bridge.conditioning import Conditioning
 from ..bridge.sampling import OWN_PROMPT, POSITIVE, STYLE_KEY, Entry, Wrapped, wrap_model_call
 from ..lora.layers import file_sites

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ...lora_ops import LowRank
 from ...lora_ops.keys import changes_text_encoder, parts_by_layer
+from ...training.files.lora_file import require_named_once
 from ...training.gates import Site
-from ...training.lora_file import require_named_once
 from ..bridge.families import identify
 
 

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from ...training import Example, Gate, LoraState, Trained, lora_state
-from ...training.lora_metadata import as_metadata
+from ...training.files.metadata import as_metadata
 from ...training.recipes import Pair
 from ...training.recipes.pair import STYLE, content_name
-from ...training.run_store import StoredRun
+from ...training.runs.run_store import StoredRun
 from ..pictures.fitted_image import FittedImage
 from ..trainer.examples import VIEWS, picture_example, preview_scene, read_caption
 from ..trainer.preview import PreviewScene

@@ -18,7 +18,7 @@ from server import PromptServer
 
 from ...training import Checkpoint, TrainingConfig
 from ...training.progress import Event
-from ...training.run_folder import RunFolder
+from ...training.runs.run_folder import RunFolder
 from ..bridge.node_output import show_text
 
 MESSAGE = "pastiche.training"

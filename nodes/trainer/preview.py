@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from ...training import TrainingSettings
+from ...training.files.tensor_file import replace_file
 from ...training.gates import RowGates
 from ...training.progress import Event
-from ...training.tensor_file import replace_file
 from ..bridge.drawing import DISTILLED_GUIDANCE
 from ..bridge.vae import require_finite
 from ..text.live_caption import LearntCond

@@ -14,10 +14,10 @@ from comfy.sd import CLIP
 
 from ...training import LoraState, Recipe, Trained, TrainingConfig, TrainingSettings, train
 from ...training.gates import Site
-from ...training.keeper import Keeper
 from ...training.progress import Callback, Event
-from ...training.run_folder import RunFolder, StartingPoint
-from ...training.run_store import StoredRun, checked_run_name, require_space, run_id, save_run
+from ...training.runs.keeper import Keeper
+from ...training.runs.run_folder import RunFolder, StartingPoint
+from ...training.runs.run_store import StoredRun, checked_run_name, require_space, run_id, save_run
 from ..bridge.output_folder import runs_root
 from ..text.encoder_layers import TextTraining
 from .denoiser import open_denoiser

@@ -18,8 +18,8 @@ from pack.nodes.lora.nodes import ApplyLora
 from pack.nodes.pictures import contact_sheet as sheets
 from pack.nodes.pictures.contact_sheet import PAPER, contact_sheet, drawable, wrapped
 from pack.nodes.trainer.target_layers import training_sites
-from pack.training.half import HalfFacts
-from pack.training.state import LoraState, lora_state
+from pack.training.files.half import HalfFacts
+from pack.training.files.lora_state import LoraState, lora_state
 from pair_inputs import progress, vae_for
 from PIL import Image, ImageFont
 from test_auxiliary import by_core

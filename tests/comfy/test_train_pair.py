@@ -20,7 +20,7 @@ from pack.nodes.trainer.nodes import TrainingSettingsNode
 from pack.nodes.trainer.target_layers import training_sites
 from pack.training import FAMILIES, TrainingSettings
 from pack.training.adapters import new_adapter
-from pack.training.run_store import StoredRun
+from pack.training.runs.run_store import StoredRun
 from pair_inputs import RandomFeatures, picture, planned, progress, queue
 from PIL import Image
 from test_gates import hook_count

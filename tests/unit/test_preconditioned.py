@@ -11,8 +11,8 @@ from pack.lora_ops.parametrizations.partly_learnable import PartlyLearnable
 from pack.lora_ops.preconditioner import Damping
 from pack.training import Gate, Site
 from pack.training.adapters import TrainedAdapter, new_adapter
-from pack.training.factor_pairs import LearntPair, learnt_pairs
-from pack.training.preconditioned import (
+from pack.training.optimizers.factor_pairs import LearntPair, learnt_pairs
+from pack.training.optimizers.scaled import (
     PRECONDITIONED,
     SINGULAR,
     LoraRite,

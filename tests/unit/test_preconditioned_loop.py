@@ -6,10 +6,10 @@ import pytest
 import torch
 from pack.lora_ops import PartlyLearnable
 from pack.training import Gate, Session, TrainingConfig, train
-from pack.training.checkpoint import load_checkpoint, save_checkpoint
+from pack.training.files.checkpoint import load_checkpoint, save_checkpoint
 from pack.training.loop import take_step
 from pack.training.memory import optimizer_bytes
-from pack.training.preconditioned import PRECONDITIONED, SINGULAR
+from pack.training.optimizers.scaled import PRECONDITIONED, SINGULAR
 from pack.training.recipes import Half, Pair, Row, Single
 from pack.training.settings import OPTIMIZERS
 from small_denoiser import SmallDenoiser, example

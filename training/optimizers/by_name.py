@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from .adapters import TrainedAdapter, rate_groups
-from .config import TrainingConfig
-from .preconditioned import PRECONDITIONED, make_preconditioned
-from .words import LearntWords
+from ..adapters import TrainedAdapter, rate_groups
+from ..config import TrainingConfig
+from ..words import LearntWords
+from .scaled import PRECONDITIONED, make_preconditioned
 
 Groups = list[dict[str, Any]]
 

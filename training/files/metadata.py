@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .families import FAMILIES, Family
+from ..families import FAMILIES, Family
 
 STYLE_WORDS = "pastiche.style_words"
 DATES = frozenset({"modelspec.date", "ss_training_started_at", "ss_training_finished_at"})

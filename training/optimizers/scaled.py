@@ -10,14 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..lora_ops.lora_rite import RiteState, rite_steps, unmagnified
-from ..lora_ops.preconditioner import (
-    Damping,
-    exact,
-    riemannian_gradients,
-)
-from .adapters import TrainedAdapter
-from .config import TrainingConfig
+from ...lora_ops.lora_rite import RiteState, rite_steps, unmagnified
+from ...lora_ops.preconditioner import Damping, exact, riemannian_gradients
+from ..adapters import TrainedAdapter
+from ..config import TrainingConfig
 from .factor_pairs import LearntPair, learnt_pairs
 
 SINGULAR = (
