@@ -34,6 +34,8 @@ MATRIX_STEPS = 400
 DECIDING = (
     "lora_ops/preconditioner.py",
     "lora_ops/lora_rite.py",
+    "training/optimizers/factor_optimizer.py",
+    "training/optimizers/lora_rite.py",
     "training/optimizers/scaled.py",
     "benchmarks/optimisers_study/problems.py",
     "benchmarks/optimisers_study/matrix.py",

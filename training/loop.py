@@ -17,7 +17,7 @@ from .files.checkpoint import Checkpoint
 from .gates import GatedAdapters, Site
 from .noise_levels import min_snr_weights, share_at
 from .objective import output_errors
-from .optimizers.scaled import FactorOptimizer
+from .optimizers.factor_optimizer import FactorOptimizer
 from .progress import Callback, Event
 from .randomness import noise_for, uniform
 from .recipes.rows import Recipe, Row

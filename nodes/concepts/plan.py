@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...training import Family, TrainingConfig, TrainingSettings
 from ...training.concept_captions import TEMPLATES, captions_without_name, with_name, wordings
-from ...training.optimizers.scaled import PRECONDITIONED
+from ...training.optimizers.by_name import PRECONDITIONED
 from ..bridge.conditioning import require_clip
 from ..bridge.digests import clip_digest, content_digest, model_digest, vae_digest
 from ..bridge.families import identify_for_training
