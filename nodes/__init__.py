@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .break_for_make import nodes_all_stages, nodes_sheet
+from .break_for_make import nodes_all_stages, nodes_files, nodes_sheet
 from .break_for_make import nodes_train as nodes_train_half
 from .concepts import nodes_train as nodes_train_concept
 from .concepts import nodes_use as nodes_use_concept
@@ -13,6 +13,7 @@ from .guidance import nodes as guidance_nodes
 from .lora import nodes as lora_nodes
 from .pair import nodes as pair_nodes
 from .pictures import nodes as pictures_nodes
+from .plain import nodes as plain_nodes
 from .regions import nodes_apply as nodes_apply_regions
 from .regions import nodes_layout as nodes_region_layout
 from .trainer import nodes as trainer_nodes
@@ -21,12 +22,14 @@ from .trainer.panel_routes import register_routes
 NODES: list[type[io.ComfyNode]] = [
     *pictures_nodes.NODES,
     *pair_nodes.NODES,
+    *plain_nodes.NODES,
     *nodes_train_half.NODES,
     *nodes_all_stages.NODES,
     *nodes_train_concept.NODES,
     *trainer_nodes.NODES,
     *guidance_nodes.NODES,
     *lora_nodes.NODES,
+    *nodes_files.NODES,
     *nodes_sheet.NODES,
     *nodes_use_concept.NODES,
     *fusion_nodes.NODES,

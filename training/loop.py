@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import Checkpoint
 from .config import TrainingConfig
 from .denoiser import Denoiser
+from .files.checkpoint import Checkpoint
 from .gates import GatedAdapters, Site
 from .noise_levels import min_snr_weights, share_at
 from .objective import output_errors
-from .preconditioned import FactorOptimizer
+from .optimizers.factor_optimizer import FactorOptimizer
 from .progress import Callback, Event
 from .randomness import noise_for, uniform
 from .recipes.rows import Recipe, Row

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from ..lora_ops import LowRank
 from .adapters import TrainedAdapter, new_adapter
-from .checkpoint import Checkpoint
 from .config import TrainingConfig
 from .denoiser import Denoiser
+from .files.checkpoint import Checkpoint
 from .gates import GatedAdapters, Site
-from .optim import make_optimizer
+from .optimizers.by_name import make_optimizer
 from .recipes.rows import LearnsWords, Recipe
 from .words import LearntWords, Words
 

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from pack.lora_ops import PartlyLearnable
 from pack.lora_ops.halves import join_halves
-from pack.nodes.lora.layers import training_sites
 from pack.nodes.trainer.denoiser import open_denoiser
+from pack.nodes.trainer.target_layers import training_sites
 from pack.training import Session, TrainingConfig
 from pack.training.loop import take_step
-from pack.training.recipes import Half, Make
+from pack.training.recipes import Make
+from pack.training.recipes.break_for_make import Half
 
 from ..shared.process_memory import MIB, forget_peak, measure_in_process, peak, resident
 from ..shared.real_width import Case, load_base, random_examples

@@ -18,7 +18,7 @@ from pack.nodes.plain.plan import PlainRequest
 from pack.nodes.plain.train import train_plain
 from pack.nodes.text.concept_prompt import encode_concept_prompt
 from pack.training import TrainingSettings
-from pack.training.concept import Concept
+from pack.training.files.concept import Concept
 
 import nodes
 

@@ -24,10 +24,10 @@ from pack.lora_ops import LowRank, Wanted
 from pack.nodes.bridge.families import identify
 from pack.nodes.fusion import stages as fusion_stages
 from pack.nodes.fusion.run import fuse
-from pack.nodes.lora.layers import training_sites
 from pack.nodes.text.layer_contexts import context_layers
-from pack.training.concept import TEXT_WIDTHS, Concept
-from pack.training.state import lora_state
+from pack.nodes.trainer.target_layers import training_sites
+from pack.training.files.concept import TEXT_WIDTHS, Concept
+from pack.training.files.lora_state import lora_state
 
 from ..shared.process_memory import MIB, RETURN_FREED_MEMORY, Growth, growing, measure_in_process
 from ..shared.real_width import Case, load_base, random_state

@@ -164,7 +164,7 @@ def _all_rows() -> Iterator[dict[tuple[str, str], list[Tensor]]]:
             for site, module in self.sites.items():
 
                 def keep(module: Any, args: Any, site: str = site) -> None:
-                    rows = self._rows(site, module, args[0]).float().cpu()
+                    rows = self.rows_of(site, module, args[0]).float().cpu()
                     seen.setdefault((self.where, site), []).append(rows.clone())
 
                 stack.callback(module.register_forward_pre_hook(keep).remove)

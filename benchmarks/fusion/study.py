@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from environment import cache_folder
 from pack.lora_ops import STAGE_DAMPING
-from pack.training.concept import Concept
+from pack.training.files.concept import Concept
 
 from ..shared.cache import ResultCache
 from ..shared.toy_base import GUIDED_SAMPLING, SAMPLING, Setup, load_setup

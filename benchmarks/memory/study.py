@@ -19,11 +19,11 @@ from pathlib import Path
 
 import comfy.model_management
 import torch
-from pack.nodes.lora.layers import training_sites
 from pack.nodes.trainer.denoiser import open_denoiser
 from pack.nodes.trainer.rehearsal import rehearse
+from pack.nodes.trainer.target_layers import training_sites
 from pack.training import TrainingConfig, TrainingSettings, train
-from pack.training.recipes import Single
+from pack.training.recipes.single import Single
 
 from ..shared.process_memory import (
     MIB,

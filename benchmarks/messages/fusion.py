@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 from fusion_inputs import output_folder, queue_fusion, two_concepts
-from pack.training import fusion_store
+from pack.training.runs import fusion_store
 from test_concept_for_fusion import FUSED, OFFERED, fused_twice, offered, uncalled
 from test_fusion_bad_input import DRAWN, NOTED, UNREAD, attempt
 from test_fusion_store import leave_no_space

@@ -9,9 +9,9 @@ import safetensors.torch
 import test_half_bad_input
 import test_half_sheet
 from half_inputs import b4m, half, make, tuning
-from pack.nodes.break_for_make.nodes_sheet import LoadHalf, SaveHalf
+from pack.nodes.break_for_make.nodes_files import LoadHalf, SaveHalf
 from pack.training import TrainingSettings
-from pack.training.half import AS_SAID
+from pack.training.files.half import AS_SAID
 from test_half_bad_input import content, style
 from test_half_sheet import shown, two_by_two
 from test_lora_files import unet_lora

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pack.training.lock import UnwritableError
+from pack.training.runs.lock import UnwritableError
 
 LONGEST = 600  # characters of a plain message
 

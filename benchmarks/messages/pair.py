@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import folder_paths
 import test_pair_bad_input
-from pack.training.checkpoint import load_checkpoint
-from pack.training.lock import run_lock
+from pack.training.files.checkpoint import load_checkpoint
+from pack.training.runs.lock import run_lock
 from pair_inputs import queue
 from test_pair_bad_input import SMALL, photograph
 from test_training_images import BAD_PICTURES, load, painted

@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from pack.lora_ops import LowRank, PartlyLearnable
 from pack.lora_ops.halves import join_halves
-from pack.nodes.lora.layers import training_sites
+from pack.nodes.trainer.target_layers import training_sites
 from pack.training import Denoiser, Example, Gate, Session, TrainingConfig
 from pack.training.loop import take_step
 from pack.training.objective import output_errors
-from pack.training.recipes import Half, Make, Recipe, Single
+from pack.training.recipes import Make
+from pack.training.recipes.break_for_make import Half
+from pack.training.recipes.rows import Recipe
+from pack.training.recipes.single import Single
 
 from ..toyworld.scenes import BOAT_SCENES, PAIR_SCENES
 from ..toyworld.world import BASE_STYLES, HELD_OUT_STYLES, PLAIN, Scene, Thing

@@ -32,7 +32,9 @@ BENCHMARKS = Path(__file__).resolve().parents[1]
 DECIDING = (
     "lora_ops/preconditioner.py",
     "lora_ops/lora_rite.py",
-    "training/preconditioned.py",
+    "training/optimizers/factor_optimizer.py",
+    "training/optimizers/lora_rite.py",
+    "training/optimizers/scaled.py",
     "benchmarks/optimisers/problems.py",
     "benchmarks/optimisers/matrix.py",
 )

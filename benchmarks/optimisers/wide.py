@@ -9,12 +9,12 @@ import time
 from statistics import median
 
 import torch
-from pack.nodes.lora.layers import training_sites
 from pack.nodes.trainer.denoiser import open_denoiser
+from pack.nodes.trainer.target_layers import training_sites
 from pack.training import Session, TrainingConfig
 from pack.training.loop import take_step
-from pack.training.optim import make_optimizer
-from pack.training.recipes import Single
+from pack.training.optimizers.by_name import make_optimizer
+from pack.training.recipes.single import Single
 
 from ..shared.process_memory import measure_in_process
 from ..shared.real_width import Case, load_base, random_examples

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from environment import cache_folder
-from pack.training.lora_file import read_lora
+from pack.training.files.lora_file import read_lora
 
 from ..shared.cache import ResultCache
 from ..shared.toy_base import GUIDED_SAMPLING, Drawing, Setup, Training, load_setup

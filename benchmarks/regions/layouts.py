@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from pack.lora_ops import Box, Region
-from pack.nodes.regions.sampling.apply import KEEPS_A_CELL, with_regions
+from pack.nodes.regions.layout.sets import KEEPS_A_CELL
+from pack.nodes.regions.sampling.apply import with_regions
 from pack.nodes.regions.sampling.loras import AREA
 from pack.nodes.regions.sampling.prompts import RegionPrompt, RegionPrompts
 from pack.nodes.regions.sampling.run import MEAN

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from comfy.t2i_adapter.adapter import Adapter
 from pack.lora_ops import Region
-from pack.nodes.bridge.conditioning import training_cond, training_latent
-from pack.nodes.regions.sampling.apply import KEEPS_A_CELL
+from pack.nodes.regions.layout.sets import KEEPS_A_CELL
 from pack.nodes.regions.sampling.control import weighted_control
+from pack.nodes.text.training_cond import training_cond, training_latent
 from pack.nodes.trainer.denoiser import open_denoiser
 from torch import Tensor
 

@@ -18,12 +18,13 @@ import comfy.sd
 import torch
 from comfyui.toy_base import toy_checkpoint
 from pack.lora_ops import Box, LowRank, Region
-from pack.nodes.lora.layers import training_sites
-from pack.nodes.regions.sampling.apply import KEEPS_A_CELL, with_regions
+from pack.nodes.regions.layout.sets import KEEPS_A_CELL
+from pack.nodes.regions.sampling.apply import with_regions
 from pack.nodes.regions.sampling.loras import AREA
 from pack.nodes.regions.sampling.prompts import RegionPrompt, RegionPrompts
 from pack.nodes.regions.sampling.run import MEAN
-from pack.training.state import lora_state
+from pack.nodes.trainer.target_layers import training_sites
+from pack.training.files.lora_state import lora_state
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -11,7 +11,7 @@ import comfy.sd
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfyui.toy_base import toy_checkpoint
-from pack.nodes.bridge.conditioning import training_cond
+from pack.nodes.text.training_cond import training_cond
 from pack.training import Example
 
 TOY_BASE = "toy base"

@@ -12,18 +12,18 @@ import folder_paths
 import torch
 from comfyui.toy_base import CHECKPOINT, place, toy_checkpoint
 from environment import cache_folder
-from pack.nodes.bridge.conditioning import training_cond, training_latent
 from pack.nodes.guidance.apply import with_style_guidance
 from pack.nodes.guidance.run import Style
 from pack.nodes.guidance.window import style_window
 from pack.nodes.lora.apply import apply_lora
-from pack.nodes.lora.layers import training_sites
 from pack.nodes.pair.plan import PairRequest
 from pack.nodes.pair.train import train_pair
+from pack.nodes.text.training_cond import training_cond, training_latent
 from pack.nodes.trainer.denoiser import open_denoiser
+from pack.nodes.trainer.target_layers import training_sites
 from pack.training import LoraState, TrainingConfig, TrainingSettings, lora_state, train
 from pack.training.denoiser import Example
-from pack.training.recipes import Single
+from pack.training.recipes.single import Single
 
 import nodes
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ...lora_ops.halves import Role
 from ...training import LoraState, TrainingSettings
-from ...training.half import check_tokens
+from ...training.files.half import check_tokens
 from ..bridge.families import identify_for_training
-from ..bridge.node_output import Share
+from ..trainer.progress_bar import Share
 from .half_plan import HalfRequest, plan_half
 from .make import make_loras
 from .make_plan import MakeRequest

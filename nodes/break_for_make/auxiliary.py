@@ -17,18 +17,16 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from ...training import Family
+from ...training.files.tensor_file import replace_file
 from ...training.randomness import generator_for
-from ...training.tensor_file import replace_file
 from ..bridge.conditioning import Conditioning, encode_prompt
 from ..bridge.digests import clip_digest, content_digest, model_digest, vae_digest
-from ..bridge.drawing import DrawingBar, Sampling, as_pil, draw, require_size
+from ..bridge.drawing import DISTILLED_GUIDANCE, DrawingBar, Sampling, as_pil, draw, require_size
 from ..bridge.families import identify
 from ..bridge.output_folder import runs_root
-from ..trainer.denoiser import strip_sampling
+from ..bridge.sampling_options import strip_sampling
 
 FOLDER = "auxiliary"
-DISTILLED_GUIDANCE = 3.5
-"""What Flux is told in place of CFG."""
 _FORMAT = 1
 """Of the drawing; another number draws all pictures anew."""
 _PIXELS = "pastiche.pixels"

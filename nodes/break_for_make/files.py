@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...training.half import AS_SAID, as_half, half_facts, half_layers
-from ...training.state import LoraState, metadata_of
+from ...training.files.half import AS_SAID, as_half, half_facts, half_layers
+from ...training.files.lora_state import LoraState, metadata_of
 from ..lora.files import load_lora, save_lora
 
 ROLE_CHOICES = (AS_SAID, "content", "style")

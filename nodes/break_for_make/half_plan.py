@@ -14,15 +14,16 @@ from ...lora_ops import PartlyLearnable, basis_digest
 from ...lora_ops.halves import Part, Role
 from ...lora_ops.parametrizations.partly_learnable import Start, check_rank
 from ...training import Family, TrainingConfig, TrainingSettings
+from ...training.files.half import HalfFacts
 from ...training.gates import Site
-from ...training.half import HalfFacts
 from ..bridge.conditioning import require_clip
 from ..bridge.digests import clip_digest, content_digest, model_digest, vae_digest
 from ..bridge.families import identify_for_training
 from ..pictures.fitted_image import single_images
 from ..pictures.picture import Picture
-from ..text.encoder_layers import TextTraining, text_training, trained_sites
+from ..text.encoder_layers import TextTraining, text_training
 from ..trainer.request import resolved_config
+from ..trainer.target_layers import trained_sites
 from .half_pictures import half_pictures
 
 LONGEST_QUOTE = 80

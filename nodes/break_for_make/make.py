@@ -9,12 +9,12 @@ from typing import Any
 from ...lora_ops import LowRank, PartlyLearnable
 from ...lora_ops.halves import Part, joined
 from ...training import Gate, LoraState, Trained, lora_state, metadata_of
-from ...training.half import BASIS, OWNER, TOKEN, check_fit, half_layers
+from ...training.files.half import BASIS, OWNER, TOKEN, check_fit, half_layers
+from ...training.files.metadata import as_metadata
 from ...training.recipes import Make
 from ...training.recipes.break_for_make import LORA
-from ..bridge.node_output import Share
-from ..bridge.output_folder import as_metadata
 from ..trainer.examples import captioned_examples, preview_scene
+from ..trainer.progress_bar import Share
 from ..trainer.report import warnings
 from ..trainer.run import Prepared, TrainingJob, run_training
 from .make_plan import MakePlan, MakeRequest, plan_make, run_pieces

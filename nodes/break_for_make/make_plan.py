@@ -14,15 +14,15 @@ from ...lora_ops import LowRank
 from ...lora_ops.halves import Part
 from ...lora_ops.keys import changes_text_encoder
 from ...training import Family, LoraState, TrainingConfig, TrainingSettings, metadata_of
-from ...training.half import check_fit
-from ...training.lora_metadata import family_of
+from ...training.files.half import check_fit
+from ...training.files.metadata import family_of
 from ...training.settings import TARGETS
 from ..bridge.digests import clip_digest, content_digest, model_digest, vae_digest
 from ..bridge.families import identify_for_training
-from ..lora.layers import training_sites
 from ..pictures.picture import Picture
 from ..text.encoder_layers import TextTraining, text_sites, text_training
 from ..trainer.request import resolved_config
+from ..trainer.target_layers import training_sites
 from .half_pictures import half_pictures
 
 

@@ -7,9 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...training import TrainingSettings
-from ..bridge.inputs import rate_input, seed_input, settings_input
+from ..bridge.inputs import lines_of, only, rate_input, seed_input, settings_input
 from ..bridge.node_output import node_display
-from ..bridge.socket_types import HalfType, lines_of, only
+from ..bridge.socket_types import HalfType
 from .all_stages import B4MRequest, train_b4m
 
 

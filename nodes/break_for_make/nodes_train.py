@@ -9,9 +9,9 @@ from comfy_api.latest import io
 from ...training import LoraState, TrainingSettings
 from ...training.recipes.break_for_make import GRADIENTS
 from ...training.settings import OPTIMIZERS
-from ..bridge.inputs import rate_input, seed_input, settings_input
+from ..bridge.inputs import lines_of, only, rate_input, seed_input, settings_input
 from ..bridge.node_output import node_display
-from ..bridge.socket_types import LARGEST_SEED, HalfType, lines_of, only
+from ..bridge.socket_types import LARGEST_SEED, HalfType
 from .half_plan import HalfRequest
 from .make import make_loras
 from .make_plan import MakeRequest

@@ -11,8 +11,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...training.half import half_facts
-from ...training.state import LoraState
+from ...training.files.half import half_facts
+from ...training.files.lora_state import LoraState
 from ..bridge.conditioning import encode_prompt
 from ..bridge.drawing import DrawingBar, Sampling, draw, require_size
 from ..bridge.families import identify

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ...training import Gate, LoraState, Trained, lora_state
+from ...training.files.metadata import as_metadata
 from ...training.recipes import Half
 from ...training.recipes.break_for_make import HALF
-from ..bridge.node_output import Share
-from ..bridge.output_folder import as_metadata
 from ..pictures.picture import Picture, pictures_of
 from ..trainer.examples import captioned_examples, preview_scene
+from ..trainer.progress_bar import Share
 from ..trainer.report import shared_metadata, values_line, warnings
 from ..trainer.run import Prepared, TrainingJob, run_training
 from .auxiliary import auxiliary_pictures

@@ -1,44 +1,15 @@
-"""ComfyUI's progress bar and interrupt, and what a node shows below itself."""
+"""Texts and pictures that ComfyUI shows below a node."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-import comfy.model_management
-import comfy.utils
 from comfy_api.latest import ui
 from comfy_execution.utils import get_executing_context
 from torch import Tensor
-
-from ...training.progress import Callback, Event
-
-
-@dataclass(frozen=True)
-class Share:
-    """A run's part of a node's progress bar: steps before it, and steps in all."""
-
-    before: int
-    total: int
-
-
-def progress_bar(share: Share, picture: Callable[[], Any] = lambda: None) -> Callback:
-    """Return a callback that moves the node's progress bar and ends the run on an interrupt.
-
-    Args:
-        share: Of the run.
-        picture: Gives what ComfyUI shows as the node's preview, or ``None``.
-    """
-    bar = comfy.utils.ProgressBar(share.total)
-
-    def on_step(event: Event) -> None:
-        bar.update_absolute(share.before + event.step, share.total, picture())
-        comfy.model_management.throw_exception_if_processing_interrupted()
-
-    return on_step
 
 
 def show_text(node_id: str | None, text: str) -> None:

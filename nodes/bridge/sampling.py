@@ -1,4 +1,4 @@
-"""Wrappers of one sampling run on the guider's own options, with which they end."""
+"""Wrappers and conditioning entries of one sampling run, shared by styles and regions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
+
+STYLE_KEY = "pastiche_style_guidance"  # key of the style guidance's wrappers and conditioning
+POSITIVE = "positive"  # what every guider of ComfyUI calls the prompt it follows
+OWN_PROMPT = "pastiche_own_prompt"
+"""Option of a style's entries: whether they keep their prompt where regions have others."""
+
+Wrapped = Callable[..., Any]
+Entry = dict[str, Any]
+"""A conditioning entry inside a sampler: text, options and ``model_conds`` in one dictionary."""
 
 
 def wrap_model_call(options: dict[str, Any], key: str, wrapper: Callable[..., Any]) -> None:

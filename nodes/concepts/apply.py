@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...training.concept import Concept, named_once
+from ...training.files.concept import Concept, named_once
 from ..bridge.node_output import warn_on_node
 from ..lora.apply import apply_lora, known_family
 from ..text.concept_prompt import PROMPT, ConceptPrompt, require_text_encoders

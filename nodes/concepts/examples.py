@@ -11,12 +11,12 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...training import Example
-from ...training.concept import name_key
-from ..bridge.conditioning import Framing, training_latent
+from ...training.files.concept import name_key
 from ..pictures.crops import Look
 from ..pictures.fitted_image import encode
 from ..text.concept_prompt import BoundPrompt, Tokens, bound_prompt, is_marker
 from ..text.live_caption import LearntCond, lengths, picture_options
+from ..text.training_cond import Framing, training_latent
 from ..trainer.examples import VIEWS, latent_mask
 from .words import WORDS
 

@@ -11,10 +11,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd1_clip import load_embed
 from torch import Tensor
 
-from ...training.authors_concept import ENDING as AUTHORS_ENDING
-from ...training.authors_concept import read_authors_concept
-from ...training.concept import TEXT_ENCODERS, TEXT_WIDTHS, Concept
-from ...training.concept_file import (
+from ...training.files.concept import TEXT_ENCODERS, TEXT_WIDTHS, Concept
+from ...training.files.concept_file import (
     CONCEPT,
     companion_of,
     companion_tensors,
@@ -24,10 +22,12 @@ from ...training.concept_file import (
     is_concept,
     plain_rows,
 )
-from ...training.file_name import relative_name
-from ...training.lora_metadata import family_of
-from ...training.state import LoraState
-from ...training.tensor_file import holds, pack_tensors, read_tensors, write_new
+from ...training.files.file_name import relative_name
+from ...training.files.lora_state import LoraState
+from ...training.files.metadata import family_of
+from ...training.files.released_concept import ENDING as AUTHORS_ENDING
+from ...training.files.released_concept import read_authors_concept
+from ...training.files.tensor_file import holds, pack_tensors, read_tensors, write_new
 from ..lora.files import LONGEST_HEADER, load_lora, save_lora
 from ..lora.folders import (
     EMBEDDINGS,
@@ -147,11 +147,6 @@ def load_concept(
 def concept_fingerprint(file: str, embedding: str = NO_EMBEDDING) -> object:
     """Return what changes when a concept's file or its embedding does."""
     return fingerprint(file), fingerprint(embedding, EMBEDDINGS)
-
-
-def joined(concepts: Mapping[str, Sequence[Concept]] | None) -> tuple[Concept, ...]:
-    """Return the concepts of all connected inputs of a node, in order."""
-    return tuple(concept for wire in (concepts or {}).values() for concept in wire)
 
 
 def _only(concepts: Sequence[Concept]) -> Concept:

@@ -9,9 +9,9 @@ from comfy_api.latest import io
 from ...lora_ops.parametrizations.plain import DOWN_STARTS
 from ...training import TrainingSettings
 from ...training.concept_captions import TEMPLATES
-from ..bridge.inputs import rate_input, seed_input, settings_input
+from ..bridge.inputs import only, rate_input, seed_input, settings_input
 from ..bridge.node_output import node_display
-from ..bridge.socket_types import ConceptType, only
+from ..bridge.socket_types import ConceptType
 from ..pictures.crops import CROPS
 from .plan import LEARNT, RELEASED_STOP, ConceptRequest
 from .train import train_concept
@@ -327,4 +327,4 @@ class TrainConcept(io.ComfyNode):
         return io.NodeOutput(result.concepts, result.losses, ui=display)
 
 
-NODES = [TrainConcept]
+NODES: list[type[io.ComfyNode]] = [TrainConcept]

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ...training.lora_file import PRECISIONS
-from ..bridge.inputs import concepts_input
+from ...training.files.lora_file import PRECISIONS
+from ..bridge.inputs import concepts_input, joined
 from ..bridge.socket_types import ConceptType
 from ..lora.files import saved_files
 from ..lora.folders import lora_names
 from ..text.concept_prompt import encode_concept_prompt
 from .apply import apply_concepts
-from .files import (
-    NO_EMBEDDING,
-    concept_fingerprint,
-    embedding_names,
-    joined,
-    load_concept,
-    save_concept,
-)
+from .files import NO_EMBEDDING, concept_fingerprint, embedding_names, load_concept, save_concept
 
 
 def _concepts_input() -> io.Autogrow.Input:

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from ...training import Family, TrainingConfig, TrainingSettings
 from ...training.concept_captions import TEMPLATES, captions_without_name, with_name, wordings
-from ...training.preconditioned import PRECONDITIONED
+from ...training.optimizers.by_name import PRECONDITIONED
 from ..bridge.conditioning import require_clip
 from ..bridge.digests import clip_digest, content_digest, model_digest, vae_digest
 from ..bridge.families import identify_for_training
-from ..lora.layers import text_readers, training_sites
 from ..pictures.crops import CROPS
 from ..pictures.fitted_image import single_images
 from ..pictures.picture import Picture, pictures_of
 from ..text.encoder_layers import TRAINABLE, TextTraining
 from ..text.layer_contexts import context_layers
 from ..trainer.request import resolved_config
+from ..trainer.target_layers import text_readers, training_sites
 from .words import STARTS, checked_words, encoders_without_lora, require_gradients
 
 LEARNT = ("words, text encoder and denoiser", "words and denoiser", "words only")

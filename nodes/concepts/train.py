@@ -10,12 +10,12 @@ from torch import Tensor
 from ...lora_ops import Plain
 from ...lora_ops.attention_regulariser import RELATIVE_WEIGHT, RELEASED_WEIGHT
 from ...training import Gate, LoraState, Trained, lora_state
-from ...training.concept import Concept
+from ...training.files.concept import Concept
+from ...training.files.metadata import as_metadata
 from ...training.recipes import EdLora
 from ...training.recipes.concept import CONCEPT
-from ...training.run_store import StoredRun
+from ...training.runs.run_store import StoredRun
 from ...training.words import Words
-from ..bridge.output_folder import as_metadata
 from ..pictures.crops import CROPS, CROPS_EACH, Look, looks
 from ..pictures.picture import Picture
 from ..trainer.preview import PreviewScene

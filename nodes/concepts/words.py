@@ -11,7 +11,7 @@ from comfy.sd1_clip import SDClipModel, SDTokenizer
 from torch import Tensor
 
 from ...lora_ops.vocabulary_density import RELEASED_BANDWIDTH, VocabularyDensity
-from ...training.concept import concept_name
+from ...training.files.concept import concept_name
 from ...training.randomness import generator_for
 from ..text.concept_prompt import text_tokenizers, wired_encoders
 from ..text.trainable_encoder import encoders_of

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...lora_ops import GramStream, LowRank, ProjectedStream, RowSample
-from ...training.fusion_store import MemberStatistics
 from ...training.randomness import generator_for
+from ...training.runs.fusion_store import MemberStatistics
 from .layers import FusedLayer
 
 SAMPLED_ROWS = 128
@@ -91,7 +91,7 @@ class InputWatch:
 
     def _hook(self, site: str):
         def watch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            rows = self._rows(site, module, args[0])
+            rows = self.rows_of(site, module, args[0])
             label = f"layer {site!r} at the prompt {self.prompt!r} of {self.where}"
             share = 1.0 / max(1, len(rows)) if self.per_call else 1.0
             self.sums[site].add(rows, label=label, weight=self.weight * share)
@@ -102,7 +102,7 @@ class InputWatch:
 
         return watch
 
-    def _rows(self, site: str, module: nn.Module, x: Tensor) -> Tensor:
+    def rows_of(self, site: str, module: nn.Module, x: Tensor) -> Tensor:
         """Return the input rows that count, ``(row, in)``; a convolution's are its patches."""
         if isinstance(module, nn.Conv2d):
             mode = "constant" if module.padding_mode == "zeros" else module.padding_mode

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ...training.concept import Concept
-from ...training.concept_file import is_concept
-from ...training.lora_metadata import STYLE_WORDS
-from ...training.state import LoraState, metadata_of
+from ...training.files.concept import Concept
+from ...training.files.concept_file import is_concept
+from ...training.files.lora_state import LoraState, metadata_of
+from ...training.files.metadata import STYLE_WORDS
 from ..bridge.digests import content_digest
 from ..bridge.node_output import warn_on_node
 

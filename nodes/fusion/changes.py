@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from ...lora_ops import LowRank, factorised
 from ...lora_ops.keys import NATIVE_PREFIX, parts_by_layer
-from ...training.adapter_shapes import DORA, RESHAPE
-from ...training.concept import Concept
+from ...training.files.adapter_shapes import DORA, RESHAPE
+from ...training.files.concept import Concept
+from ...training.files.lora_file import require_named_once, sound
 from ...training.gates import Site
-from ...training.lora_file import require_named_once, sound
 from ..lora.apply import apply_lora
 from ..lora.layers import patch_factors
 

@@ -15,10 +15,9 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...training import Family
-from ...training.concept import Concept
+from ...training.files.concept import Concept
 from ...training.randomness import generator_for
-from ..break_for_make.auxiliary import DISTILLED_GUIDANCE
-from ..bridge.drawing import empty_latent, require_own_vae
+from ..bridge.drawing import DISTILLED_GUIDANCE, empty_latent, require_own_vae
 from ..concepts.apply import apply_concepts
 from .activations import InputWatch
 from .text import drawing_prompts, encode

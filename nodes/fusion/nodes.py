@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..bridge.inputs import concepts_input, seed_input
+from ..bridge.inputs import concepts_input, joined, lines_of, seed_input
 from ..bridge.node_output import node_display
-from ..bridge.socket_types import ConceptType, FusionType, lines_of
-from ..concepts.files import joined
+from ..bridge.socket_types import ConceptType, FusionType
 from .as_concept import concept_for_fusion
 from .plan import ACTIVATIONS, ANCHORS, KEEPING, FusionRequest
 from .plot import report_plot

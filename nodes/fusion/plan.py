@@ -10,7 +10,7 @@ import comfy.sd
 from comfy.model_patcher import ModelPatcher
 
 from ...lora_ops.fusion import Anchor
-from ...training.concept import Concept, name_key, named_once
+from ...training.files.concept import Concept, name_key, named_once
 from ..bridge.conditioning import require_clip
 from ..bridge.digests import content_digest, vae_digest
 from ..bridge.drawing import require_own_vae, require_size

@@ -16,15 +16,15 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...lora_ops import LowRank, refactored
-from ...training.concept import Concept
-from ...training.fusion_store import grams_size, remove_grams
-from ...training.lock import UnwritableError, run_lock
-from ...training.state import LoraState, lora_state
+from ...training.files.concept import Concept
+from ...training.files.lora_state import LoraState, lora_state
+from ...training.runs.fusion_store import grams_size, remove_grams
+from ...training.runs.lock import UnwritableError, run_lock
 from ..bridge.digests import clip_digest, content_digest, model_digest
 from ..bridge.node_output import warn_on_node
 from ..bridge.output_folder import runs_root
+from ..bridge.sampling_options import strip_sampling
 from ..concepts.apply import apply_concepts
-from ..trainer.denoiser import strip_sampling
 from .activations import SAMPLED_ROWS
 from .as_concept import FUSED
 from .changes import Changes

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from ...lora_ops import LowRank, span_basis
 from ...training import Family
-from ...training.fusion_store import FusionStore, MemberStatistics
-from ...training.state import lora_state
+from ...training.files.lora_state import lora_state
+from ...training.runs.fusion_store import FusionStore, MemberStatistics
 from ..bridge.digests import content_digest
 from ..text.layer_contexts import context_layers
 from .activations import InputWatch

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from ...lora_ops import Gram, GramStream, LowRank, span_holds
-from ...training.concept import Concept
-from ...training.fusion_store import FiledGrams, FusionStore, MemberStatistics, StoredSum
+from ...training.files.concept import Concept
+from ...training.runs.fusion_store import FiledGrams, FusionStore, MemberStatistics, StoredSum
 from .activations import InputWatch
 from .layers import FusedLayer
 

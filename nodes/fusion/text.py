@@ -8,7 +8,7 @@ import comfy.sd
 import torch
 from torch import Tensor
 
-from ...training.concept import Concept, name_key
+from ...training.files.concept import Concept, name_key
 from ..bridge.conditioning import Conditioning
 from ..text.concept_prompt import (
     PROMPT,

@@ -12,10 +12,11 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...lora_ops.keys import changes_text_encoder, parts_by_layer
-from ...training.lora_file import sound
+from ...training.files.lora_file import sound
 from ..bridge.node_output import warn_on_node
+from ..bridge.sampling import STYLE_KEY, Wrapped
 from ..lora.layers import file_sites, unmatched_keys
-from .run import KEY, Style, StyleRun, Wrapped
+from .run import Style, StyleRun
 
 
 def with_style_guidance(model: ModelPatcher, style: Style) -> ModelPatcher:
@@ -33,10 +34,10 @@ def with_style_guidance(model: ModelPatcher, style: Style) -> ModelPatcher:
     file_sites(model, lora)
     _log_unused(model, lora)
     clone = model.clone()
-    before = clone.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)
+    before = clone.get_wrappers(WrappersMP.OUTER_SAMPLE, STYLE_KEY)
     styles = (*(before[0].styles if before else ()), style)
-    clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, StyledSampling(styles))
+    clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, STYLE_KEY)
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, STYLE_KEY, StyledSampling(styles))
     return clone
 
 

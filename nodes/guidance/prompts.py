@@ -9,8 +9,8 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from ...lora_ops.keys import changes_text_encoder, parse_key
-from ...training.lora_metadata import STYLE_WORDS
-from ...training.state import metadata_of
+from ...training.files.lora_state import metadata_of
+from ...training.files.metadata import STYLE_WORDS
 from ..bridge.conditioning import Conditioning, encode_prompt
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import logging
 import uuid
-from typing import Any
 
 import comfy.sampler_helpers
 
 from ..bridge.conditioning import Conditioning
+from ..bridge.sampling import Entry
 from ..text.concept_prompt import PROMPT
-
-Entry = dict[str, Any]
-"""A conditioning entry inside a sampler: text, options and ``model_conds`` in one dictionary."""
 
 TEXT_KEYS = frozenset(
     {

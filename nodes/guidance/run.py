@@ -7,7 +7,7 @@ positive, APPLY_MODEL turns each row's place in that call into its gates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,20 +18,13 @@ from comfy.samplers import CFGGuider
 from torch import Tensor
 
 from ...lora_ops import style_guidance
+from ...training.files.lora_file import respelled
 from ...training.gates import Gate, GatedAdapters
-from ...training.lora_file import respelled
 from ..bridge.conditioning import Conditioning
-from ..bridge.sampling import wrap_model_call
+from ..bridge.sampling import OWN_PROMPT, POSITIVE, STYLE_KEY, Entry, Wrapped, wrap_model_call
 from ..lora.layers import file_sites
-from .rows import Entry, style_rows
+from .rows import style_rows
 from .window import StyleWindow
-
-KEY = "pastiche_style_guidance"
-POSITIVE = "positive"  # what every guider of ComfyUI calls the prompt it follows
-OWN_PROMPT = "pastiche_own_prompt"
-"""Option of a style's entries: whether they keep their prompt where regions have others."""
-
-Wrapped = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -99,7 +92,7 @@ class StyleRun:
             )
         self._guider = guider
         self._model_sampling = patcher.get_model_object("model_sampling")
-        self._styles = {f"{KEY}_{number}": style for number, style in enumerate(styles)}
+        self._styles = {f"{STYLE_KEY}_{number}": style for number, style in enumerate(styles)}
         self._rows = {
             name: [
                 {**row, OWN_PROMPT: style.mask is not None}
@@ -122,10 +115,12 @@ class StyleRun:
         The guider's model_options are this run's own copy: the wrappers end with them.
         """
         options = self._guider.model_options
-        add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, self.predict_noise, options, True)
-        add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, self.calc_cond_batch, options, True)
+        add_wrapper_with_key(WrappersMP.PREDICT_NOISE, STYLE_KEY, self.predict_noise, options, True)
+        add_wrapper_with_key(
+            WrappersMP.CALC_COND_BATCH, STYLE_KEY, self.calc_cond_batch, options, True
+        )
         # Other packs' wrappers too see style rows as the positive's.
-        wrap_model_call(options, KEY, self.apply_model)
+        wrap_model_call(options, STYLE_KEY, self.apply_model)
         conds = self._guider.conds
         conds.update(self._rows)
         try:

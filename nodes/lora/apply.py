@@ -19,11 +19,11 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...lora_ops.keys import NATIVE_PREFIX, changes_text_encoder, parts_by_layer
-from ...training.adapter_shapes import bias_shape, change_of
 from ...training.families import Family
-from ...training.lora_file import require_named_once, sound
-from ...training.lora_metadata import family_of
-from ...training.state import metadata_of
+from ...training.files.adapter_shapes import bias_shape, change_of
+from ...training.files.lora_file import require_named_once, sound
+from ...training.files.lora_state import metadata_of
+from ...training.files.metadata import family_of
 from ..bridge.families import identify
 from ..bridge.node_output import warn_on_node
 

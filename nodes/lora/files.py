@@ -12,11 +12,11 @@ from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...training.file_name import relative_name
-from ...training.lora_file import in_precision, rank_and_alpha, read_lora
-from ...training.lora_metadata import DATES, FileFacts, file_metadata
-from ...training.state import LoraState, metadata_of
-from ...training.tensor_file import holds, pack_tensors, write_new
+from ...training.files.file_name import relative_name
+from ...training.files.lora_file import in_precision, rank_and_alpha, read_lora
+from ...training.files.lora_state import LoraState, metadata_of
+from ...training.files.metadata import DATES, FileFacts, file_metadata
+from ...training.files.tensor_file import holds, pack_tensors, write_new
 from ..bridge.families import identify
 from .folders import ENDING, announce, candidates, lora_path, taken_by, writable_folder
 from .preview import PREVIEW_ENDING, thumbnail, write_preview

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ...training.lora_file import PRECISIONS
+from ...training.files.lora_file import PRECISIONS
 from .apply import apply_lora
 from .files import load_lora, save_lora, saved_files
 from .folders import fingerprint, lora_names

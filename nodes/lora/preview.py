@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...training.tensor_file import write_new
+from ...training.files.tensor_file import write_new
 
 _THUMBNAIL_SIDE = 256  # what the modelspec recommends
 _PREVIEW_SIDE = 512

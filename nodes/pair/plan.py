@@ -16,8 +16,9 @@ from ..bridge.conditioning import require_clip
 from ..bridge.digests import clip_digest, content_digest, model_digest, vae_digest
 from ..bridge.families import identify_for_training
 from ..pictures.fitted_image import single_images
-from ..text.encoder_layers import TextTraining, text_training, trained_sites
+from ..text.encoder_layers import TextTraining, text_training
 from ..trainer.request import resolved_config
+from ..trainer.target_layers import trained_sites
 from .frames import FittedPair, fit_pairs
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from ...training import Example, Gate, LoraState
+from ...training import Example, Gate, LoraState, Trained, lora_state
+from ...training.files.metadata import as_metadata
 from ...training.recipes import Pair
-from ...training.recipes.pair import STYLE
+from ...training.recipes.pair import STYLE, content_name
+from ...training.runs.run_store import StoredRun
 from ..pictures.fitted_image import FittedImage
 from ..trainer.examples import VIEWS, picture_example, preview_scene, read_caption
 from ..trainer.preview import PreviewScene
+from ..trainer.report import shared_metadata, values_line, warnings
 from ..trainer.run import Prepared, TrainingJob, run_training
 from .frames import side_by_side
 from .plan import PairPlan, PairRequest, plan_pair, run_pieces
-from .report import content_file, pair_loras, pair_text
 
 
 @dataclass(frozen=True)
@@ -117,3 +119,55 @@ def _examples(request: PairRequest, plan: PairPlan) -> list[list[tuple[Example, 
         ]
         for mirrored in VIEWS[settings.flip]
     ]
+
+
+def content_file(pair: int) -> str:
+    """Return the name of a pair's content LoRA in the run's folder."""
+    return f"content_{pair + 1}"
+
+
+def pair_loras(
+    request: PairRequest,
+    plan: PairPlan,
+    trained: Trained,
+    facts: Mapping[str, Any],
+    identity: str,
+) -> dict[str, LoraState]:
+    """Return the style and the content LoRAs by file name, with their metadata."""
+    shared = {
+        **shared_metadata(
+            *("pair", request, plan.family, plan.config),
+            *(plan.resolution, trained.steps, identity),
+        ),
+        "pastiche.style_words": plan.style_words,
+        "pastiche.basis_seed": plan.family.pair.basis_seed,
+        "pastiche.style_start_step": facts["style_start_step"],
+        "pastiche.pairs": len(plan.pairs),
+    }
+    prompts = "\n".join(dict.fromkeys(plan.content_prompts))
+    style = {**shared, "pastiche.role": "style", "pastiche.content_prompt": prompts}
+    loras = {STYLE: lora_state(trained.adapters[STYLE], as_metadata(style))}
+    for pair, prompt in enumerate(plan.content_prompts):
+        content = {**shared, "pastiche.role": "content", "pastiche.content_prompt": prompt}
+        layers = trained.adapters[content_name(pair)]
+        loras[content_file(pair)] = lora_state(layers, as_metadata(content))
+    return loras
+
+
+def pair_text(request: PairRequest, plan: PairPlan, run: StoredRun, notes: Sequence[str]) -> str:
+    """Return the lines that the node shows: values with the source of defaults, pictures, notes."""
+    lines = [
+        values_line(request, plan.family, plan.config, plan.family.pair.source, run.steps),
+        f"{_style_start(run)}, mirrored: {request.settings.flip}",
+        *(pair.note for pair in plan.pairs),
+        *warnings(plan.family),
+    ]
+    return "\n".join([*lines, *notes])
+
+
+def _style_start(run: StoredRun) -> str:
+    """Return since when the style was learnt; a run that was stopped early has not begun to."""
+    first = run.facts["style_start_step"] + 1
+    if first > run.steps:
+        return f"stopped at step {run.steps}, before the style begins at step {first}"
+    return f"style from step {first} of {run.steps}"

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..bridge.vae import require_finite
+
 SMALLEST_SIDE = 16
 """In pixels; below it there is nothing to learn a style from."""
 
@@ -125,9 +127,5 @@ def encode(vae: comfy.sd.VAE, image: FittedImage, mirrored: bool) -> Tensor:
     """
     pixels = image.pixels.flip(1) if mirrored else image.pixels
     latent = vae.encode(pixels[None])  # one by one: a video VAE reads a batch as frames
-    if not torch.isfinite(latent).all():
-        raise RuntimeError(
-            f"the VAE must give finite numbers, got NaN from one in {vae.vae_dtype}; "
-            "start ComfyUI with --bf16-vae or --fp32-vae, or load a VAE that is made for fp16"
-        )
+    require_finite(latent, vae)
     return latent

@@ -1,16 +1,13 @@
-"""The pictures of a plain training: images with captions and masks, or core's training datasets."""
+"""Training pictures with their captions, masks and frames."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..bridge.conditioning import Conditioning
 from .buckets import Size, bucket_for, share_kept
 from .fitted_image import FittedImage, check_picture, cleaned, onto_frame, single_images
 
@@ -61,14 +58,6 @@ class Picture:
         return share_kept(tuple(self.image.shape[:2]), self.frame)
 
 
-@dataclass(frozen=True)
-class EncodedPicture:
-    """One picture of a training dataset: a VAE's latent ``(1, channel, ...)`` and its caption's."""
-
-    latent: Tensor
-    conditioning: Conditioning
-
-
 def pictures_of(
     images: Sequence[Tensor],
     masks: Sequence[Tensor],
@@ -108,57 +97,6 @@ def pictures_of(
         frame = bucket_for(tuple(image.shape[:2]), resolution, multiple)
         found.append(Picture(number, image, text.strip(), mask, frame))
     return found
-
-
-def encoded_pictures(
-    model: ModelPatcher,
-    latents: Sequence[Mapping[str, Any]],
-    conditioning: Sequence[Conditioning],
-) -> list[EncodedPicture]:
-    """Return the single pictures of core's training datasets, bucketed ones too.
-
-    Args:
-        model: The base.
-        latents: LATENTs of a VAE, ``(batch, channel, ...)`` each.
-        conditioning: As many; each has one entry for all of its batch, or one for each.
-
-    Raises:
-        ValueError: The counts differ, or the latents are another model's.
-    """
-    if len(latents) != len(conditioning):
-        raise ValueError(
-            f"latents and conditioning must be equally many, got {len(latents)} and "
-            f"{len(conditioning)}; connect both from the same node"
-        )
-    found = []
-    for number, (latent, entries) in enumerate(zip(latents, conditioning, strict=True), start=1):
-        samples = latent["samples"]
-        _require_own_latent(model, samples, number)
-        if len(entries) not in (1, len(samples)):
-            raise ValueError(
-                f"a batch of latents must have one conditioning or one for each, got "
-                f"{len(entries)} for {len(samples)} latents in entry {number}"
-            )
-        for index in range(len(samples)):
-            entry = entries[index] if len(entries) > 1 else entries[0]
-            found.append(EncodedPicture(samples[index : index + 1], [entry]))
-    return found
-
-
-def _require_own_latent(model: ModelPatcher, samples: Tensor, number: int) -> None:
-    layout = model.model.latent_format
-    expected = (layout.latent_channels, layout.latent_dimensions)
-    if (samples.shape[1], samples.ndim - 2) != expected:
-        raise ValueError(
-            f"latents must be made by this model's VAE, with {expected[0]} channels and "
-            f"{expected[1]} dimensions, got the shape {tuple(samples.shape)} in entry {number}; "
-            "make the dataset with the same checkpoint"
-        )
-    if not torch.isfinite(samples).all():
-        raise ValueError(
-            f"latents must hold finite numbers, got NaN or infinity in entry {number}; "
-            "make the dataset anew with --bf16-vae or --fp32-vae"
-        )
 
 
 def _checked_mask(mask: Tensor, image: Tensor, number: int) -> Tensor | None:

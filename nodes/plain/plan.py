@@ -11,13 +11,15 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...training import Family, TrainingConfig, TrainingSettings
-from ..bridge.conditioning import Conditioning, require_clip, training_cond
+from ..bridge.conditioning import Conditioning, require_clip
 from ..bridge.digests import clip_digest, content_digest, model_digest, vae_digest
 from ..bridge.families import identify_for_training
 from ..pictures.fitted_image import single_images
-from ..pictures.picture import EncodedPicture, Picture, encoded_pictures, pictures_of
+from ..pictures.picture import Picture, pictures_of
 from ..text.encoder_layers import TextTraining, text_training
+from ..text.training_cond import training_cond
 from ..trainer.request import resolved_config
+from .encoded_dataset import EncodedPicture, encoded_pictures
 
 
 @dataclass(frozen=True)

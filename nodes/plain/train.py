@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from ...training import Example, Gate, LoraState, Trained, lora_state
+from ...training.files.metadata import as_metadata
 from ...training.recipes import Single
 from ...training.recipes.single import LORA
-from ...training.run_store import StoredRun
-from ..bridge.conditioning import training_latent
-from ..bridge.output_folder import as_metadata
+from ...training.runs.run_store import StoredRun
 from ..pictures.buckets import counted
+from ..text.training_cond import training_latent
 from ..trainer.examples import captioned_examples, example, preview_scene, read_caption
 from ..trainer.report import shared_metadata, values_line, warnings
 from ..trainer.run import Prepared, TrainingJob, run_training

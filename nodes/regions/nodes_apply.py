@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..bridge.inputs import concepts_input
+from ..bridge.inputs import concepts_input, joined
 from ..bridge.socket_types import RegionPromptsType, RegionsType
-from ..concepts.files import joined
-from .sampling.apply import KEEPS_A_CELL, RULES, with_regions
+from .layout.sets import KEEPS_A_CELL, RULES
+from .sampling.apply import with_regions
 from .sampling.control import weighted_control
 from .sampling.loras import AREA, TOKENLESS
 from .sampling.prompts import Said, with_region_prompt

@@ -16,7 +16,7 @@ from comfy.sd import CLIP
 from comfy.sd1_clip import SDTokenizer, escape_important
 from torch import Tensor
 
-from ...training.concept import TEXT_WIDTHS, Concept, name_key, named_once
+from ...training.files.concept import TEXT_WIDTHS, Concept, name_key, named_once
 from ..bridge.conditioning import Conditioning, encode_prompt
 
 PROMPT = "pastiche_concept_prompt"

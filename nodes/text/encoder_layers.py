@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import comfy.lora
 import torch
-from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 
 from ...training import TrainingConfig, TrainingSettings
 from ...training.gates import Site
-from ..lora.layers import training_sites
 from .trainable_encoder import encoders_of
 
 TRAINABLE = ("clip_l", "clip_g")
@@ -49,27 +47,6 @@ def text_training(
         return None
     _require_trainable(clip)
     return TextTraining(clip, rate / config.learning_rate)
-
-
-def trained_sites(
-    model: ModelPatcher,
-    settings: TrainingSettings,
-    text: TextTraining | None = None,
-    denoiser_rate: float = 1.0,
-) -> dict[str, Site]:
-    """Return the layers that are trained: the denoiser's, then the text encoder's.
-
-    Args:
-        model: The base.
-        settings: Which of the denoiser's.
-        text: The text encoder, where it takes part.
-        denoiser_rate: What multiplies the learning rate of the denoiser's layers.
-    """
-    sites = training_sites(model, settings.targets, settings.target_pattern)
-    return {
-        **{name: replace(site, rate=denoiser_rate) for name, site in sites.items()},
-        **(text_sites(text.clip, text.rate) if text and text.rate else {}),
-    }
 
 
 def text_sites(clip: CLIP, rate: float) -> dict[str, Site]:

@@ -12,10 +12,10 @@ import torch
 from comfy.sd import CLIP
 from torch import Tensor
 
-from ..bridge.conditioning import Framing, TrainingCond
 from .concept_prompt import Tokens
 from .layer_contexts import LAYERS, CONDLayers
 from .trainable_encoder import LearntText
+from .training_cond import Framing, TrainingCond
 
 
 @dataclass(frozen=True)

@@ -11,30 +11,21 @@ import comfy.samplers
 import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
 from ...training.denoiser import Example
 from ...training.families import Family
 from ..bridge.block_checkpoints import IN_PLACE_RESIDUALS, checkpointed_blocks
-from ..bridge.conditioning import TrainingCond
 from ..bridge.families import identify_for_training
+from ..bridge.sampling_options import strip_sampling
 from ..text.attention_watch import AttentionWatch
 from ..text.layer_contexts import LAYERS, layer_wrappers
 from ..text.live_caption import LearntCond, learnt_conds
 from ..text.trainable_encoder import LearntText, open_text
+from ..text.training_cond import TrainingCond
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_SAMPLING_OPTIONS = (
-    "sampler_cfg_function",
-    "sampler_post_cfg_function",
-    "sampler_pre_cfg_function",
-    "sampler_calc_cond_batch_function",
-    "model_function_wrapper",
-    "denoise_mask_function",
-    "context_handler",
-)
 
 
 class ComfyDenoiser:
@@ -288,25 +279,6 @@ def _plain_patcher(model: ModelPatcher, family: Family) -> ModelPatcher:
     if ignored:
         logging.warning("Pastiche: training ignores sampling-time patches: %s", ", ".join(ignored))
     return patcher
-
-
-def strip_sampling(patcher: ModelPatcher) -> list[str]:
-    """Remove sampling-time patches from a clone and return what they were."""
-    options = patcher.model_options
-    transformer = options.get("transformer_options", {})
-    carried = {
-        **{name: options.get(name) for name in _SAMPLING_OPTIONS},
-        **{f"transformer_options.{name}": value for name, value in transformer.items()},
-        "injections (bypass LoRAs)": patcher.injections,
-        "hook LoRAs": patcher.hook_patches,
-        "wrappers": [entry for by_key in patcher.wrappers.values() for entry in by_key.values()],
-        "additional models": patcher.additional_models,
-    }
-    patcher.model_options = {"transformer_options": {}}
-    patcher.injections, patcher.is_injected = {}, False
-    patcher.wrappers = WrappersMP.init_wrappers()
-    patcher.hook_patches, patcher.additional_models = {}, {}
-    return [name for name, value in carried.items() if value]
 
 
 def keeps_casts(patcher: ModelPatcher) -> bool:

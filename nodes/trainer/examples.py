@@ -12,17 +12,11 @@ from torch import Tensor
 
 from ...training import Example, TrainingSettings
 from ...training.gates import RowGates
-from ..bridge.conditioning import (
-    Conditioning,
-    Framing,
-    TrainingCond,
-    encode_prompt,
-    training_cond,
-    training_latent,
-)
+from ..bridge.conditioning import Conditioning, encode_prompt
 from ..pictures.fitted_image import FittedImage, encode
 from ..pictures.picture import Picture
 from ..text.live_caption import LearntCond, Wording
+from ..text.training_cond import Framing, TrainingCond, training_cond, training_latent
 from .preview import PreviewScene
 
 VIEWS = {"never": (False,), "always": (True,), "random": (False, True)}

@@ -354,4 +354,4 @@ class TrainingSettingsNode(io.ComfyNode):
         return io.NodeOutput(TrainingSettings(**values))
 
 
-NODES = [TrainingSettingsNode]
+NODES: list[type[io.ComfyNode]] = [TrainingSettingsNode]

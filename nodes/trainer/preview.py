@@ -18,18 +18,18 @@ from PIL import Image
 from torch import Tensor
 
 from ...training import TrainingSettings
+from ...training.files.tensor_file import replace_file
 from ...training.gates import RowGates
 from ...training.progress import Event
-from ...training.tensor_file import replace_file
-from ..bridge.conditioning import TrainingCond
+from ..bridge.drawing import DISTILLED_GUIDANCE
+from ..bridge.vae import require_finite
 from ..text.live_caption import LearntCond
+from ..text.training_cond import TrainingCond
 from .denoiser import ComfyDenoiser
 from .panel import LivePanel
 
 FOLDER = "previews"
 CFG, STEPS, SCHEDULER = 5.0, 20, "normal"
-DISTILLED_GUIDANCE = 3.5
-"""What Flux is told in place of CFG."""
 _LARGEST_SIDE = 512
 """Of the picture that ComfyUI's own progress bar carries."""
 
@@ -125,11 +125,7 @@ def draw(scene: PreviewScene, event: Event, settings: TrainingSettings) -> Image
         finally:
             # The VAE may have needed the denoiser's place on the device.
             denoiser.reload()
-    if not torch.isfinite(pixels).all():
-        raise RuntimeError(
-            f"the VAE must give finite numbers, got NaN from one in {scene.vae.vae_dtype}; "
-            "start ComfyUI with --bf16-vae or --fp32-vae, or load a VAE that is made for fp16"
-        )
+    require_finite(pixels, scene.vae)
     return Image.fromarray((pixels.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 

@@ -28,9 +28,10 @@ from ..bridge.block_checkpoints import (
     out_of_place_blocks,
 )
 from ..bridge.families import identify
-from ..text.encoder_layers import TextTraining, trained_sites
+from ..text.encoder_layers import TextTraining
 from ..text.trainable_encoder import LearntText, casts_weights, encoders_of, layers_of
 from .denoiser import ComfyDenoiser, in_training, keeps_casts, set_compute_dtype
+from .target_layers import trained_sites
 
 _STEPS_LOOKED_AT = 32
 # What torch's kernels and its allocator keep beside any tensor.

@@ -14,17 +14,18 @@ from comfy.sd import CLIP
 
 from ...training import LoraState, Recipe, Trained, TrainingConfig, TrainingSettings, train
 from ...training.gates import Site
-from ...training.keeper import Keeper
 from ...training.progress import Callback, Event
-from ...training.run_folder import RunFolder, StartingPoint
-from ...training.run_store import StoredRun, checked_run_name, require_space, run_id, save_run
-from ..bridge.node_output import Share, progress_bar
-from ..bridge.output_folder import keep, runs_root
-from ..text.encoder_layers import TextTraining, trained_sites
+from ...training.runs.keeper import Keeper
+from ...training.runs.run_folder import RunFolder, StartingPoint
+from ...training.runs.run_store import StoredRun, checked_run_name, require_space, run_id, save_run
+from ..bridge.output_folder import runs_root
+from ..text.encoder_layers import TextTraining
 from .denoiser import open_denoiser
 from .memory import check_memory, with_preset
 from .panel import LivePanel
 from .preview import Previews, PreviewScene
+from .progress_bar import Share, progress_bar
+from .target_layers import trained_sites
 
 
 @dataclass(frozen=True)
@@ -228,3 +229,27 @@ def _save_now(job: TrainingJob, folder: RunFolder, panel: LivePanel, keeper: Kee
             panel.note(f"saved step {event.step} in {place}")
 
     return save
+
+
+def keep(folder: RunFolder, run: StoredRun, wished: int) -> str:
+    """Store a finished run and return a sentence that says where it lies.
+
+    A disk that fills up at the very end must not cost the training: the result travels on, and
+    the sentence on the node says that it was not stored.
+
+    Args:
+        folder: Of the run.
+        run: What was learnt.
+        wished: Steps that were asked for; more than the run's where the user stopped it.
+    """
+    place = folder.result(run.steps)
+    try:
+        folder.store(run, wished)
+    except (OSError, RuntimeError) as error:
+        text = (
+            f"trained, but not stored in {place}: {error}; "
+            "save the LoRA now, or free some space and queue the same graph again"
+        )
+        logging.warning("Pastiche: %s", text)
+        return text
+    return f"stored in {place}"

@@ -14,10 +14,10 @@ import torch
 from comfy.sd import CLIP
 from pack.lora_ops import LowRank
 from pack.nodes.bridge.families import identify
-from pack.nodes.lora.layers import training_sites
 from pack.nodes.text.layer_contexts import context_layers
-from pack.training.concept import TEXT_WIDTHS, Concept
-from pack.training.state import LoraState, lora_state
+from pack.nodes.trainer.target_layers import training_sites
+from pack.training.files.concept import TEXT_WIDTHS, Concept
+from pack.training.files.lora_state import LoraState, lora_state
 from test_gates import random_factors
 from tiny import CLIP_LAYERS, tiny_clip
 

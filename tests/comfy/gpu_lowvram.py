@@ -10,8 +10,9 @@ import comfy.sd
 import comfy.utils
 import pytest
 import torch
-from pack.nodes.lora.layers import file_sites, training_sites
+from pack.nodes.lora.layers import file_sites
 from pack.nodes.trainer.denoiser import ComfyDenoiser, open_denoiser
+from pack.nodes.trainer.target_layers import training_sites
 from pack.training.config import TrainingConfig
 from pack.training.gates import GatedAdapters
 from pack.training.loop import train

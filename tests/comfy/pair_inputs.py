@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from pack.nodes.pair.nodes import TrainPair
 from pack.nodes.pair.plan import PairPlan, PairRequest, plan_pair, run_pieces
 from pack.training import TrainingSettings
-from pack.training.run_store import run_id
+from pack.training.runs.run_store import run_id
 from tiny import tiny, tiny_clip, tiny_cond, tiny_vae
 from torch import Tensor
 

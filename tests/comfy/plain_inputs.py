@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from comfy_api.latest import io
-from pack.nodes.pair.nodes import TrainPlainLora
+from pack.nodes.plain.nodes import TrainPlainLora
 from pack.nodes.plain.plan import PlainPlan, PlainRequest, plan_plain, run_pieces
 from pack.training import TrainingSettings
-from pack.training.run_store import run_id
+from pack.training.runs.run_store import run_id
 from pair_inputs import picture, vae_for
 from tiny import tiny, tiny_clip
 

@@ -4,8 +4,8 @@ from functools import cache
 
 import torch
 from pack.lora_ops import Box, Region
+from pack.nodes.regions.layout.sets import KEEPS_A_CELL
 from pack.nodes.regions.nodes_apply import ApplyRegionalAttention, RegionPrompt
-from pack.nodes.regions.sampling.apply import KEEPS_A_CELL
 from test_gates import random_lora
 from tiny import tiny, tiny_cond, tiny_latent
 

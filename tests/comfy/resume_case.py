@@ -11,7 +11,7 @@ import comfy.model_management
 import folder_paths
 import pytest
 import torch
-from pack.nodes.lora.layers import training_sites
+from pack.nodes.trainer.target_layers import training_sites
 from pack.training import TrainingSettings
 from pair_inputs import progress, queue
 from tiny import tiny_cond, tiny_latent, weights_hash

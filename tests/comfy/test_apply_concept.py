@@ -20,8 +20,8 @@ from concept_case import (
 from concept_inputs import concept_for, rows_of, stock
 from guidance_case import ksample, observed
 from pack.nodes.concepts.nodes_use import ApplyConcept
-from pack.training.concept import Concept
-from pack.training.state import LoraState
+from pack.training.files.concept import Concept
+from pack.training.files.lora_state import LoraState
 from test_gates import patched, relative
 from tiny import tiny, tiny_clip, weights_hash
 

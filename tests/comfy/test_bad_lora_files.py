@@ -10,9 +10,9 @@ import safetensors.torch
 import torch
 from pack.lora_ops.keys import factor_keys
 from pack.nodes.guidance.nodes import ApplyStyleGuidance
-from pack.nodes.lora.layers import training_sites
 from pack.nodes.lora.nodes import ApplyLora, LoadLora, SaveLora
-from pack.training.state import LoraState
+from pack.nodes.trainer.target_layers import training_sites
+from pack.training.files.lora_state import LoraState
 from tiny import tiny, tiny_clip, tiny_cond
 
 RANK = 4

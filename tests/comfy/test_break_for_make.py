@@ -10,9 +10,9 @@ import safetensors.torch
 import torch
 from half_inputs import b4m, half, make, tuning
 from pack.lora_ops.halves import joined
-from pack.nodes.lora.layers import training_sites
+from pack.nodes.trainer.target_layers import training_sites
 from pack.training import TrainingSettings
-from pack.training.half import half_facts, half_layers
+from pack.training.files.half import half_facts, half_layers
 from pack.training.settings import OPTIMIZERS
 from pair_inputs import picture, progress
 from test_gates import hook_count

@@ -15,9 +15,9 @@ import pytest
 import torch
 from pack.lora_ops import Plain
 from pack.nodes.bridge.block_checkpoints import checkpointed_blocks, network_blocks
-from pack.nodes.bridge.conditioning import training_cond, training_latent
-from pack.nodes.lora.layers import training_sites
+from pack.nodes.text.training_cond import training_cond, training_latent
 from pack.nodes.trainer.denoiser import open_denoiser
+from pack.nodes.trainer.target_layers import training_sites
 from pack.training.denoiser import Example
 from pack.training.gates import Gate
 from pack.training.loop import row_errors, take_step

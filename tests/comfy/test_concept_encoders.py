@@ -19,8 +19,8 @@ from concept_inputs import clip_with, concept_for, filled, rows_of, stock, write
 from guidance_case import ksample
 from pack.nodes.text.concept_prompt import PROMPT, bound_prompt, text_tokenizers, wired_encoders
 from pack.nodes.text.layer_contexts import KEY
-from pack.training.concept import Concept
-from pack.training.state import LoraState
+from pack.training.files.concept import Concept
+from pack.training.files.lora_state import LoraState
 from tiny import tiny, tiny_clip, tiny_latent
 
 CLIP = {"num_hidden_layers": 3}

@@ -16,9 +16,9 @@ from guidance_case import ksample
 from pack.nodes.concepts.nodes_use import LoadConcept, SaveConcept
 from pack.nodes.lora.nodes import LoadLora
 from pack.nodes.text.concept_prompt import PROMPT
-from pack.training.concept import Concept
-from pack.training.state import LoraState
-from pack.training.tensor_file import read_header
+from pack.training.files.concept import Concept
+from pack.training.files.lora_state import LoraState
+from pack.training.files.tensor_file import read_header
 from PIL import Image
 from test_lora_files import unet_lora
 from tiny import tiny, tiny_clip

@@ -6,7 +6,7 @@ import pytest
 from concept_inputs import concept_for
 from fusion_inputs import NAME, plain_lora, queue_fusion, two_concepts, wordless
 from pack.nodes.fusion.nodes import ConceptForFusion
-from pack.training.state import LoraState
+from pack.training.files.lora_state import LoraState
 from test_fusion_bad_input import refused
 from tiny import tiny
 

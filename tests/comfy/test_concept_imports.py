@@ -14,7 +14,7 @@ from concept_case import LAYERS, NAME, applied, encode, latent
 from concept_inputs import clip_with, concept_for, rows_of, stock, tiny_sdxl_clip
 from guidance_case import ksample
 from pack.nodes.concepts.nodes_use import ApplyConcept, EncodeConceptPrompt
-from pack.training.state import LoraState
+from pack.training.files.lora_state import LoraState
 from test_concept_files import _own_folders, embeddings, equal, load, save
 from test_lora_files import unet_lora
 from tiny import tiny

@@ -16,8 +16,8 @@ from concept_inputs import (
 )
 from pack.nodes.concepts.nodes_use import EncodeConceptPrompt
 from pack.nodes.text.concept_prompt import PROMPT, bound_prompt, encode_concept_prompt
-from pack.training.concept import Concept
-from pack.training.state import LoraState, lora_state
+from pack.training.files.concept import Concept
+from pack.training.files.lora_state import LoraState, lora_state
 from tiny import tiny, tiny_clip
 
 LAYERS = 4

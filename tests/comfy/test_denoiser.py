@@ -8,13 +8,9 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
-from pack.nodes.bridge.conditioning import (
-    Framing,
-    encode_prompt,
-    training_cond,
-    training_latent,
-)
+from pack.nodes.bridge.conditioning import encode_prompt
 from pack.nodes.bridge.families import identify, identify_for_training
+from pack.nodes.text.training_cond import Framing, training_cond, training_latent
 from pack.nodes.trainer.denoiser import open_denoiser
 from pack.training.denoiser import Example
 from pack.training.objective import output_errors

@@ -15,9 +15,9 @@ from pack.lora_ops import delta
 from pack.nodes.fusion.stages import Stages
 from pack.nodes.fusion.text import bindings, context_rows
 from pack.nodes.text.concept_prompt import PROMPT as PROMPT_OPTION
-from pack.training.fusion_store import DIGEST_FILE, FusionStore
+from pack.training.files.lora_state import LoraState
 from pack.training.randomness import generator_for
-from pack.training.state import LoraState
+from pack.training.runs.fusion_store import DIGEST_FILE, FusionStore
 from pair_inputs import picture, vae_for
 from test_gates import hook_count, relative
 from tiny import restore_shared, tiny, tiny_clip, weights_hash

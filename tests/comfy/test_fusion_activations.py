@@ -69,6 +69,6 @@ def test_sites_without_a_change_keep_no_rows():
 def test_rows_of_a_convolution_are_its_patches(padding, mode):
     module = nn.Conv2d(3, 5, 3, padding=padding, padding_mode=mode, bias=False)
     x = inputs(2, 3, 8, 8)
-    rows = watch_of(module)._rows(SITE, module, x)
+    rows = watch_of(module).rows_of(SITE, module, x)
     found = rows @ module.weight.flatten(1).mT
     torch.testing.assert_close(found, module(x).flatten(2).mT.flatten(0, 1))

@@ -9,7 +9,7 @@ from fusion_inputs import NAME, plain_lora, queue_fusion, two_concepts, wordless
 from pack.nodes.fusion import text as fusion_text
 from pack.nodes.fusion.nodes import ConceptForFusion
 from pack.nodes.fusion.stages import Stages
-from pack.training.state import LoraState
+from pack.training.files.lora_state import LoraState
 from tiny import tiny, tiny_clip, tiny_vae
 
 

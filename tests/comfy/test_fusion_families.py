@@ -17,9 +17,9 @@ from pack.lora_ops import LowRank
 from pack.nodes.bridge.conditioning import encode_prompt
 from pack.nodes.fusion.changes import Changes, Place
 from pack.nodes.fusion.layers import context_index, layout_of
-from pack.nodes.lora.layers import training_sites
+from pack.nodes.trainer.target_layers import training_sites
 from pack.training.families import FAMILIES
-from pack.training.state import LoraState, lora_state
+from pack.training.files.lora_state import LoraState, lora_state
 from test_concept_encoders import clip_of
 from test_gates import relative
 from tiny import tiny, tiny_clip, tiny_latent

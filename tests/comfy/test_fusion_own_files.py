@@ -11,7 +11,7 @@ import torch
 from concept_inputs import concept_for
 from fusion_inputs import queue_fusion, wordless
 from pack.lora_ops import LowRank
-from pack.training.state import lora_state
+from pack.training.files.lora_state import lora_state
 from test_concept_encoders import clip_of
 from test_fusion_families import encoder_of, factor, loads_alike
 from tiny import tiny

@@ -9,8 +9,8 @@ from fusion_inputs import NAME, output_folder, plain_lora, queue_fusion, two_con
 from pack.nodes.fusion import run as fusion_run
 from pack.nodes.fusion import stages as fusion_stages
 from pack.nodes.fusion.stages import Stages
-from pack.training.fusion_store import FusionStore
-from pack.training.lock import LOCK_FILE, run_lock
+from pack.training.runs.fusion_store import FusionStore
+from pack.training.runs.lock import LOCK_FILE, run_lock
 from pair_inputs import progress
 from test_gates import hook_count, relative
 from tiny import restore_shared, tiny

@@ -4,8 +4,8 @@ import comfy.model_management
 import comfy.sample
 import pytest
 import torch
-from pack.nodes.lora.layers import training_sites
 from pack.nodes.trainer.denoiser import open_denoiser
+from pack.nodes.trainer.target_layers import training_sites
 from pack.training import train
 from pack.training.gates import Gate
 from pack.training.recipes import Row, Single

@@ -6,7 +6,7 @@ import pytest
 import torch
 from guidance_case import lora_of, prompts, styled
 from pack.nodes.guidance.nodes import ApplyStyleGuidance, StylePrompts
-from pack.training.state import LoraState
+from pack.training.files.lora_state import LoraState
 from tiny import tiny, tiny_clip
 
 from nodes import CLIPTextEncode

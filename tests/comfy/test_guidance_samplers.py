@@ -22,7 +22,7 @@ from guidance_case import (
     styled,
     window,
 )
-from pack.training.state import LoraState
+from pack.training.files.lora_state import LoraState
 from test_gates import relative
 from tiny import tiny, tiny_cond
 

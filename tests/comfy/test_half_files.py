@@ -10,13 +10,13 @@ from pack.lora_ops import PartlyLearnable, delta
 from pack.lora_ops.halves import BASIS_TOLERANCE, CONTENT_OWNS
 from pack.lora_ops.parametrizations.partly_learnable import basis_digest, split
 from pack.nodes.break_for_make.make import made
-from pack.nodes.break_for_make.nodes_sheet import LoadHalf, SaveHalf
+from pack.nodes.break_for_make.nodes_files import LoadHalf, SaveHalf
 from pack.nodes.bridge.families import identify
-from pack.nodes.lora.layers import training_sites
 from pack.nodes.lora.nodes import LoadLora
-from pack.training.half import HalfFacts, half_facts, half_layers
-from pack.training.state import LoraState, lora_state
-from pack.training.tensor_file import read_header
+from pack.nodes.trainer.target_layers import training_sites
+from pack.training.files.half import HalfFacts, half_facts, half_layers
+from pack.training.files.lora_state import LoraState, lora_state
+from pack.training.files.tensor_file import read_header
 from PIL import Image
 from test_lora_files import apply, sampled, unet_lora
 from test_lora_files import save as save_lora

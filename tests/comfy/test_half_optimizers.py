@@ -8,7 +8,7 @@ import torch
 from half_inputs import half, make, trained, tuning
 from pack.lora_ops.parametrizations.partly_learnable import split
 from pack.training import TrainingSettings
-from pack.training.half import half_facts, half_layers
+from pack.training.files.half import half_facts, half_layers
 from pack.training.settings import OPTIMIZERS
 
 

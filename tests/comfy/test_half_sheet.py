@@ -14,12 +14,12 @@ from pack.nodes.break_for_make.nodes_sheet import HalfSheet
 from pack.nodes.break_for_make.sheet import filled
 from pack.nodes.bridge.drawing import Sampling
 from pack.nodes.bridge.families import identify
-from pack.nodes.lora.layers import training_sites
 from pack.nodes.lora.nodes import ApplyLora
 from pack.nodes.pictures import contact_sheet as sheets
 from pack.nodes.pictures.contact_sheet import PAPER, contact_sheet, drawable, wrapped
-from pack.training.half import HalfFacts
-from pack.training.state import LoraState, lora_state
+from pack.nodes.trainer.target_layers import training_sites
+from pack.training.files.half import HalfFacts
+from pack.training.files.lora_state import LoraState, lora_state
 from pair_inputs import progress, vae_for
 from PIL import Image, ImageFont
 from test_auxiliary import by_core

@@ -17,7 +17,7 @@ import killed_run
 import pytest
 import torch
 from comfyui.server import ComfyServer, make_base_directory
-from pack.training.checkpoint import checkpoints, latest_checkpoint
+from pack.training.files.checkpoint import checkpoints, latest_checkpoint
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "graphs"))
 

@@ -12,9 +12,9 @@ from pack.nodes.text.encoder_layers import text_sites
 from pack.nodes.text.layer_contexts import LAYERS, context_layers
 from pack.nodes.trainer.denoiser import open_denoiser
 from pack.training.adapters import new_adapter
-from pack.training.concept import TEXT_WIDTHS, Concept
+from pack.training.files.concept import TEXT_WIDTHS, Concept
+from pack.training.files.lora_state import lora_state
 from pack.training.gates import Gate, GatedAdapters
-from pack.training.state import lora_state
 from test_concept_encoders import ENCODERS, clip_of
 from tiny import CLIP_LAYERS, tiny, tiny_clip, tiny_latent, weights_hash
 from training_concepts import clip_for

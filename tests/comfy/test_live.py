@@ -12,10 +12,9 @@ import torch
 from pack.nodes.bridge.conditioning import encode_prompt
 from pack.nodes.trainer import panel as live
 from pack.nodes.trainer import preview
-from pack.nodes.trainer.panel import LivePanel, live_id
-from pack.nodes.trainer.panel_curve import MOST_POINTS, Curve
+from pack.nodes.trainer.panel import MOST_POINTS, Curve, LivePanel, live_id
 from pack.training import TrainingConfig, TrainingSettings
-from pack.training.run_folder import RunFolder
+from pack.training.runs.run_folder import RunFolder
 from pair_inputs import identity, progress, queue, vae_for
 from PIL import Image
 from test_gates import hook_count

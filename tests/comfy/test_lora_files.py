@@ -16,10 +16,10 @@ from pack.lora_ops import LowRank
 from pack.lora_ops.keys import factor_keys
 from pack.nodes.bridge.families import identify
 from pack.nodes.lora.files import LONGEST_HEADER
-from pack.nodes.lora.layers import training_sites
 from pack.nodes.lora.nodes import ApplyLora, LoadLora, SaveLora
-from pack.training.state import LoraState, lora_state
-from pack.training.tensor_file import read_header
+from pack.nodes.trainer.target_layers import training_sites
+from pack.training.files.lora_state import LoraState, lora_state
+from pack.training.files.tensor_file import read_header
 from PIL import Image
 from tiny import tiny, tiny_clip, tiny_cond, tiny_latent
 

@@ -11,9 +11,10 @@ import comfy.model_management
 import pytest
 import torch
 from pack.lora_ops import Plain
-from pack.nodes.bridge.conditioning import training_cond, training_latent
-from pack.nodes.lora.layers import file_sites, training_sites
+from pack.nodes.lora.layers import file_sites
+from pack.nodes.text.training_cond import training_cond, training_latent
 from pack.nodes.trainer.denoiser import ComfyDenoiser, make_differentiable, open_denoiser
+from pack.nodes.trainer.target_layers import training_sites
 from pack.training.adapters import new_adapter
 from pack.training.denoiser import Example
 from pack.training.gates import Gate, GatedAdapters

@@ -3,12 +3,12 @@
 import comfy.model_management
 import pytest
 import torch
-from pack.nodes.bridge.conditioning import training_cond, training_latent
-from pack.nodes.lora.layers import training_sites
+from pack.nodes.text.training_cond import training_cond, training_latent
 from pack.nodes.trainer import memory
 from pack.nodes.trainer.denoiser import open_denoiser
 from pack.nodes.trainer.memory import check_memory, with_preset
 from pack.nodes.trainer.rehearsal import rehearse
+from pack.nodes.trainer.target_layers import training_sites
 from pack.training import TrainingConfig, TrainingSettings
 from pack.training.denoiser import Example
 from pack.training.loop import row_errors

@@ -19,9 +19,9 @@ from pack.lora_ops import LowRank, delta
 from pack.nodes.guidance.nodes import ApplyStyleGuidance
 from pack.nodes.lora.layers import file_sites
 from pack.nodes.lora.nodes import ApplyLora, LoadLora, SaveLora
-from pack.training.checkpoint import latest_checkpoint, load_checkpoint
-from pack.training.lora_file import sound
-from pack.training.run_store import load_run
+from pack.training.files.checkpoint import latest_checkpoint, load_checkpoint
+from pack.training.files.lora_file import sound
+from pack.training.runs.run_store import load_run
 from pair_inputs import queue
 from test_lora_files import unet_lora
 from tiny import tiny, tiny_cond

@@ -11,7 +11,8 @@ import skimage.data
 import torch
 from comfy.sd import CLIP, VAE
 from pack.nodes.pair.frames import fit_pair
-from pack.training import TrainingSettings, run_store
+from pack.training import TrainingSettings
+from pack.training.runs import run_store
 from pair_inputs import picture, progress, queue
 from tiny import tiny, tiny_vae, weights_hash
 from torch import Tensor

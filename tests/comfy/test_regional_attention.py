@@ -7,7 +7,7 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from pack.lora_ops import Box, Region
-from pack.nodes.regions.sampling.apply import WHOLE_CELLS
+from pack.nodes.regions.layout.sets import WHOLE_CELLS
 from regional_case import (
     EXACT,
     LEFT,

@@ -10,10 +10,9 @@ import comfy.t2i_adapter.adapter
 import pytest
 import torch
 from pack.lora_ops import Box, Region, strength_map
-from pack.nodes.regions.layout.sets import Manner, regions_from_masks
+from pack.nodes.regions.layout.sets import KEEPS_A_CELL, WHOLE_CELLS, Manner, regions_from_masks
 from pack.nodes.regions.nodes_apply import RegionalControlWeight
 from pack.nodes.regions.sampling import control as regional_control
-from pack.nodes.regions.sampling.apply import KEEPS_A_CELL, WHOLE_CELLS
 from regional import overwritten, paper_cells
 from regional_case import (
     EXACT,

@@ -9,8 +9,9 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
-from pack.training import TrainingSettings, checkpoint
-from pack.training.lock import run_lock
+from pack.training import TrainingSettings
+from pack.training.files import checkpoint
+from pack.training.runs.lock import run_lock
 from pair_inputs import identity, picture, progress, queue
 from resume_case import (
     CANCEL,

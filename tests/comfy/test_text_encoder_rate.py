@@ -13,9 +13,10 @@ import torch
 from half_inputs import make_inputs, tuning
 from pack.lora_ops.keys import changes_text_encoder, parts_by_layer
 from pack.nodes.break_for_make.nodes_train import Make, TrainHalf
-from pack.nodes.bridge.conditioning import encode_prompt, training_cond
+from pack.nodes.bridge.conditioning import encode_prompt
 from pack.nodes.guidance.prompts import style_prompts
 from pack.nodes.text.live_caption import Wording
+from pack.nodes.text.training_cond import training_cond
 from pack.nodes.trainer.denoiser import open_denoiser
 from pack.training import TrainingSettings
 from pair_inputs import progress

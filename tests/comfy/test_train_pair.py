@@ -13,14 +13,14 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_train import LossGraphNode
 from pack.lora_ops import OrthogonalRows
-from pack.nodes.bridge.conditioning import Framing, encode_prompt, training_cond
-from pack.nodes.lora.layers import training_sites
-from pack.nodes.pair.report import pair_text
-from pack.nodes.pair.train import _examples
+from pack.nodes.bridge.conditioning import encode_prompt
+from pack.nodes.pair.train import _examples, pair_text
+from pack.nodes.text.training_cond import Framing, training_cond
 from pack.nodes.trainer.nodes import TrainingSettingsNode
+from pack.nodes.trainer.target_layers import training_sites
 from pack.training import FAMILIES, TrainingSettings
 from pack.training.adapters import new_adapter
-from pack.training.run_store import StoredRun
+from pack.training.runs.run_store import StoredRun
 from pair_inputs import RandomFeatures, picture, planned, progress, queue
 from PIL import Image
 from test_gates import hook_count

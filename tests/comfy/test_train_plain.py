@@ -10,12 +10,13 @@ import safetensors.torch
 import torch
 from comfy_extras.nodes_dataset import MakeTrainingDataset, ResolutionBucket
 from comfy_extras.nodes_train import LossGraphNode
-from pack.nodes.bridge.conditioning import Framing, encode_prompt, training_cond
-from pack.nodes.lora.layers import training_sites
+from pack.nodes.bridge.conditioning import encode_prompt
 from pack.nodes.plain.train import _examples, _prepare, plain_text
+from pack.nodes.text.training_cond import Framing, training_cond
 from pack.nodes.trainer.examples import latent_mask
+from pack.nodes.trainer.target_layers import training_sites
 from pack.training import FAMILIES, Gate, TrainingSettings
-from pack.training.run_store import StoredRun
+from pack.training.runs.run_store import StoredRun
 from pair_inputs import RandomFeatures, picture, progress, vae_for
 from plain_inputs import identity, planned, queue
 from test_gates import hook_count

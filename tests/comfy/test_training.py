@@ -6,17 +6,18 @@ import comfy.model_management
 import pytest
 import torch
 from pack.lora_ops import OrthogonalRows, Plain, disjoint_bases
-from pack.nodes.bridge.conditioning import training_cond, training_latent
-from pack.nodes.lora.layers import FixedFactors, training_sites
+from pack.nodes.lora.layers import FixedFactors
+from pack.nodes.text.training_cond import training_cond, training_latent
 from pack.nodes.trainer.denoiser import open_denoiser
+from pack.nodes.trainer.target_layers import training_sites
 from pack.training.adapters import new_adapter
 from pack.training.config import TrainingConfig
 from pack.training.denoiser import Example
+from pack.training.files.lora_state import lora_state
 from pack.training.gates import Gate, GatedAdapters
 from pack.training.loop import row_errors, train
-from pack.training.optim import make_optimizer
+from pack.training.optimizers.by_name import make_optimizer
 from pack.training.recipes import Pair, Row, Single
-from pack.training.state import lora_state
 from test_gates import UNETS, hook_count, patched, prediction, relative
 from tiny import TINY_NAMES, tiny, tiny_cond, tiny_latent, weights_hash
 

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from pack.nodes.concepts.nodes_train import TrainConcept
 from pack.nodes.concepts.plan import ConceptPlan, ConceptRequest, plan_concept, run_pieces
 from pack.training import TrainingSettings
-from pack.training.run_store import run_id
+from pack.training.runs.run_store import run_id
 from pair_inputs import picture, vae_for
 from tiny import tiny, tiny_clip
 

@@ -7,7 +7,7 @@ import torch
 from pack.lora_ops import PartlyLearnable
 from pack.lora_ops.parametrizations.partly_learnable import frozen_halves
 from pack.training import Session, TrainingConfig, train
-from pack.training.checkpoint import load_checkpoint, save_checkpoint
+from pack.training.files.checkpoint import load_checkpoint, save_checkpoint
 from pack.training.loop import take_step, updates_of
 from pack.training.randomness import noise_for, share_for
 from pack.training.recipes import Half, Make

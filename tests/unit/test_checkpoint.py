@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from pack.training import checkpoint as checkpoints_module
-from pack.training.checkpoint import (
+from pack.training.files import checkpoint as checkpoints_module
+from pack.training.files.checkpoint import (
     Checkpoint,
     checkpoint_file,
     checkpoints,

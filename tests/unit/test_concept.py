@@ -6,8 +6,9 @@ import json
 import pytest
 import torch
 from pack.lora_ops import LowRank
-from pack.training.concept import Concept, concept_name, named_once
-from pack.training.concept_file import (
+from pack.training.families import FAMILIES
+from pack.training.files.concept import Concept, concept_name, named_once
+from pack.training.files.concept_file import (
     CONCEPT,
     companion_of,
     companion_tensors,
@@ -16,8 +17,7 @@ from pack.training.concept_file import (
     embedding_tensors,
     plain_rows,
 )
-from pack.training.families import FAMILIES
-from pack.training.state import LoraState, lora_state
+from pack.training.files.lora_state import LoraState, lora_state
 
 
 def rows(*shape, seed=0):

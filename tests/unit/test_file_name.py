@@ -1,7 +1,7 @@
 """File names as users type them."""
 
 import pytest
-from pack.training.file_name import relative_name
+from pack.training.files.file_name import relative_name
 
 
 @pytest.mark.parametrize("text", ["my_style", "sub/my style", "a\\b", "Größe.v2", "x" * 200])

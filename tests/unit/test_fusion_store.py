@@ -3,7 +3,7 @@
 import pytest
 import torch
 from pack.lora_ops import Gram
-from pack.training.fusion_store import FusionStore, MemberStatistics, grams_size, remove_grams
+from pack.training.runs.fusion_store import FusionStore, MemberStatistics, grams_size, remove_grams
 
 
 def gram(size=5, seed=0):

@@ -10,7 +10,7 @@ from pack.lora_ops.halves import CONTENT_OWNS
 from pack.lora_ops.keys import factor_keys
 from pack.training import LoraState, lora_state
 from pack.training.families import FAMILIES
-from pack.training.half import (
+from pack.training.files.half import (
     AS_SAID,
     IMPORTED,
     HalfFacts,

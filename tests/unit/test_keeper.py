@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pack.training import Event, TrainingConfig, train
-from pack.training import keeper as keeper_module
-from pack.training.checkpoint import checkpoints, load_checkpoint, step_of
-from pack.training.keeper import Keeper
+from pack.training.files.checkpoint import checkpoints, load_checkpoint, step_of
 from pack.training.recipes import Single
+from pack.training.runs import keeper as keeper_module
+from pack.training.runs.keeper import Keeper
 from small_denoiser import SmallDenoiser, example
 
 CONFIG = TrainingConfig(steps=7, rank=2, learning_rate=0.02, seed=3)

@@ -5,7 +5,7 @@ import sys
 import time
 
 import pytest
-from pack.training.lock import LOCK_FILE, run_lock
+from pack.training.runs.lock import LOCK_FILE, run_lock
 
 HOLD = """
 import sys, time

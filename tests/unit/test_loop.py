@@ -10,7 +10,7 @@ from pack.lora_ops import disjoint_bases
 from pack.training import Example, GatedAdapters, TrainingConfig, train
 from pack.training.adapters import new_adapter
 from pack.training.loop import row_errors
-from pack.training.optim import make_optimizer
+from pack.training.optimizers.by_name import make_optimizer
 from pack.training.randomness import noise_for, share_for
 from pack.training.recipes import Pair, Row, Single
 from pair_trainer import PairTrainer

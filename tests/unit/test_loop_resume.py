@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pack.training import Example, TrainingConfig, train
-from pack.training.checkpoint import load_checkpoint, save_checkpoint
+from pack.training.files.checkpoint import load_checkpoint, save_checkpoint
 from pack.training.recipes import EdLora, Pair, Single
 from small_denoiser import WIDTH, SmallDenoiser, example, said, words
 

@@ -10,9 +10,9 @@ import pytest
 import safetensors.torch
 import torch
 from pack.lora_ops.keys import factor_keys
-from pack.training.lora_file import in_precision, rank_and_alpha, read_lora
-from pack.training.state import LoraState
-from pack.training.tensor_file import pack_tensors
+from pack.training.files.lora_file import in_precision, rank_and_alpha, read_lora
+from pack.training.files.lora_state import LoraState
+from pack.training.files.tensor_file import pack_tensors
 
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
 KOHYA = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2"
@@ -248,7 +248,7 @@ def test_a_file_without_any_layer_is_refused(tmp_path):
 
 def test_a_checkpoint_is_refused_by_its_header_alone(tmp_path, monkeypatch):
     path = write(tmp_path / "a.safetensors", {"model.diffusion_model.out.2.weight": torch.ones(2)})
-    monkeypatch.setattr("pack.training.lora_file.read_tensors", None)
+    monkeypatch.setattr("pack.training.files.lora_file.read_tensors", None)
     assert "must belong to a LoRA layer" in message(path)
 
 

@@ -1,7 +1,7 @@
 """The metadata that a saved LoRA carries."""
 
 from pack.training.families import FAMILIES
-from pack.training.lora_metadata import FileFacts, family_of, file_metadata
+from pack.training.files.metadata import FileFacts, family_of, file_metadata
 
 FACTS = FileFacts(
     title="name", date="2026-01-01T00:00:00Z", tensor_digest="ab", rank_and_alpha=(4, 4)

@@ -11,14 +11,11 @@ from pack.lora_ops.parametrizations.partly_learnable import PartlyLearnable
 from pack.lora_ops.preconditioner import Damping
 from pack.training import Gate, Site
 from pack.training.adapters import TrainedAdapter, new_adapter
-from pack.training.factor_pairs import LearntPair, learnt_pairs
-from pack.training.preconditioned import (
-    PRECONDITIONED,
-    SINGULAR,
-    LoraRite,
-    ScaledAdamW,
-    ScaledSGD,
-)
+from pack.training.optimizers.by_name import PRECONDITIONED
+from pack.training.optimizers.factor_optimizer import SINGULAR
+from pack.training.optimizers.factor_pairs import LearntPair, learnt_pairs
+from pack.training.optimizers.lora_rite import LoraRite
+from pack.training.optimizers.scaled import ScaledAdamW, ScaledSGD
 from torch import Tensor, nn
 
 CPU = torch.device("cpu")

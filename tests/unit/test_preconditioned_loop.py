@@ -6,10 +6,11 @@ import pytest
 import torch
 from pack.lora_ops import PartlyLearnable
 from pack.training import Gate, Session, TrainingConfig, train
-from pack.training.checkpoint import load_checkpoint, save_checkpoint
+from pack.training.files.checkpoint import load_checkpoint, save_checkpoint
 from pack.training.loop import take_step
 from pack.training.memory import optimizer_bytes
-from pack.training.preconditioned import PRECONDITIONED, SINGULAR
+from pack.training.optimizers.by_name import PRECONDITIONED
+from pack.training.optimizers.factor_optimizer import SINGULAR
 from pack.training.recipes import Half, Pair, Row, Single
 from pack.training.settings import OPTIMIZERS
 from small_denoiser import SmallDenoiser, example

@@ -7,9 +7,9 @@ import pytest
 import torch
 from pack.lora_ops import LowRank
 from pack.training import lora_state
-from pack.training.checkpoint import Checkpoint, checkpoint_file, save_checkpoint
-from pack.training.run_folder import RunFolder, changed_pieces
-from pack.training.run_store import StoredRun
+from pack.training.files.checkpoint import Checkpoint, checkpoint_file, save_checkpoint
+from pack.training.runs.run_folder import RunFolder, changed_pieces
+from pack.training.runs.run_store import StoredRun
 
 PIECES = {
     "before": ["a", "b"],

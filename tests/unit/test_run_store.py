@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from pack.lora_ops import LowRank
-from pack.training import lora_state, run_store
-from pack.training.run_store import (
+from pack.training import lora_state
+from pack.training.runs import run_store
+from pack.training.runs.run_store import (
     StoredRun,
     checked_run_name,
     load_run,

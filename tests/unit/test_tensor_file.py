@@ -3,7 +3,13 @@
 import pytest
 import safetensors.torch
 import torch
-from pack.training.tensor_file import holds, pack_tensors, read_header, read_tensors, write_new
+from pack.training.files.tensor_file import (
+    holds,
+    pack_tensors,
+    read_header,
+    read_tensors,
+    write_new,
+)
 
 
 def some_tensors(dtype):

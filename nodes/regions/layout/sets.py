@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ....lora_ops import Box, Region, parse_layout, parse_regions
-from ....lora_ops.regions import covered_regions, softened
+from ....lora_ops.regions import CellRule, covered_regions, softened
 from ...bridge.node_output import warn_on_node
 
 PALETTE = ("#e6553c", "#3c82e6", "#41ab5d", "#f2b134", "#9b5de5", "#21b5b5", "#e0559b", "#8d6e4a")
@@ -20,6 +20,10 @@ _COARSEST = 64
 """Pixels of a cell at the coarsest level of the usual models."""
 _ASPECT = 1.05
 """How far two pictures' proportions may differ and still be of one shape; latents are rounded."""
+
+KEEPS_A_CELL, WHOLE_CELLS = "at least one cell", "whole cells (paper)"
+RULES: dict[str, CellRule] = {KEEPS_A_CELL: "centre", WHOLE_CELLS: "paper"}
+"""How the node names the rules by which a box becomes cells of a layer."""
 
 
 @dataclass(frozen=True)

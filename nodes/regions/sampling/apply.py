@@ -11,15 +11,11 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....lora_ops import Region
-from ....lora_ops.regions import CellRule
 from ...bridge.node_output import warn_on_node
+from ..layout.sets import RULES
 from .loras import warn_of_tokenless, warn_of_unmatched
 from .prompts import RegionPrompts
 from .run import KEY, RegionalPlan, RegionalRun, Wrapped, listening_on
-
-KEEPS_A_CELL, WHOLE_CELLS = "at least one cell", "whole cells (paper)"
-RULES: dict[str, CellRule] = {KEEPS_A_CELL: "centre", WHOLE_CELLS: "paper"}
-"""How the node names the rules by which a box becomes cells of a layer."""
 
 
 def with_regions(

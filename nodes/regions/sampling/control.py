@@ -15,8 +15,7 @@ from ....lora_ops import Region, strength_map, token_grid
 from ....lora_ops.regions import CellRule
 from ...bridge.node_output import warn_on_node
 from ..layout.places import Grid, require_aspect
-from ..layout.sets import hidden_regions
-from .apply import RULES
+from ..layout.sets import RULES, hidden_regions
 
 _LARGEST_STRENGTH = 10.0
 _GRID = (64, 64)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ....lora_ops import Region
 from ....lora_ops.keys import changes_text_encoder, parse_key, parts_by_layer
-from ....training.concept import Concept
-from ....training.lora_file import sound
+from ....training.files.concept import Concept
+from ....training.files.lora_file import sound
 from ...bridge.conditioning import Conditioning, encode_prompt
 from ...bridge.node_output import warn_on_node
 from ...text.concept_prompt import PROMPT, encode_concept_prompt

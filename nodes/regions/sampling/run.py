@@ -26,9 +26,8 @@ from torch import Tensor
 
 from ....lora_ops import Region, pooled_mean
 from ....lora_ops.regions import CellRule
-from ...bridge.sampling import wrap_model_call
-from ...guidance.run import KEY as STYLES
-from ...guidance.run import POSITIVE
+from ...bridge.sampling import POSITIVE, wrap_model_call
+from ...bridge.sampling import STYLE_KEY as STYLES
 from ..layout.places import Area, Grid, Places
 from .call import Call, Listening, Rows
 from .cross import CrossListening

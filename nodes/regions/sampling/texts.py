@@ -13,9 +13,8 @@ from comfy.samplers import add_area_dims
 from torch import Tensor
 
 from ...bridge.conditioning import Conditioning
-from ...guidance.rows import Entry
-from ...guidance.run import KEY as STYLES
-from ...guidance.run import OWN_PROMPT, POSITIVE
+from ...bridge.sampling import OWN_PROMPT, POSITIVE, Entry
+from ...bridge.sampling import STYLE_KEY as STYLES
 from ...text.concept_prompt import PROMPT
 from ...text.layer_contexts import LAYERS
 from ..layout.places import Area

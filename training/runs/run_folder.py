@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Checkpoint, latest_checkpoint, remove_unfinished
+from ..files.checkpoint import Checkpoint, latest_checkpoint, remove_unfinished
+from ..files.tensor_file import replace_file
 from .lock import LOCK_FILE, run_lock
 from .run_store import StoredRun, load_run, remove_unfinished_runs, result_folder, save_run
-from .tensor_file import replace_file
 
 PIECES_FILE = "pieces.json"
 KEPT_FILE = "stopped.json"

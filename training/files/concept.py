@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .families import Family
-from .lora_metadata import family_of
-from .state import LoraState, metadata_of
+from ..families import Family
+from .lora_state import LoraState, metadata_of
+from .metadata import family_of
 
 TEXT_WIDTHS: dict[str, int] = {
     **{"clip_l": 768, "clip_g": 1280, "clip_h": 1024},

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..lora_ops import LowRank
-from ..lora_ops.keys import DOWN, UP, kohya_layer, parse_key
+from ...lora_ops import LowRank
+from ...lora_ops.keys import DOWN, UP, kohya_layer, parse_key
 from .concept import TEXT_WIDTHS, check_embeddings
 from .lora_file import fault_of
-from .state import LoraState, lora_state
+from .lora_state import LoraState, lora_state
 
 ENDING = ".pth"
 

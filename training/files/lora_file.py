@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..lora_ops.keys import ALPHA, DOWN, MID, UP, part_key, parts_by_layer
+from ...lora_ops.keys import ALPHA, DOWN, MID, UP, part_key, parts_by_layer
 from .adapter_shapes import change_of
-from .state import LoraState
+from .lora_state import LoraState
 from .tensor_file import read_header, read_tensors
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .state import LoraState
-from .tensor_file import pack_tensors, read_header, read_tensors, write_new
+from ..files.lora_state import LoraState
+from ..files.tensor_file import pack_tensors, read_header, read_tensors, write_new
 
 RUN_FILE = "run.json"
 FORMAT = 1

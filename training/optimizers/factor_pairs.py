@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from ..lora_ops import LowRank
-from ..lora_ops.preconditioner import FactorGradients
-from .adapters import TrainedAdapter
+from ...lora_ops import LowRank
+from ...lora_ops.preconditioner import FactorGradients
+from ..adapters import TrainedAdapter
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from .families import FAMILIES, Family
+from ..families import FAMILIES, Family
 
 STYLE_WORDS = "pastiche.style_words"
 DATES = frozenset({"modelspec.date", "ss_training_started_at", "ss_training_finished_at"})
@@ -116,3 +118,11 @@ def _size(rank_and_alpha: tuple[int, float] | None) -> dict[str, str]:
         return {"ss_network_dim": "Dynamic", "ss_network_alpha": "Dynamic"}
     rank, alpha = rank_and_alpha
     return {"ss_network_dim": str(rank), "ss_network_alpha": f"{alpha:g}"}
+
+
+def as_metadata(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the values as safetensors metadata holds them: strings, other values as JSON."""
+    return {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in values.items()
+    }

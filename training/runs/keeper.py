@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .checkpoint import save_checkpoint
-from .progress import Event
-from .session import Session
+from ..files.checkpoint import save_checkpoint
+from ..progress import Event
+from ..session import Session
 
 
 @dataclass

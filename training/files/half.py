@@ -9,12 +9,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..lora_ops import LowRank
-from ..lora_ops.halves import CONTENT_OWNS, Part, Role, check_halves, check_layers
-from ..lora_ops.keys import ALPHA, DOWN, UP, parts_by_layer
-from ..lora_ops.parametrizations.partly_learnable import split
-from .lora_metadata import family_of
-from .state import LoraState, metadata_of
+from ...lora_ops import LowRank
+from ...lora_ops.halves import CONTENT_OWNS, Part, Role, check_halves, check_layers
+from ...lora_ops.keys import ALPHA, DOWN, UP, parts_by_layer
+from ...lora_ops.parametrizations.partly_learnable import split
+from .lora_state import LoraState, metadata_of
+from .metadata import family_of
 
 ROLE, BASIS, OWNER, TOKEN = (
     "pastiche.role",

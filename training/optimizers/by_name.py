@@ -1,4 +1,4 @@
-"""Optimisers by name: torch's own, with the pack's defaults, and those of ``preconditioned``."""
+"""Optimisers by name: torch's own, with the pack's defaults, and those that need whole layers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,23 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from .adapters import TrainedAdapter, rate_groups
-from .config import TrainingConfig
-from .preconditioned import PRECONDITIONED, make_preconditioned
-from .words import LearntWords
+from ...lora_ops.preconditioner import Damping
+from ..adapters import TrainedAdapter, rate_groups
+from ..config import TrainingConfig
+from ..words import LearntWords
+from .factor_optimizer import FactorOptimizer
+from .factor_pairs import learnt_pairs
+from .lora_rite import LoraRite
+from .scaled import ScaledAdamW, ScaledSGD
 
 Groups = list[dict[str, Any]]
+
+PRECONDITIONED: dict[str, Callable[..., FactorOptimizer]] = {
+    "Scaled SGD": ScaledSGD,
+    "Scaled AdamW": ScaledAdamW,
+    "LoRA-RITE": LoraRite,
+}
+"""The optimisers that need whole layers, by the name users see."""
 
 
 def _adamw(groups: Groups, config: TrainingConfig) -> Optimizer:
@@ -72,3 +83,30 @@ def make_optimizer(
         return make_preconditioned(adapters, config, warn)
     groups = [*rate_groups(adapters), *embeddings]
     return OPTIMIZER_MAKERS[config.optimizer](groups, config)
+
+
+def make_preconditioned(
+    adapters: Iterable[TrainedAdapter],
+    config: TrainingConfig,
+    warn: Callable[[str], None] = lambda text: None,
+) -> FactorOptimizer:
+    """Return the run's optimiser over all layers, with its rate, decay and clip.
+
+    Args:
+        adapters: Whose layers are learnt; their parameters come in their order.
+        config: Of the run; its optimiser is one of ``PRECONDITIONED``.
+        warn: As in ``FactorOptimizer``.
+
+    Raises:
+        ValueError: A parametrisation learns something else than columns and rows of its factors.
+    """
+    make = PRECONDITIONED[config.optimizer]
+    damping = {} if make is LoraRite else {"damping": Damping(config.damping)}
+    return make(
+        learnt_pairs(adapters),
+        config.learning_rate,
+        weight_decay=config.weight_decay,
+        max_norm=config.max_grad_norm,
+        warn=warn,
+        **damping,
+    )

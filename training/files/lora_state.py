@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..lora_ops import LowRank
-from ..lora_ops.keys import factor_keys
+from ...lora_ops import LowRank
+from ...lora_ops.keys import factor_keys
 
 
 class LoraState(dict[str, Tensor]):

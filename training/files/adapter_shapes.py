@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..lora_ops.keys import ALPHA, DOWN, MID, UP
+from ...lora_ops.keys import ALPHA, DOWN, MID, UP
 
 DORA, RESHAPE = "dora_scale", "reshape_weight"
 BIASES = ("diff_b", "b_norm")

@@ -17,9 +17,9 @@ import safetensors
 import torch
 from torch import Tensor
 
-from ..lora_ops import Gram
-from .checkpoint import remove_unfinished
-from .tensor_file import METADATA, replace_file
+from ...lora_ops import Gram
+from ..files.checkpoint import remove_unfinished
+from ..files.tensor_file import METADATA, replace_file
 
 DIGEST_FILE = "stage.json"
 SUM_FILE = "sum.safetensors"

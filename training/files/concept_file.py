@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .concept import Concept, check_embeddings, concept_name, stored_rows
-from .state import LoraState, metadata_of
+from .lora_state import LoraState, metadata_of
 
 CONCEPT = "pastiche.concept"
 """The metadata key of a concept's name, class and rows, JSON."""
