@@ -10,6 +10,8 @@ import comfy.sd
 import comfy.utils
 import pytest
 import torch
+from gated_loras import hook_count, random_lora, relative
+from lowvram_case import NAMES, example, gated_prediction, gradient, loaded_partially
 from pack.nodes.lora.layers import file_sites
 from pack.nodes.trainer.denoiser import ComfyDenoiser, open_denoiser
 from pack.nodes.trainer.target_layers import training_sites
@@ -17,8 +19,6 @@ from pack.training.config import TrainingConfig
 from pack.training.gates import GatedAdapters
 from pack.training.loop import train
 from pack.training.recipes import Single
-from test_gates import hook_count, random_lora, relative
-from test_lowvram import NAMES, example, gated_prediction, gradient, loaded_partially
 from tiny import tiny, weights_hash
 
 

@@ -5,12 +5,12 @@ import json
 import pytest
 import safetensors.torch
 import torch
+from half_files_case import equal, half_of, load, refusal, save
+from lora_files_case import apply, released_pair_keys
 from pack.nodes.break_for_make.files import load_half
 from pack.nodes.break_for_make.make import made
 from pack.nodes.lora.nodes import LoadLora
 from pack.training.files.half import IMPORTED, HalfFacts, half_facts, half_layers
-from test_half_files import equal, half_of, load, refusal, save
-from test_lora_files import apply, released_pair_keys
 from tiny import tiny
 
 import nodes as core_nodes

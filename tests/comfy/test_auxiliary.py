@@ -9,6 +9,8 @@ import folder_paths
 import pytest
 import torch
 from comfy.sd import VAE
+from drawn_by_core import SIDE, by_core, empty
+from gated_loras import hook_count
 from half_inputs import clip_of
 from pack.nodes.break_for_make import auxiliary
 from pack.nodes.break_for_make.auxiliary import auxiliary_pictures, auxiliary_sampling
@@ -18,13 +20,9 @@ from pack.nodes.bridge.families import identify
 from pack.training.randomness import generator_for
 from pair_inputs import RandomFeatures, picture, progress, queue, vae_for
 from PIL import Image
-from test_gates import hook_count
 from tiny import random_state, tiny, tiny_clip, tiny_vae, weights_hash
 
-import nodes as core_nodes
-
 SHORT = Sampling(steps=3, cfg=5.0)
-SIDE = 64
 
 
 @pytest.fixture(autouse=True)
@@ -52,18 +50,6 @@ def nothing_may_be_loaded(monkeypatch) -> None:
 
     for loader in ("load_models_gpu", "load_model_gpu"):
         monkeypatch.setattr(comfy.model_management, loader, refuse)
-
-
-def by_core(model, clip, vae, prompt, seed, sampling, *, width=SIDE, height=SIDE, negative=""):
-    """Return what a graph of core's nodes draws: Empty Latent, Text Encode, KSampler, Decode."""
-    with torch.inference_mode():
-        texts = [encode_prompt(clip, text) for text in (prompt, negative)]
-        (empty,) = core_nodes.EmptyLatentImage().generate(width, height)
-        (latent,) = core_nodes.KSampler().sample(
-            *(model, seed, sampling.steps, sampling.cfg, sampling.sampler_name),
-            *(sampling.scheduler, *texts, empty),
-        )
-        return core_nodes.VAEDecode().decode(vae, latent)[0][:1]
 
 
 def packing_vae() -> VAE:
@@ -200,10 +186,6 @@ def another_size(file: Path) -> None:
 
 def another_picture(file: Path) -> None:
     Image.new("RGB", (SIDE, SIDE)).save(file)
-
-
-def empty(file: Path) -> None:
-    file.write_bytes(b"")
 
 
 @pytest.mark.parametrize("damage", [cut_short, one_bit, another_size, another_picture, empty])

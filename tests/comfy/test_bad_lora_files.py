@@ -1,40 +1,21 @@
 """Bad LoRA files, names and disks: one plain sentence on the node, nothing lost."""
 
-import os
-import pickle
-
 import comfy.lora
 import folder_paths
 import pytest
-import safetensors.torch
 import torch
+from bad_loras import ARCHITECTURE, KINDS, RANK, WIDE, adapter, bad_files, lora_for
 from pack.lora_ops.keys import factor_keys
 from pack.nodes.guidance.nodes import ApplyStyleGuidance
 from pack.nodes.lora.nodes import ApplyLora, LoadLora, SaveLora
-from pack.nodes.trainer.target_layers import training_sites
 from pack.training.files.lora_state import LoraState
 from tiny import tiny, tiny_clip, tiny_cond
 
-RANK = 4
 BASES = ("sd15", "sd21_v", "sdxl", "sd3", "flux", "flux2", "wan21")
 FAMILY = {
     **{"sd15": "SD1.5", "sd21_v": "SD2", "sdxl": "SDXL", "sd3": "SD3"},
     **{"flux": "Flux", "flux2": "Flux.2", "wan21": "Wan 2.1"},
 }
-ARCHITECTURE = {
-    "sd15": "stable-diffusion-v1/lora",
-    "sdxl": "stable-diffusion-xl-v1-base/lora",
-    "flux": "flux-1-dev/lora",
-}
-
-
-def lora_for(base, metadata=None):
-    tensors = {}
-    for layer, site in training_sites(tiny(base), "attention").items():
-        keys = factor_keys(layer)
-        tensors[keys.down] = torch.ones(RANK, *site.shape[1:]) * 0.01
-        tensors[keys.up] = torch.ones(site.shape[0], RANK) * 0.01
-    return LoraState(tensors, metadata)
 
 
 def names_of(base):
@@ -137,41 +118,6 @@ def test_no_matching_key_at_all():
         ApplyLora.execute(tiny("sd15"), {"x": torch.ones(2)}, 1.0, 1.0)
 
 
-WIDE = 320
-KINDS = {
-    "LoHa": {
-        **{"hada_w1_a": (WIDE, 2), "hada_w1_b": (2, WIDE)},
-        **{"hada_w2_a": (WIDE, 3), "hada_w2_b": (3, WIDE)},
-    },
-    "LoKr": {"lokr_w1": (8, 8), "lokr_w2": (40, 40)},
-    "LoKr in factors": {
-        **{"lokr_w1_a": (8, 2), "lokr_w1_b": (2, 8)},
-        **{"lokr_w2_a": (40, 2), "lokr_w2_b": (2, 40)},
-    },
-    "GLoRA": {
-        **{"a1.weight": (WIDE, 2), "a2.weight": (2, WIDE)},
-        **{"b1.weight": (WIDE, 2), "b2.weight": (2, WIDE)},
-    },
-    "OFT": {"oft_blocks": (80, 4, 4)},
-    "BOFT": {"oft_blocks": (3, 80, 4, 4), "rescale": (WIDE, 1), "alpha": ()},
-    "DoRA": {
-        **{"lora_up.weight": (WIDE, 2), "lora_down.weight": (2, WIDE)},
-        "dora_scale": (WIDE, 1),
-    },
-    "diff": {"diff": (WIDE, WIDE)},
-    "set": {"set_weight": (WIDE, WIDE)},
-}
-ATTENTION = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
-
-
-def adapter(shapes):
-    generator = torch.Generator().manual_seed(0)
-    return {
-        f"{ATTENTION}.{part}": torch.rand(shape, generator=generator) * 0.1
-        for part, shape in shapes.items()
-    }
-
-
 def changed_weight(lora, caplog):
     """Return the weight with the LoRA on it, once ComfyUI has loaded the model."""
     model = tiny("sd15")
@@ -254,42 +200,6 @@ def test_numbers_that_are_not_finite_are_refused_from_other_packs_loaders_too():
     with pytest.raises(ValueError, match=r"must be sound, but layer .* not finite") as error:
         ApplyStyleGuidance.execute(model, lora, tiny_cond(model), 3.0, 0.2, 1.0, 1.0)
     one_sentence(error)
-
-
-class Bomb:
-    """Makes a folder when unpickled."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return (os.mkdir, (self.path,))
-
-
-def bad_files(folder):
-    """Write one bad file of each kind and return, by name, what must be said of it."""
-    good = folder / "good.safetensors"
-    safetensors.torch.save_file(dict(lora_for("sd15")), str(good))
-    whole = good.read_bytes()
-    nan = {key: tensor.clone() for key, tensor in lora_for("sd15").items()}
-    next(iter(nan.values()))[0, 0] = torch.nan
-    contents = {
-        "truncated.safetensors": (whole[:-10], "cut short"),
-        "cut_header.safetensors": (whole[:100], "cut short"),
-        "page.safetensors": (b"<!DOCTYPE html><html>", "must be a safetensors file"),
-        "empty.safetensors": (b"", "must be a safetensors file"),
-        "pickle.safetensors": (pickle.dumps(Bomb(folder / "exploded")), "not opened"),
-        "pickle.ckpt": (pickle.dumps(Bomb(folder / "exploded")), "not opened"),
-        "torch.pt": (pickle.dumps(Bomb(folder / "exploded")), "not opened"),
-        "nan.safetensors": (safetensors.torch.save(nan), "not finite"),
-        "model.safetensors": (
-            safetensors.torch.save({"model.diffusion_model.out.2.weight": torch.ones(4)}),
-            "must belong to a LoRA layer",
-        ),
-    }
-    for name, (content, _) in contents.items():
-        (folder / name).write_bytes(content)
-    return {name: said for name, (_, said) in contents.items()}
 
 
 def test_bad_files_are_refused_in_one_sentence(loras):

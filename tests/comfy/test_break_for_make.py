@@ -8,6 +8,7 @@ import folder_paths
 import pytest
 import safetensors.torch
 import torch
+from gated_loras import hook_count
 from half_inputs import b4m, half, make, tuning
 from pack.lora_ops.halves import joined
 from pack.nodes.trainer.target_layers import training_sites
@@ -15,7 +16,6 @@ from pack.training import TrainingSettings
 from pack.training.files.half import half_facts, half_layers
 from pack.training.settings import OPTIMIZERS
 from pair_inputs import picture, progress
-from test_gates import hook_count
 from tiny import tiny, weights_hash
 
 import nodes as core_nodes

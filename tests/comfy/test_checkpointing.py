@@ -4,7 +4,7 @@ import inspect
 import re
 import textwrap
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import comfy.ldm.lumina.model
 import comfy.ldm.qwen_image.model
@@ -13,19 +13,17 @@ import comfy.ops
 import comfy.sample
 import pytest
 import torch
-from pack.lora_ops import Plain
+from checkpointing_case import CHECKPOINTED, OFFLOADED, PLAIN, TheseRows, example, step_gradient
+from gated_loras import relative
 from pack.nodes.bridge.block_checkpoints import checkpointed_blocks, network_blocks
-from pack.nodes.text.training_cond import training_cond, training_latent
 from pack.nodes.trainer.denoiser import open_denoiser
 from pack.nodes.trainer.target_layers import training_sites
-from pack.training.denoiser import Example
 from pack.training.gates import Gate
-from pack.training.loop import row_errors, take_step
+from pack.training.loop import row_errors
 from pack.training.recipes import Row
 from pack.training.session import Session
-from test_gates import relative
-from test_training import CONFIG
-from tiny import random_state, tiny, tiny_cond, tiny_latent, tiny_scaled_fp8, weights_hash
+from tiny import random_state, tiny, tiny_scaled_fp8, weights_hash
+from training_case import CONFIG
 
 FAMILY = {
     "sd15": "SD1.5",
@@ -38,30 +36,6 @@ FAMILY = {
 NAMES = tuple(FAMILY)
 BOUNDS = ((torch.float32, 1e-5), (torch.float64, 1e-6))
 CASES = [(name, dtype, bound) for name in NAMES for dtype, bound in BOUNDS]
-PLAIN, CHECKPOINTED = {"checkpointing": False}, {"checkpointing": True}
-OFFLOADED = {"offload": True}
-
-
-@dataclass(frozen=True)
-class TheseRows:
-    """A recipe whose every step has the same rows."""
-
-    kept: tuple[Row, ...]
-
-    def adapters(self):
-        return {"lora": Plain()}
-
-    def rates(self):
-        return {}
-
-    def rows(self, step, seed):
-        return self.kept
-
-
-def example(model, seed=0, height=8, width=8, tokens=8, dtype=torch.float32) -> Example:
-    latent = training_latent(model, tiny_latent(model, height, width, seed=seed)["samples"])[0]
-    cond = training_cond(model, tiny_cond(model, tokens, seed=seed), latent)
-    return Example(latent.to(dtype), cond)
 
 
 def unlike_rows(model, dtype=torch.float32) -> list[Row]:
@@ -73,31 +47,6 @@ def unlike_rows(model, dtype=torch.float32) -> list[Row]:
         example(model, 3, 12, 8, tokens=12, dtype=dtype),
     ]
     return [Row("lora", e, {"lora": Gate()}, 1 / 4, sample) for sample, e in enumerate(shown)]
-
-
-def step_gradient(denoiser, rows, **changes) -> torch.Tensor:
-    """Return the gradient of one step of the loop over the rows, as one vector.
-
-    Every factor is away from zero, so that all of them get gradient.
-    """
-    sites = training_sites(denoiser.patcher, "attention")
-    recipe = TheseRows(tuple(rows))
-    session = Session(denoiser, sites, recipe, replace(CONFIG, **changes))
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in session.parameters.values():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    found = []
-    update = session.update
-
-    def look(moved):  # the update drops the gradients
-        found.extend(p.grad.flatten().double() for p in session.parameters.values())
-        update(moved)
-
-    session.update = look
-    with session.gates.attached():
-        take_step(session, recipe)
-    return torch.cat(found).cpu()
 
 
 @contextmanager

@@ -23,9 +23,9 @@ from concept_case import (
     latent,
 )
 from concept_inputs import concept_for, stock
+from gated_loras import patched, relative
 from guidance_case import ksample, lora_of, observed, sample_with, styled
 from pack.nodes.text.layer_contexts import KEY
-from test_gates import patched, relative
 from tiny import tiny, tiny_clip, tiny_controlnet
 
 import nodes

@@ -10,6 +10,7 @@ import torch
 from concept_case import NEGATIVE, encode
 from concept_inputs import stock
 from fusion_inputs import NAME, output_folder, plain_lora, queue_fusion, two_concepts, wordless
+from gated_loras import hook_count, relative
 from guidance_case import ksample
 from pack.lora_ops import delta
 from pack.nodes.fusion.stages import Stages
@@ -19,7 +20,6 @@ from pack.training.files.lora_state import LoraState
 from pack.training.randomness import generator_for
 from pack.training.runs.fusion_store import DIGEST_FILE, FusionStore
 from pair_inputs import picture, vae_for
-from test_gates import hook_count, relative
 from tiny import restore_shared, tiny, tiny_clip, weights_hash
 
 LATENT = torch.zeros(1, 4, 8, 8)

@@ -10,50 +10,18 @@ import pytest
 import torch
 from comfy.clip_model import CLIPTextModel
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from concept_inputs import concept_for, text_lora, tiny_sdxl_clip
+from concept_encoders import clip_of
+from concept_inputs import concept_for, text_lora
+from fusion_families_case import encoder_of, factor, loads_alike
 from fusion_inputs import NAME, plain_lora, queue_fusion, wordless
-from guidance_case import ksample
 from pack.lora_ops import LowRank
-from pack.nodes.bridge.conditioning import encode_prompt
 from pack.nodes.fusion.changes import Changes, Place
 from pack.nodes.fusion.layers import context_index, layout_of
 from pack.nodes.trainer.target_layers import training_sites
 from pack.training.families import FAMILIES
 from pack.training.files.lora_state import LoraState, lora_state
-from test_concept_encoders import clip_of
-from test_gates import relative
-from tiny import tiny, tiny_clip, tiny_latent
+from tiny import tiny
 from torch import nn
-
-GENERATOR = 4
-
-
-def factor(*shape, seed=0, scale=0.05):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(GENERATOR + seed)) * scale
-
-
-def encoder_of(name):
-    if name == "sdxl":
-        return tiny_sdxl_clip()
-    return clip_of(name.removesuffix("_read")) if name.endswith("_read") else tiny_clip()
-
-
-def loads_alike(name, out):
-    """The fused LoRA in the stock loader is the MODEL output."""
-    model, clip, lora = out.result[:3]
-    encoder = encoder_of(name)
-    stock_model, stock_clip = comfy.sd.load_lora_for_models(
-        tiny(name), encoder, dict(lora), 1.0, 1.0
-    )
-    latent = torch.zeros_like(tiny_latent(tiny(name), 8, 8)["samples"])
-    both = []
-    for one, reader in ((model, clip), (stock_model, stock_clip)):
-        prompt = encode_prompt(reader, "a red boat")
-        both.append(ksample(one, prompt, prompt, latent))
-    assert relative(*both) < 1e-5
-    names = comfy.lora.model_lora_keys_unet(tiny(name).model, {})
-    comfy.lora.model_lora_keys_clip(encoder.cond_stage_model, names)
-    assert {key.rpartition(".lora")[0] for key in lora if ".lora" in key} <= set(names)
 
 
 def test_sdxl_has_two_text_encoders_and_many_layers():

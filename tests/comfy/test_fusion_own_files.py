@@ -8,12 +8,12 @@ import pair_inputs
 import plain_inputs
 import pytest
 import torch
+from concept_encoders import clip_of
 from concept_inputs import concept_for
+from fusion_families_case import encoder_of, factor, loads_alike
 from fusion_inputs import queue_fusion, wordless
 from pack.lora_ops import LowRank
 from pack.training.files.lora_state import lora_state
-from test_concept_encoders import clip_of
-from test_fusion_families import encoder_of, factor, loads_alike
 from tiny import tiny
 
 

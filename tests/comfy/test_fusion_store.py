@@ -5,14 +5,15 @@ from contextlib import nullcontext
 import comfy.model_management
 import pytest
 import torch
+from full_disk import leave_no_space
 from fusion_inputs import NAME, output_folder, plain_lora, queue_fusion, two_concepts, wordless
+from gated_loras import hook_count, relative
 from pack.nodes.fusion import run as fusion_run
 from pack.nodes.fusion import stages as fusion_stages
 from pack.nodes.fusion.stages import Stages
 from pack.training.runs.fusion_store import FusionStore
 from pack.training.runs.lock import LOCK_FILE, run_lock
 from pair_inputs import progress
-from test_gates import hook_count, relative
 from tiny import restore_shared, tiny
 
 EACH = "a Gram per concept"
@@ -142,11 +143,6 @@ def test_a_damaged_file_is_collected_again(three, folder):
     for path in folder.rglob("sum.safetensors"):
         path.write_bytes(path.read_bytes()[:-9])
     assert passes(queue(three[:2])) == [2, 0, 2]
-
-
-def leave_no_space(patch):
-    """Let the fusion find hardly any free space on the disk."""
-    patch.setattr(fusion_run.shutil, "disk_usage", lambda path: type("d", (), {"free": 1000}))
 
 
 def test_a_full_disk_costs_the_statistics_alone(three, folder, monkeypatch):

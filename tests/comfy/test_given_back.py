@@ -4,15 +4,15 @@ import comfy.model_management
 import comfy.sample
 import pytest
 import torch
+from checkpointing_case import CHECKPOINTED, OFFLOADED, example, step_gradient
+from gated_loras import hook_count
 from pack.nodes.trainer.denoiser import open_denoiser
 from pack.nodes.trainer.target_layers import training_sites
 from pack.training import train
 from pack.training.gates import Gate
 from pack.training.recipes import Row, Single
-from test_checkpointing import CHECKPOINTED, OFFLOADED, example, step_gradient
-from test_gates import hook_count
-from test_training import CONFIG
 from tiny import tiny, tiny_cond, tiny_latent, weights_hash
+from training_case import CONFIG
 
 
 def picture(model):

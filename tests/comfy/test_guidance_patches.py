@@ -9,6 +9,7 @@ from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_perpneg import PerpNegGuider
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSimple
+from gated_loras import patched, random_lora
 from guidance import on_top
 from guidance_case import (
     CFG,
@@ -24,7 +25,6 @@ from guidance_case import (
     styled,
     window,
 )
-from test_gates import patched, random_lora
 from tiny import tiny, tiny_cond
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import BasicGuider, CFGGuider
+from gated_loras import relative
 from guidance_case import (
     CFG,
     SCALE,
@@ -23,7 +24,6 @@ from guidance_case import (
     window,
 )
 from pack.training.files.lora_state import LoraState
-from test_gates import relative
 from tiny import tiny, tiny_cond
 
 import nodes

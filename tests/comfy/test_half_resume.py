@@ -13,12 +13,12 @@ import folder_paths
 import pytest
 import torch
 from half_inputs import b4m, half, make, tuning
+from headless import Headless, wait_for
 from pack.nodes.trainer.panel import known_runs
 from pack.training import TrainingSettings
 from pack.training.settings import OPTIMIZERS
 from pair_inputs import picture, progress
 from resume_case import CANCEL, left_behind, next_picture
-from test_kill import Headless, wait_for
 from tiny import restore_shared, tiny
 
 Finished = dict[str, object]

@@ -4,6 +4,7 @@ import clip_text
 import comfy.lora
 import pytest
 import torch
+from concept_encoders import ENCODERS, clip_of
 from pack.lora_ops import Plain
 from pack.nodes.concepts.apply import apply_concepts
 from pack.nodes.concepts.examples import Reader
@@ -15,7 +16,6 @@ from pack.training.adapters import new_adapter
 from pack.training.files.concept import TEXT_WIDTHS, Concept
 from pack.training.files.lora_state import lora_state
 from pack.training.gates import Gate, GatedAdapters
-from test_concept_encoders import ENCODERS, clip_of
 from tiny import CLIP_LAYERS, tiny, tiny_clip, tiny_latent, weights_hash
 from training_concepts import clip_for
 

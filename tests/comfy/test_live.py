@@ -9,6 +9,7 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
+from gated_loras import hook_count
 from pack.nodes.bridge.conditioning import encode_prompt
 from pack.nodes.trainer import panel as live
 from pack.nodes.trainer import preview
@@ -17,7 +18,6 @@ from pack.training import TrainingConfig, TrainingSettings
 from pack.training.runs.run_folder import RunFolder
 from pair_inputs import identity, progress, queue, vae_for
 from PIL import Image
-from test_gates import hook_count
 from tiny import tiny, tiny_clip, weights_hash
 
 import nodes as core_nodes

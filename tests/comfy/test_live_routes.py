@@ -11,9 +11,6 @@ from typing import Any
 import aiohttp
 import pytest
 from comfy_server import ComfyServer
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "graphs"))
-
 from substitution import toy_graph
 
 TRAINER = "PasticheTrainPair"

@@ -3,6 +3,7 @@
 import comfy.model_management
 import pytest
 import torch
+from gated_loras import hook_count
 from pack.nodes.text.training_cond import training_cond, training_latent
 from pack.nodes.trainer import memory
 from pack.nodes.trainer.denoiser import open_denoiser
@@ -16,9 +17,8 @@ from pack.training.memory import LiveBytes, MemoryNeed, optimizer_bytes
 from pack.training.recipes import Pair, Single
 from pack.training.session import Session
 from pack.training.settings import OPTIMIZERS
-from test_gates import hook_count
-from test_training import CONFIG, NETWORKS
 from tiny import tiny, tiny_cond, tiny_latent, tiny_scaled_fp8, weights_hash
+from training_case import CONFIG, NETWORKS
 
 GB = 1024**3
 PLAIN, CHECKPOINTED = TrainingSettings(), TrainingSettings(checkpointing=True)

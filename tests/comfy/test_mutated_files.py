@@ -13,6 +13,7 @@ import comfy.lora
 import folder_paths
 import pytest
 import torch
+from lora_files_case import unet_lora
 from mutated_contents import BYTES
 from mutations import KINDS, NEVER_WHOLE, Mutant, mutants
 from pack.lora_ops import LowRank, delta
@@ -23,7 +24,6 @@ from pack.training.files.checkpoint import latest_checkpoint, load_checkpoint
 from pack.training.files.lora_file import sound
 from pack.training.runs.run_store import load_run
 from pair_inputs import queue
-from test_lora_files import unet_lora
 from tiny import tiny, tiny_cond
 from torch import Tensor
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from gated_loras import relative
 from pack.lora_ops import Box, Region, token_masks
 from pack.nodes.regions.layout.places import Places
 from regional_case import EXACT, cond, ksample, latent_of, regional, said
-from test_gates import relative
 from tiny import tiny
 
 import nodes

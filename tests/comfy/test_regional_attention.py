@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
+from gated_loras import hook_count, relative
 from pack.lora_ops import Box, Region
 from pack.nodes.regions.layout.sets import WHOLE_CELLS
 from regional_case import (
@@ -19,7 +20,6 @@ from regional_case import (
     regional,
     said,
 )
-from test_gates import hook_count, relative
 from tiny import tiny, tiny_cond
 
 CROSS = ("sd15", "sd21_v", "sdxl", "wan21")

@@ -9,9 +9,9 @@ import comfy.ops
 import comfy.t2i_adapter.adapter
 import pytest
 import torch
+from gated_loras import relative
 from pack.lora_ops import Box, Region, strength_map
-from pack.nodes.regions.layout.sets import KEEPS_A_CELL, WHOLE_CELLS, Manner, regions_from_masks
-from pack.nodes.regions.nodes_apply import RegionalControlWeight
+from pack.nodes.regions.layout.sets import WHOLE_CELLS, Manner, regions_from_masks
 from pack.nodes.regions.sampling import control as regional_control
 from regional import overwritten, paper_cells
 from regional_case import (
@@ -26,10 +26,16 @@ from regional_case import (
     regional,
     said,
 )
-from test_gates import relative
+from regional_control_case import (
+    STRENGTHS,
+    controlled,
+    covered,
+    on_a_wide_mask,
+    sampled,
+    twice,
+    weighted,
+)
 from tiny import tiny, tiny_controlnet
-
-import nodes
 
 
 @pytest.fixture(scope="module")
@@ -54,28 +60,6 @@ def adapter():
         cin=192, channels=[320, 320], nums_rb=1, ksize=1, sk=True, use_conv=False, xl=False
     ).requires_grad_(False)
     return comfy.controlnet.T2IAdapter(network, 3, 8, "nearest-exact")
-
-
-def weighted(control, regions, strengths="", inside=1.0, outside=0.0, cells=KEEPS_A_CELL):
-    return RegionalControlWeight.execute(control, regions, strengths, inside, outside, cells)[0]
-
-
-def hint():
-    return torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
-
-
-def controlled(control, positive, negative, strength=1.0):
-    return nodes.ControlNetApplyAdvanced().apply_controlnet(
-        positive, negative, control, hint(), strength, 0.0, 1.0
-    )
-
-
-def sampled(control, strength=1.0, model=None, latent=None):
-    pair = cond("sd15", 0), cond("sd15", 1)
-    if control is not None:
-        pair = controlled(control, *pair, strength)
-    latent = latent_of("sd15") if latent is None else latent
-    return ksample(tiny("sd15") if model is None else model, *pair, latent)
 
 
 @pytest.mark.parametrize("kind", ["controlnet", "adapter"])
@@ -163,12 +147,6 @@ def test_a_mask_lies_on_residuals_of_other_sizes(controlnet):
     )
 
 
-def on_a_wide_mask(control):
-    """Draw a square picture with a control whose region's mask is twice as wide as high."""
-    regions = regions_from_masks({"mask0": torch.ones(1, 32, 64)}, "wide", Manner())
-    return sampled(weighted(control, regions))
-
-
 def test_a_mask_of_another_shape_is_refused(controlnet):
     with pytest.raises(ValueError, match=r'"wide" must have the proportions .* got 64 x 32 for'):
         on_a_wide_mask(controlnet)
@@ -208,37 +186,11 @@ def test_beside_regional_attention(controlnet):
     assert relative(sampled(controlnet, model=model), plain) > 1e-3
 
 
-STRENGTHS = {
-    "a word for a number": (
-        "left much",
-        "line 1: it must be a region's name and a number from 0 to 10, such as \"cat",
-    ),
-    "a negative strength": (
-        "\nleft -1",
-        "line 2: it must be a region's name and a number",
-    ),
-    "a number alone": ("0.8", "line 1: it must be a region's name"),
-    "a region that is not there": (
-        "cat 0.8",
-        'it must name a region that is there, got "cat" where there is "left"',
-    ),
-    "a region twice": (
-        "left 1\nleft 2",
-        'line 2: a region must be named once, got "left" twice',
-    ),
-}
-
-
 @pytest.mark.parametrize(("strengths", "message"), STRENGTHS.values(), ids=STRENGTHS)
 def test_mistakes_in_strengths(controlnet, strengths, message):
     with pytest.raises(ValueError, match=message) as caught:
         weighted(controlnet, [LEFT], strengths)
     assert "\n" not in str(caught.value)
-
-
-def covered(control):
-    """Give a strength to a region that another covers."""
-    return weighted(control, [LEFT, WHOLE], "left 0.5")
 
 
 def test_a_strength_without_effect_is_said(controlnet, caplog):
@@ -250,10 +202,6 @@ def test_a_strength_without_effect_is_said(controlnet, caplog):
     (record,) = caplog.records
     assert 'the strength of region "left" has no effect' in record.getMessage()
     assert 'under "all"' in record.getMessage()
-
-
-def twice(control):
-    return weighted(weighted(control, [LEFT]), [LEFT])
 
 
 def test_strengths_are_given_once(controlnet):

@@ -5,9 +5,9 @@ import logging
 import pytest
 from comfy_extras.nodes_custom_sampler import DualCFGGuider, DualModelGuider
 from comfy_extras.nodes_perpneg import PerpNeg, PerpNegGuider
+from gated_loras import hook_count, patched, relative
 from guidance_case import sample_with
 from regional_case import EXACT, WHOLE, cond, ksample, latent_of, lora_of, regional, said
-from test_gates import hook_count, patched, relative
 from tiny import tiny
 
 

@@ -5,9 +5,9 @@ import comfy.model_patcher
 import comfy.supported_models
 import pytest
 import torch
+from gated_loras import hook_count, patched, random_lora, relative
 from pack.lora_ops import Box, Region
 from regional_case import EXACT, LEFT, RIGHT, cond, ksample, latent_of, lora_of, regional, said
-from test_gates import hook_count, patched, random_lora, relative
 from tiny import random_state, tiny, weights_hash
 
 NARROW = {

@@ -7,6 +7,7 @@ import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from concept_case import NAME, NEGATIVE, applied, encode
 from concept_inputs import concept_for, stock
+from gated_loras import FILES, gaussian, hook_count, layer_file, patched, relative
 from half_inputs import make, trained
 from pack.lora_ops import Box, Region
 from pack.nodes.bridge.conditioning import encode_prompt
@@ -25,7 +26,6 @@ from regional_case import (
     regional,
     said,
 )
-from test_gates import FILES, gaussian, hook_count, layer_file, patched, relative
 from tiny import restore_shared, tiny, tiny_clip
 
 

@@ -8,6 +8,7 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import BasicGuider
+from gated_loras import hook_count, patched, relative
 from guidance_case import sample_with, styled
 from regional_case import (
     CFG,
@@ -22,7 +23,6 @@ from regional_case import (
     regional,
     said,
 )
-from test_gates import hook_count, patched, relative
 from tiny import tiny, weights_hash
 
 import nodes

@@ -4,10 +4,10 @@ import logging
 
 import pytest
 from comfy.ldm.modules.attention import attention_pytorch
+from gated_loras import hook_count, relative
 from pack.lora_ops import Box, Region
 from pack.nodes.regions.sampling import masks as regional_masks
 from regional_case import EXACT, LEFT, RIGHT, cond, ksample, latent_of, regional, said
-from test_gates import hook_count, relative
 from tiny import tiny
 
 

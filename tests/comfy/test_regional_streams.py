@@ -1,8 +1,8 @@
 """Regions' texts in attention layers: how long they grow, and who hears what in them."""
 
 import pytest
+from gated_loras import relative
 from regional_case import EXACT, WHOLE, cond, ksample, latent_of, regional, said
-from test_gates import relative
 from tiny import tiny
 
 

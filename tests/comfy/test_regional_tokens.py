@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
+from gated_loras import hook_count, relative
 from pack.lora_ops import Box, Region
 from regional_case import EXACT, WHOLE, cond, ksample, latent_of, lora_of, regional, said
-from test_gates import hook_count, relative
 from tiny import tiny
 
 HEIGHT, WIDTH = 8, 12

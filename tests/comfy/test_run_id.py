@@ -20,8 +20,8 @@ from pack.lora_ops.keys import factor_keys
 from pack.nodes.bridge.digests import clip_digest, model_digest, vae_digest
 from pack.training import TrainingSettings
 from pair_inputs import identity, picture, progress, queue
-from test_train_pair import real_width_sdxl
 from tiny import TINY_NAMES, tiny, tiny_clip, tiny_vae
+from wide_sdxl import real_width_sdxl
 
 from nodes import CLIPSetLastLayer, LoraLoader
 
@@ -245,7 +245,7 @@ def test_a_weight_that_no_file_holds_and_nothing_reads_is_none_of_the_id():
 
 
 def test_the_id_is_the_same_in_another_process(repository):
-    here = Path(__file__).parent
+    here = repository / "tests" / "support"
     program = (
         "import sys, tempfile, pathlib;"
         f"sys.path[:0] = [{str(here)!r}, {str(repository / 'scripts')!r}];"

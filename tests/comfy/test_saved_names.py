@@ -4,7 +4,7 @@ import shutil
 
 import folder_paths
 import safetensors.torch
-from test_lora_files import picture, save, unet_lora
+from lora_files_case import picture, save, unet_lora
 from tiny import tiny
 
 __all__ = ["picture"]  # a fixture

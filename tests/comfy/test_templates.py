@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,11 +9,6 @@ import numpy as np
 import pytest
 from comfy_server import ComfyServer
 from PIL import Image
-
-GRAPHS = Path(__file__).resolve().parents[1] / "graphs"
-sys.path.append(str(GRAPHS))
-
-# ruff: noqa: E402 - found by the line above
 from substitution import (
     TEMPLATES,
     Graph,
@@ -24,6 +18,8 @@ from substitution import (
     toy_graph,
     values_for,
 )
+
+GRAPHS = Path(__file__).resolve().parents[1] / "graphs"
 
 FEW_STEPS, FEW_CONCEPT_STEPS = 12, 2
 """Of training: enough for both passes and a change of the picture, not for a style. A concept's step encodes every caption anew, which takes longer."""

@@ -10,6 +10,7 @@ import plain_inputs
 import pytest
 import safetensors.torch
 import torch
+from concept_encoders import clip_of
 from half_inputs import make_inputs, tuning
 from pack.lora_ops.keys import changes_text_encoder, parts_by_layer
 from pack.nodes.break_for_make.nodes_train import Make, TrainHalf
@@ -21,7 +22,6 @@ from pack.nodes.trainer.denoiser import open_denoiser
 from pack.training import TrainingSettings
 from pair_inputs import progress
 from resume_case import CANCEL, left_behind
-from test_concept_encoders import clip_of
 from tiny import tiny, tiny_clip, tiny_latent
 from training_concepts import clip_for
 

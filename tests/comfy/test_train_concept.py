@@ -10,6 +10,8 @@ import folder_paths
 import killed_run
 import pytest
 import torch
+from concept_encoders import clip_of
+from headless import Headless, wait_for
 from pack.nodes.concepts.apply import apply_concepts
 from pack.nodes.concepts.train import _prepare
 from pack.nodes.text.concept_prompt import encode_concept_prompt
@@ -17,8 +19,6 @@ from pack.nodes.trainer.rehearsal import rehearse
 from pack.training import TrainingSettings
 from pair_inputs import picture, progress
 from resume_case import CANCEL, OFTEN, left_behind
-from test_concept_encoders import clip_of
-from test_kill import Headless, wait_for
 from tiny import tiny, tiny_clip, tiny_latent
 from training_concepts import clip_for, identity, planned, queue
 

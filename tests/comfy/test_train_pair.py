@@ -10,8 +10,8 @@ import folder_paths
 import pytest
 import safetensors.torch
 import torch
-from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_train import LossGraphNode
+from gated_loras import hook_count
 from pack.lora_ops import OrthogonalRows
 from pack.nodes.bridge.conditioning import encode_prompt
 from pack.nodes.pair.train import _examples, pair_text
@@ -23,42 +23,16 @@ from pack.training.adapters import new_adapter
 from pack.training.runs.run_store import StoredRun
 from pair_inputs import RandomFeatures, picture, planned, progress, queue
 from PIL import Image
-from test_gates import hook_count
 from tiny import tiny, tiny_clip, weights_hash
+from wide_sdxl import real_width_sdxl
 
 import nodes as core_nodes
-
-SDXL = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 320,
-    "num_res_blocks": [2, 2, 2],
-    "channel_mult": [1, 2, 4],
-    "transformer_depth": [0, 0, 2, 2, 10, 10],
-    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
-    "transformer_depth_middle": 10,
-    "use_spatial_transformer": True,
-    "use_linear_in_transformer": True,
-    "context_dim": 2048,
-    "num_head_channels": 64,
-    "num_classes": "sequential",
-    "adm_in_channels": 2816,
-    "legacy": False,
-}
 
 
 @pytest.fixture(autouse=True)
 def output(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
     return tmp_path / "output"
-
-
-def real_width_sdxl(device: str = "meta") -> ModelPatcher:
-    """The real SDXL network, by default without memory for its weights."""
-    config = comfy.supported_models.SDXL({**SDXL, "dtype": torch.float16})
-    base = comfy.model_base.SDXL(config, device=torch.device(device))
-    return ModelPatcher(base, torch.device("cpu"), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "flux"])

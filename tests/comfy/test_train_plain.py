@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from comfy_extras.nodes_dataset import MakeTrainingDataset, ResolutionBucket
 from comfy_extras.nodes_train import LossGraphNode
+from gated_loras import hook_count
 from pack.nodes.bridge.conditioning import encode_prompt
 from pack.nodes.plain.train import _examples, _prepare, plain_text
 from pack.nodes.text.training_cond import Framing, training_cond
@@ -19,7 +20,6 @@ from pack.training import FAMILIES, Gate, TrainingSettings
 from pack.training.runs.run_store import StoredRun
 from pair_inputs import RandomFeatures, picture, progress, vae_for
 from plain_inputs import identity, planned, queue
-from test_gates import hook_count
 from tiny import tiny, tiny_clip, tiny_cond, tiny_latent, tiny_vae, weights_hash
 
 import nodes as core_nodes

@@ -5,28 +5,24 @@ from dataclasses import replace
 import comfy.model_management
 import pytest
 import torch
-from pack.lora_ops import OrthogonalRows, Plain, disjoint_bases
+from gated_loras import UNETS, hook_count, patched, prediction, relative
+from pack.lora_ops import OrthogonalRows, disjoint_bases
 from pack.nodes.lora.layers import FixedFactors
 from pack.nodes.text.training_cond import training_cond, training_latent
 from pack.nodes.trainer.denoiser import open_denoiser
 from pack.nodes.trainer.target_layers import training_sites
 from pack.training.adapters import new_adapter
-from pack.training.config import TrainingConfig
 from pack.training.denoiser import Example
 from pack.training.files.lora_state import lora_state
 from pack.training.gates import Gate, GatedAdapters
 from pack.training.loop import row_errors, train
 from pack.training.optimizers.by_name import make_optimizer
 from pack.training.recipes import Pair, Row, Single
-from test_gates import UNETS, hook_count, patched, prediction, relative
 from tiny import TINY_NAMES, tiny, tiny_cond, tiny_latent, weights_hash
+from training_case import CONFIG, NETWORKS, RANK, warm_adapter
 
-RANK = 4
 BASIS_SEED = 123846
 EVALUATION_SEED = 99
-# sdxl_v is the network of sdxl with another loss.
-NETWORKS = tuple(name for name in TINY_NAMES if name != "sdxl_v")
-CONFIG = TrainingConfig(steps=6, rank=RANK, learning_rate=3e-2, seed=1, weight_decay=0.0)
 
 
 def examples(model, count, size=8) -> list[Example]:
@@ -71,16 +67,6 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone(name):
     expected = prediction(patched(model, lora))
     found = prediction(model, 1, gates, [{"lora": Gate()}])
     assert relative(found, expected) < 1e-5
-
-
-def warm_adapter(sites, device, seed=0):
-    """Return a plain adapter whose ``up`` is not zero, so that every factor gets gradient."""
-    adapter = new_adapter("lora", Plain(), sites, RANK, seed, device)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parts in adapter.parts.values():
-            parts["up"].copy_(torch.randn(parts["up"].shape, generator=generator) * 0.1)
-    return adapter
 
 
 def gradient(denoiser, gates, adapter, rows) -> torch.Tensor:

@@ -8,6 +8,7 @@ import comfy.ops
 import comfy.sd
 import pytest
 import torch
+from gated_loras import hook_count, patched
 from pack.nodes.bridge.families import identify
 from pack.nodes.lora.layers import file_sites
 from pack.nodes.text.training_cond import training_cond, training_latent
@@ -15,7 +16,6 @@ from pack.nodes.trainer.denoiser import open_denoiser
 from pack.nodes.trainer.target_layers import training_sites
 from pack.training import Example, Gate, GatedAdapters, TrainingConfig, lora_state, train
 from pack.training.recipes import Single
-from test_gates import hook_count, patched
 from tiny import random_state
 
 _QWEN = {"num_layers": 1}

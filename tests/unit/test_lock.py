@@ -13,7 +13,7 @@ sys.path.append({scripts!r})
 from pack_loader import load_pack
 load_pack("pack")
 from pathlib import Path
-from pack.training.lock import run_lock
+from pack.training.runs.lock import run_lock
 with run_lock(Path({folder!r})):
     print("held", flush=True)
     time.sleep(600)

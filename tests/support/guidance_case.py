@@ -11,9 +11,9 @@ import comfy.sample
 import comfy.samplers
 import torch
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
+from gated_loras import hook_count, patched, random_lora, relative
 from guidance import Alone, equation_11, in_window, sample_alone
 from pack.nodes.guidance.nodes import ApplyStyleGuidance
-from test_gates import hook_count, patched, random_lora, relative
 from tiny import tiny, tiny_cond, tiny_latent, weights_hash
 
 import nodes

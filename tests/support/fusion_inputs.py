@@ -8,11 +8,11 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 from concept_inputs import concept_for, text_lora, tiny_sdxl_clip
+from gated_loras import random_factors
 from pack.nodes.bridge.families import identify
 from pack.nodes.fusion.nodes import ConceptForFusion, GradientFusion
 from pack.nodes.trainer.target_layers import training_sites
 from pack.training.files.lora_state import LoraState, lora_state
-from test_gates import random_factors
 from tiny import tiny, tiny_clip
 
 NAME = "sd15_layers"  # four transformer modules, so four contexts

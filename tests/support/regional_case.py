@@ -3,10 +3,10 @@
 from functools import cache
 
 import torch
+from gated_loras import random_lora
 from pack.lora_ops import Box, Region
 from pack.nodes.regions.layout.sets import KEEPS_A_CELL
 from pack.nodes.regions.nodes_apply import ApplyRegionalAttention, RegionPrompt
-from test_gates import random_lora
 from tiny import tiny, tiny_cond, tiny_latent
 
 import nodes

@@ -12,13 +12,13 @@ import comfy.sdxl_clip
 import safetensors.torch
 import torch
 from comfy.sd import CLIP
+from gated_loras import random_factors
 from pack.lora_ops import LowRank
 from pack.nodes.bridge.families import identify
 from pack.nodes.text.layer_contexts import context_layers
 from pack.nodes.trainer.target_layers import training_sites
 from pack.training.files.concept import TEXT_WIDTHS, Concept
 from pack.training.files.lora_state import LoraState, lora_state
-from test_gates import random_factors
 from tiny import CLIP_LAYERS, tiny_clip
 
 _LARGE = 100_000_000  # numbers; T5's table has more
