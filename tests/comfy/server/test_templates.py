@@ -19,7 +19,7 @@ from substitution import (
     values_for,
 )
 
-GRAPHS = Path(__file__).resolve().parents[1] / "graphs"
+GRAPHS = Path(__file__).resolve().parents[2] / "graphs"
 
 FEW_STEPS, FEW_CONCEPT_STEPS = 12, 2
 """Of training: enough for both passes and a change of the picture, not for a style. A concept's step encodes every caption anew, which takes longer."""

@@ -1,6 +1,6 @@
 """Dynamic VRAM and offloaded loading on a GPU; ``test_lowvram.py`` starts this file on its own.
 
-By hand: ``PASTICHE_TEST_GPU=1 pytest --import-mode=importlib tests/comfy/gpu_lowvram.py``.
+By hand: ``PASTICHE_TEST_GPU=1 pytest --import-mode=importlib tests/comfy/trainer/gpu_lowvram.py``.
 """
 
 import comfy.memory_management
