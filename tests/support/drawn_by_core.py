@@ -16,8 +16,14 @@ def by_core(model, clip, vae, prompt, seed, sampling, *, width=SIDE, height=SIDE
         texts = [encode_prompt(clip, text) for text in (prompt, negative)]
         (empty,) = core_nodes.EmptyLatentImage().generate(width, height)
         (latent,) = core_nodes.KSampler().sample(
-            *(model, seed, sampling.steps, sampling.cfg, sampling.sampler_name),
-            *(sampling.scheduler, *texts, empty),
+            model,
+            seed,
+            sampling.steps,
+            sampling.cfg,
+            sampling.sampler_name,
+            sampling.scheduler,
+            *texts,
+            empty,
         )
         return core_nodes.VAEDecode().decode(vae, latent)[0][:1]
 

@@ -133,7 +133,9 @@ DRAWN = {
         lambda wires: [wires[0], wordless(plain_lora(tiny(NAME), 2, text=False), strength=1e38)],
         {"steps": 1},
         [
-            *("must be finite, got NaN", "of 'boat'", "layer 'diffusion_model."),
+            "must be finite, got NaN",
+            "of 'boat'",
+            "layer 'diffusion_model.",
             "'a photo of a red boat'",
         ],
     ),

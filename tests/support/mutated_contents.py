@@ -105,9 +105,23 @@ def shape(file: File, draw: Draw) -> File:
     old = file.tensors[key].shape
     new = draw.choice(
         [
-            *(old[::-1], [1, *old], [*old, 1], [math.prod(old)], [old[0] * 2, old[1] // 2]),
-            *([], [0, old[1]], [-old[0], -old[1]], [old[0], old[1] + 1], [2**62, 4], [1e3, 2]),
-            *(None, "2x320", [str(side) for side in old], {"0": old[0]}, [True, old[1]], old[0]),
+            old[::-1],
+            [1, *old],
+            [*old, 1],
+            [math.prod(old)],
+            [old[0] * 2, old[1] // 2],
+            [],
+            [0, old[1]],
+            [-old[0], -old[1]],
+            [old[0], old[1] + 1],
+            [2**62, 4],
+            [1e3, 2],
+            None,
+            "2x320",
+            [str(side) for side in old],
+            {"0": old[0]},
+            [True, old[1]],
+            old[0],
         ]
     )
     return _with(file, key, shape=new)
@@ -116,8 +130,26 @@ def shape(file: File, draw: Draw) -> File:
 def dtype(file: File, draw: Draw) -> File:
     new = draw.choice(
         [
-            *("F64", "F32", "F16", "BF16", "F8_E4M3", "I64", "I32", "I16", "U8", "BOOL", "F4"),
-            *("C64", "f16", "float16", "", None, 16, ["F16"], "F16\0", "__class__"),
+            "F64",
+            "F32",
+            "F16",
+            "BF16",
+            "F8_E4M3",
+            "I64",
+            "I32",
+            "I16",
+            "U8",
+            "BOOL",
+            "F4",
+            "C64",
+            "f16",
+            "float16",
+            "",
+            None,
+            16,
+            ["F16"],
+            "F16\0",
+            "__class__",
         ]
     )
     return _with(file, _any(file, draw), dtype=new)
@@ -187,9 +219,21 @@ def foreign_key(file: File, draw: Draw) -> File:
     key = _any(file, draw)
     new = draw.choice(
         [
-            *(key.replace("lora_", "lora_x"), key + "s", key[1:], key.upper(), "x" * 10_000, ""),
-            *("__proto__", "../" * 10 + key, key + "\n\n", "ключ.lora_up.weight", "\ud800" + key),
-            *("model.diffusion_model.out.2.weight", f"{key}.diff", "weight", key + "\0"),
+            key.replace("lora_", "lora_x"),
+            key + "s",
+            key[1:],
+            key.upper(),
+            "x" * 10_000,
+            "",
+            "__proto__",
+            "../" * 10 + key,
+            key + "\n\n",
+            "ключ.lora_up.weight",
+            "\ud800" + key,
+            "model.diffusion_model.out.2.weight",
+            f"{key}.diff",
+            "weight",
+            key + "\0",
         ]
     )
     return _renamed(file, lambda old: new if old == key else old)
@@ -200,8 +244,14 @@ def foreign_layer(file: File, draw: Draw) -> File:
     layer = _layer(_matrix(file, draw))
     new = draw.choice(
         [
-            *("lora_unet_somewhere_else", "diffusion_model.nowhere.9.proj", "lora_te_nowhere"),
-            *(layer + "_", layer.replace("0", "7"), "x" * 10_000, "../" + layer, "a\nb"),
+            "lora_unet_somewhere_else",
+            "diffusion_model.nowhere.9.proj",
+            "lora_te_nowhere",
+            layer + "_",
+            layer.replace("0", "7"),
+            "x" * 10_000,
+            "../" + layer,
+            "a\nb",
         ]
     )
     return _renamed(
@@ -220,9 +270,23 @@ def foreign_kind(file: File, draw: Draw) -> File:
     layer = _layer(_matrix(file, draw))
     part = draw.choice(
         [
-            *("diff", "diff_b", "set_weight", "w_norm", "b_norm", "dora_scale", "reshape_weight"),
-            *("hada_w1_a", "lokr_w1", "lokr_t2", "oft_blocks", "rescale", "a1.weight", "lora_mid"),
-            *("lora_mid.weight", "alpha", "lora_up.weight.weight"),
+            "diff",
+            "diff_b",
+            "set_weight",
+            "w_norm",
+            "b_norm",
+            "dora_scale",
+            "reshape_weight",
+            "hada_w1_a",
+            "lokr_w1",
+            "lokr_t2",
+            "oft_blocks",
+            "rescale",
+            "a1.weight",
+            "lora_mid",
+            "lora_mid.weight",
+            "alpha",
+            "lora_up.weight.weight",
         ]
     )
     sides = draw.choice([[320, 320], [320], [1], [2, 2, 3, 3], [4, 80, 80], [320, 1], []])
@@ -348,7 +412,22 @@ def metadata_texts(file: File, draw: Draw) -> File:
 
 
 CONTENT_KINDS = (
-    *(shape, dtype, dtype_and_shape, offsets, overlapping, swapped, not_finite, too_large),
-    *(foreign_key, foreign_layer, all_foreign, foreign_kind, other_kind, twice, missing, ranks),
-    *(metadata, metadata_texts),
+    shape,
+    dtype,
+    dtype_and_shape,
+    offsets,
+    overlapping,
+    swapped,
+    not_finite,
+    too_large,
+    foreign_key,
+    foreign_layer,
+    all_foreign,
+    foreign_kind,
+    other_kind,
+    twice,
+    missing,
+    ranks,
+    metadata,
+    metadata_texts,
 )

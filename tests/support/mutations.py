@@ -114,8 +114,16 @@ def _of_file(change: Callable[[File, Draw], File]) -> Callable[[bytes, Draw], by
 
 
 _BYTES = (
-    *(truncated, header_length, header_bytes, header_digit, tensor_bytes, inserted, removed),
-    *(another_encoding, another_format, name_twice),
+    truncated,
+    header_length,
+    header_bytes,
+    header_digit,
+    tensor_bytes,
+    inserted,
+    removed,
+    another_encoding,
+    another_format,
+    name_twice,
 )
 KINDS: dict[str, Callable[[bytes, Draw], bytes]] = {
     **{change.__name__: change for change in _BYTES},
@@ -123,8 +131,13 @@ KINDS: dict[str, Callable[[bytes, Draw], bytes]] = {
 }
 NEVER_WHOLE = frozenset(
     {
-        *("truncated", "another_encoding", "another_format", "name_twice", "overlapping"),
-        *("not_finite", "all_foreign"),
+        "truncated",
+        "another_encoding",
+        "another_format",
+        "name_twice",
+        "overlapping",
+        "not_finite",
+        "all_foreign",
     }
 )
 """Kinds of which no file may be loaded."""

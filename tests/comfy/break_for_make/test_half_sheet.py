@@ -52,11 +52,12 @@ def test_a_cell_is_what_core_draws_with_that_lora_alone(name):
         with torch.inference_mode():
             patched, _ = ApplyLora.execute(model, lora, 1.0, 1.0).result
         expected = by_core(
-            patched,
-            given["clip"][0],
-            given["vae"][0],
-            f"a photo in {token} style",
-            *(7, SAMPLING),
+            model=patched,
+            clip=given["clip"][0],
+            vae=given["vae"][0],
+            prompt=f"a photo in {token} style",
+            seed=7,
+            sampling=SAMPLING,
             width=WIDTH,
             height=HEIGHT,
             negative="blurred",

@@ -27,10 +27,7 @@ def picture(model):
 
 
 # ComfyUI's own loading leaves these on modules: empty lists and flags, as their classes have them.
-COMFYS_OWN = {
-    *("weight_function", "bias_function"),
-    *("comfy_cast_weights", "comfy_force_cast_weights"),
-}
+COMFYS_OWN = {"weight_function", "bias_function", "comfy_cast_weights", "comfy_force_cast_weights"}
 
 
 def attributes(model):

@@ -102,7 +102,15 @@ def test_the_word_changes_pictures_and_begins_as_its_class():
                 encode_concept_prompt(text, [concept], one) for one in (prompt, "")
             )
             return KSampler().sample(
-                *(patched, 3, 2, 4.0, "euler", "normal", positive, negative, tiny_latent(model))
+                patched,
+                3,
+                2,
+                4.0,
+                "euler",
+                "normal",
+                positive,
+                negative,
+                tiny_latent(model),
             )[0]["samples"]
 
     whole, words, other = drawn(1.0, "a <boat1>"), drawn(0.0, "a <boat1>"), drawn(0.0, "a boat")
@@ -176,11 +184,22 @@ def test_what_decides_the_result_decides_the_run():
     plain = identity("sd15")
     for changes in (
         {"name": "boat2", "captions": ["a red <boat2> on the sea", "<boat2>"]},
-        *({"class_word": "ship"}, {"word_rate": 0.02}, {"text_rate": 0.02}, {"seed": 6}),
-        *({"templates": "person"}, {"learnt": "words only"}, {"decay": "as set"}),
-        *({"noise_offset": 0.0}, {"stop": 0.0}, {"start": "a draw per layer"}),
-        *({"down_start": "normal"}, {"captions": ["<boat1>"]}, {"masks": masks()}),
-        *({"crops": "random square"}, {"density": 0.002}, {"dropout": 0.2}),
+        {"class_word": "ship"},
+        {"word_rate": 0.02},
+        {"text_rate": 0.02},
+        {"seed": 6},
+        {"templates": "person"},
+        {"learnt": "words only"},
+        {"decay": "as set"},
+        {"noise_offset": 0.0},
+        {"stop": 0.0},
+        {"start": "a draw per layer"},
+        {"down_start": "normal"},
+        {"captions": ["<boat1>"]},
+        {"masks": masks()},
+        {"crops": "random square"},
+        {"density": 0.002},
+        {"dropout": 0.2},
     ):
         assert identity("sd15", **changes) != plain, changes
     assert identity("sd15", node_id="7", run_name="other") == plain
@@ -244,9 +263,11 @@ def test_a_base_with_umt5_learns_one_row_per_word_and_no_text_encoder_layer():
 @pytest.mark.parametrize(
     "changes",
     [
-        *({"crops": "random square"}, {"crops": "placed at random"}),
+        {"crops": "random square"},
+        {"crops": "placed at random"},
         {"crops": "placed at random", "settings": TrainingSettings(flip="random", batch_size=2)},
-        *({"density_weight": 1.0}, {"text_dropout": 0.9}),
+        {"density_weight": 1.0},
+        {"text_dropout": 0.9},
     ],
 )
 def test_the_released_variants_learn_something_else_and_the_same_again(

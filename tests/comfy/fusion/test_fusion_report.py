@@ -79,9 +79,14 @@ def test_the_table_has_a_line_for_each_layer(report):
     heads, *cells = rows
     assert {len(row) for row in rows} == {16}
     assert heads[8:] == [
-        *("objective", "loss", "norm of sks", "norm of boat"),
-        *("lost of sks", "lost of boat"),
-        *("lost of sks by averaging", "lost of boat by averaging"),
+        "objective",
+        "loss",
+        "norm of sks",
+        "norm of boat",
+        "lost of sks",
+        "lost of boat",
+        "lost of sks by averaging",
+        "lost of boat by averaging",
     ]
     assert [row[0] for row in cells] == ["layer_0", "layer_1", "layer_2"]
     assert cells[0][8:] == ["", "", "1", "0.8", "0.0100", "", "0.4000", ""]

@@ -333,9 +333,20 @@ def test_a_stored_run_with_a_spoilt_description_is_refused_by_its_folder(trained
 
 
 ON_THE_SERVER = (
-    *("truncated", "header_length", "header_bytes", "another_encoding", "another_format"),
-    *("name_twice", "shape", "dtype", "overlapping", "not_finite", "foreign_key"),
-    *("foreign_layer", "metadata", "metadata_texts"),
+    "truncated",
+    "header_length",
+    "header_bytes",
+    "another_encoding",
+    "another_format",
+    "name_twice",
+    "shape",
+    "dtype",
+    "overlapping",
+    "not_finite",
+    "foreign_key",
+    "foreign_layer",
+    "metadata",
+    "metadata_texts",
 )
 
 

@@ -195,7 +195,7 @@ def test_encoded_captions_cannot_train_it():
     latents = [{"samples": torch.zeros(1, 4, 4, 4)}]
     with pytest.raises(ValueError, match="got conditioning that is encoded already"):
         plain_inputs.queue(
-            *("sd15",),
+            "sd15",
             **{"images": [], "captions": [], "latents": latents},
             conditioning=[[[torch.zeros(1, 4, 768), {}]]],
             settings=RATE,
