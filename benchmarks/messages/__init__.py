@@ -4,4 +4,4 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[2] / "tests"
-sys.path += [str(TESTS / "comfy"), str(TESTS / "oracles")]
+sys.path += [str(TESTS / folder) for folder in ("support", "oracles")]

@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import apply_concept_refusals
+import concept_files_case
+import concept_imports_case
 import folder_paths
 import pytest
-import test_apply_concept
-import test_concept_bad_input
-import test_concept_files
-import test_concept_imports
+import train_concept_refusals
+from apply_concept_refusals import three
 from concept_case import NAME
+from concept_files_case import load, many_words, save
+from concept_imports_case import Program, load_damaged, with_embedding, write_authors
 from concept_inputs import concept_for
+from concept_prompt_case import BAD, concept, encoded
 from pack.nodes.concepts.nodes_use import EncodeConceptPrompt
-from test_apply_concept import three
-from test_concept_files import load, many_words, save
-from test_concept_imports import Program, load_damaged, with_embedding, write_authors
-from test_concept_prompt import BAD, concept, encoded
 from tiny import tiny, tiny_clip
 from training_concepts import queue
 
@@ -26,7 +26,7 @@ from .page import Page, called
 
 
 @contextmanager
-def _own_folders(page: Page, name: str) -> Iterator[tuple[Path, Path]]:
+def own_folders(page: Page, name: str) -> Iterator[tuple[Path, Path]]:
     """Let ComfyUI have folders of LoRAs and of embeddings that are empty, and give them."""
     known = folder_paths.folder_names_and_paths
     folders = page.folder(f"{name}/loras"), page.folder(f"{name}/embeddings")
@@ -39,14 +39,14 @@ def _own_folders(page: Page, name: str) -> Iterator[tuple[Path, Path]]:
 def _trained(page: Page) -> None:
     folder_paths.output_directory = str(page.folder("concepts"))
     page.section("Train Concept")
-    for case, (changes, _) in test_concept_bad_input.REFUSED.items():
+    for case, (changes, _) in train_concept_refusals.REFUSED.items():
         inputs = {name: called(value) for name, value in changes.items()}
         page.refused(case, lambda inputs=inputs: queue("sd15", **inputs))
-    for case, (family, changes, _) in test_concept_bad_input.UNFIT.items():
+    for case, (family, changes, _) in train_concept_refusals.UNFIT.items():
         page.refused(case, lambda family=family, changes=changes: queue(family, **changes()))
     page.section("Train Concept: what is taken, and what is said of it")
     lines = (
-        queue("sd15", captions=test_concept_bad_input.UNNAMED, steps=1).ui["text"][0].split("\n")
+        queue("sd15", captions=train_concept_refusals.UNNAMED, steps=1).ui["text"][0].split("\n")
     )
     said = [line for line in lines if "put in front" in line]
     page.answered("a caption without the name", "; ".join(said), len(said) == 1)
@@ -64,33 +64,33 @@ def _encoded(page: Page) -> None:
     page.refused("no CLIP", lambda: EncodeConceptPrompt.execute(None, {"a": (concept(),)}, "a"))
     page.section("Apply Concept, and a sampler behind it")
     concepts = three()
-    for case, (action, _) in test_apply_concept.REFUSED.items():
+    for case, (action, _) in apply_concept_refusals.REFUSED.items():
         page.refused(case, lambda action=action: action(concepts))
 
 
 def _concept_files(page: Page) -> None:
     page.section("Save Concept and Load Concept")
-    with _own_folders(page, "concept files"):
-        for case, (action, _) in test_concept_files.REFUSED.items():
+    with own_folders(page, "concept files"):
+        for case, (action, _) in concept_files_case.REFUSED.items():
             page.refused(case, action)
         wide = many_words()
-        for name in test_concept_files.FILENAMES:
+        for name in concept_files_case.FILENAMES:
             page.refused(f"filename `{name}`", lambda name=name: save(wide, name, embedding=True))
 
 
 def _imported(page: Page) -> None:
     page.section("Load Concept: files of the released code, and a LoRA with its embedding")
     proof = page.place / "a program ran"
-    with _own_folders(page, "imports") as (loras, embeddings):
-        for case, write in test_concept_imports.PROGRAMS.items():
+    with own_folders(page, "imports") as (loras, embeddings):
+        for case, write in concept_imports_case.PROGRAMS.items():
             write(loras / "evil.pth", proof)
             page.refused(f"a .pth with a program, {case}", lambda: load("evil.pth"))
-        for case, (changes, _) in test_concept_imports.WRONG_PTH.items():
+        for case, (changes, _) in concept_imports_case.WRONG_PTH.items():
             write_authors(loras / "odd.pth", concept_for(tiny(NAME)), **changes)
             page.refused(f"a .pth, {case}", lambda: load("odd.pth", name="odd"))
-        for case, spoil in test_concept_imports.DAMAGED.items():
+        for case, spoil in concept_imports_case.DAMAGED.items():
             page.refused(case, lambda spoil=spoil: load_damaged(loras, spoil))
-        for case, (embedding, _) in test_concept_imports.UNFIT.items():
+        for case, (embedding, _) in concept_imports_case.UNFIT.items():
             page.refused(case, lambda embedding=embedding: with_embedding(embeddings, *embedding))
         page.refused(
             "an embedding with a program",

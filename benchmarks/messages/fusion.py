@@ -8,11 +8,11 @@ import re
 from collections.abc import Callable, Sequence
 
 import pytest
+from concept_for_fusion_refusals import FUSED, OFFERED, fused_twice, offered, uncalled
+from full_disk import leave_no_space
 from fusion_inputs import output_folder, queue_fusion, two_concepts
+from fusion_refusals import DRAWN, NOTED, UNREAD, attempt
 from pack.training.runs import fusion_store
-from test_concept_for_fusion import FUSED, OFFERED, fused_twice, offered, uncalled
-from test_fusion_bad_input import DRAWN, NOTED, UNREAD, attempt
-from test_fusion_store import leave_no_space
 
 from .page import Page
 

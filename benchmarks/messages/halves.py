@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import folder_paths
+import half_refusals
+import half_sheet_case
 import safetensors.torch
-import test_half_bad_input
-import test_half_sheet
 from half_inputs import b4m, half, make, tuning
+from half_refusals import content, style
+from half_sheet_case import shown, two_by_two
+from lora_files_case import unet_lora
 from pack.nodes.break_for_make.nodes_files import LoadHalf, SaveHalf
 from pack.training import TrainingSettings
 from pack.training.files.half import AS_SAID
-from test_half_bad_input import content, style
-from test_half_sheet import shown, two_by_two
-from test_lora_files import unet_lora
 from tiny import tiny
 
 from .page import Page, called
@@ -23,11 +23,11 @@ from .page import Page, called
 def _halves(page: Page) -> None:
     folder_paths.output_directory = str(page.folder("halves"))
     for title, train, cases in (
-        ("Train Half", half, test_half_bad_input.SPOILT_HALVES),
+        ("Train Half", half, half_refusals.SPOILT_HALVES),
         (
             "Train Content and Style (B4M): said before anything is trained",
             b4m,
-            test_half_bad_input.SPOILT_ALL,
+            half_refusals.SPOILT_ALL,
         ),
     ):
         page.section(title)
@@ -45,15 +45,15 @@ def _halves(page: Page) -> None:
 
 def _made(page: Page) -> None:
     page.section("Make LoRA of Halves")
-    for case, (ours, other, _) in test_half_bad_input.UNFIT.items():
+    for case, (ours, other, _) in half_refusals.UNFIT.items():
         halves = [ours()], [other()]
         page.refused(case, lambda halves=halves: make(*halves))
     halves = [content()], [style()]
-    for case, (changes, _) in test_half_bad_input.SPOILT_MAKES.items():
+    for case, (changes, _) in half_refusals.SPOILT_MAKES.items():
         page.refused(case, lambda changes=changes: make(*halves, **changes()))
     page.refused("two contents, with steps", lambda: make(halves[0] * 2, halves[1], **tuning()))
     page.section("Half Sheet")
-    for case, (changes, _) in test_half_sheet.REFUSED.items():
+    for case, (changes, _) in half_sheet_case.REFUSED.items():
         inputs = {name: called(value) for name, value in changes.items()}
         page.refused(case, lambda inputs=inputs: shown(**{**two_by_two("sd3"), **inputs}))
 

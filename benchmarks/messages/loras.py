@@ -9,10 +9,10 @@ from typing import Any
 import folder_paths
 import mutations
 import torch
+from bad_loras import ARCHITECTURE, KINDS, adapter, bad_files, lora_for
 from mutations import mutants
 from pack.nodes.guidance.nodes import ApplyStyleGuidance, StylePrompts
 from pack.nodes.lora.nodes import ApplyLora, LoadLora, SaveLora
-from test_bad_lora_files import ARCHITECTURE, KINDS, adapter, bad_files, lora_for
 from tiny import tiny, tiny_clip, tiny_cond
 
 from .page import Page

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import folder_paths
-import test_pair_bad_input
+import pair_refusals
 from pack.training.files.checkpoint import load_checkpoint
 from pack.training.runs.lock import run_lock
 from pair_inputs import queue
-from test_pair_bad_input import SMALL, photograph
-from test_training_images import BAD_PICTURES, load, painted
+from pair_refusals import SMALL, photograph
+from training_images_case import BAD_PICTURES
+from training_pictures import load, painted
 
 from .page import Page, answer, called
 
@@ -18,7 +19,7 @@ from .page import Page, answer, called
 def _pictures(page: Page) -> None:
     folder_paths.output_directory = str(page.folder("pictures"))
     page.section("Train a Style Pair: pictures, prompts, settings")
-    for case, (changes, _) in test_pair_bad_input.REFUSED.items():
+    for case, (changes, _) in pair_refusals.REFUSED.items():
         inputs = {name: called(value) for name, value in changes.items()}
         if case == "drive in the name":
             inputs["run_name"] = "D:style"  # no path of a machine on the page

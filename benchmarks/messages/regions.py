@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from gated_loras import relative
 from pack.nodes.regions.nodes_layout import Regions
+from region_refusals import MISTAKES, ODD, WRONG_MASKS, WRONG_PICTURES, from_colours
 from regional_case import EXACT, LEFT, regional
-from test_gates import relative
-from test_regional_bad_input import (
+from regional_control_case import STRENGTHS, covered, on_a_wide_mask, twice, weighted
+from regional_refusals import (
     DRAWN,
     MODELS,
     PROMPTS,
@@ -18,8 +20,6 @@ from test_regional_bad_input import (
     on_left,
     take_no_masks,
 )
-from test_regional_control import STRENGTHS, covered, on_a_wide_mask, twice, weighted
-from test_regions import MISTAKES, ODD, WRONG_MASKS, WRONG_PICTURES, from_colours
 from tiny import tiny, tiny_controlnet
 
 from .page import Page

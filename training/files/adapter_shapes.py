@@ -22,10 +22,7 @@ Parts = Mapping[str, Tensor]
 """A layer's tensors by part, as ``keys.parse_key`` names them."""
 
 _LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
-_LOKR = (
-    *("lokr_w1", "lokr_w1_a", "lokr_w1_b"),
-    *("lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
-)
+_LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
 _GLORA = ("a1.weight", "a2.weight", "b1.weight", "b2.weight")
 _PLAIN = ("diff", "set_weight", "w_norm")
 _KINDS: dict[str, tuple[str, ...]] = {
