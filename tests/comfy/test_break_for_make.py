@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from half_inputs import b4m, half, make, tuning
-from pack.lora_ops.halves import joined
+from pack.lora_ops.halves import join_layer
 from pack.nodes.trainer.target_layers import training_sites
 from pack.training import TrainingSettings
 from pack.training.files.half import half_facts, half_layers
@@ -130,7 +130,7 @@ def test_strengths_scale_the_owned_parts_and_train_nothing_anew(output):
     (lora,), _ = weak.result
     layers = half_layers(whole)
     for layer, factors in half_layers(lora).items():
-        expected = joined(layers[layer], layers[layer], "down", 0.5, 2.0)
+        expected = join_layer(layers[layer], layers[layer], "down", 0.5, 2.0)
         assert torch.equal(factors.down, expected.down)
         assert torch.equal(factors.up, expected.up)
 
