@@ -1,4 +1,4 @@
-"""LoRA-RITE over the layers of a training."""
+"""The LoRA-RITE optimizer."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .factor_pairs import LearntPair
 
 
 class LoraRite(FactorOptimizer):
-    """Step adaptively and the same for all factors of one product, whatever their shape.
+    """Adaptive optimizer whose change of the product is the same for all of its factorisations.
 
     Args:
         pairs: The layers.
-        lr: Learning rate, one for both factors.
-        weight_decay: Decoupled.
-        betas: Decay of both moments.
-        tiny: Added to the root of the second moment.
-        max_norm: Longer gradients are shortened to it, in the metric; 0 leaves them.
-        warn: As in ``FactorOptimizer``.
+        lr: Learning rate of both factors.
+        weight_decay: Decoupled weight decay.
+        betas: Decay rates of both moments.
+        tiny: Number added to the root of the second moment.
+        max_norm: Maximum norm of the gradient in the metric, to which it is clipped; 0 is off.
+        warn: Function that receives warnings, each once and as a sentence.
 
     Reference: Yen et al. 2024, arXiv:2410.20625.
     """
@@ -68,7 +68,7 @@ class LoraRite(FactorOptimizer):
             move_part(side.part, side.restored(step), group)
 
     def kept_bytes(self) -> int:
-        """Return what it keeps: bases are as large as the whole other factors."""
+        """Return the bytes of the state, in which bases have the size of the other factors."""
         numbers = 0
         for pair in self.pairs:
             factors = pair.factors()

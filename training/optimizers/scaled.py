@@ -1,4 +1,4 @@
-"""Scaled SGD and scaled AdamW: steps along the Riemannian gradients of a layer's two factors."""
+"""Scaled SGD and scaled AdamW, which step along the Riemannian gradients of a layer's factors."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from .factor_pairs import LearntPair
 
 
 class ScaledSGD(FactorOptimizer):
-    """Step each factor along its Riemannian gradient.
+    """Gradient descent along the Riemannian gradient of each factor.
 
-    With no damping the change of ``up @ down`` is the same for all factors of one product.
+    Without damping the change of ``up @ down`` is the same for all factors of one product.
 
     Args:
         pairs: The layers.
-        lr: Learning rate, one for both factors.
-        weight_decay: Decoupled.
-        damping: Of the Grams.
-        max_norm: Longer gradients are shortened to it, in the metric; 0 leaves them.
-        warn: As in ``FactorOptimizer``.
+        lr: Learning rate of both factors.
+        weight_decay: Decoupled weight decay.
+        damping: Damping of the Gram matrices.
+        max_norm: Maximum norm of the gradient in the metric, to which it is clipped; 0 is off.
+        warn: Function that receives warnings, each once and as a sentence.
 
     Reference: Zhang & Pilanci 2024, arXiv:2402.02347, scaled GD.
     """
@@ -70,25 +70,26 @@ class ScaledSGD(FactorOptimizer):
 class ScaledAdamW(ScaledSGD):
     """AdamW on Riemannian gradients.
 
-    As the factors grow, Riemannian gradients shrink by orders of magnitude, and a long memory of
+    As the factors grow, Riemannian gradients shrink by orders of magnitude, and a slow decay of
     their squares stalls learning from a zero start. On a noisy matrix fit at lr 0.01, a second
-    decay of 0.999 left an error of 0.36, 0.99 of 0.23, 0.95 of 0.002, AdamW of 0.025: hence
-    ``betas``. Where the other factor is frozen whole, its Gram never changes, and ``still_betas``
-    are AdamW's own: with orthonormal rows, as Pair Customization's, it then is AdamW.
+    decay rate of 0.999 left an error of 0.36, 0.99 of 0.23, 0.95 of 0.002, and AdamW of 0.025,
+    which explains the default of ``betas``. If the other factor is completely frozen, its Gram
+    matrix never changes, and ``still_betas`` are those of AdamW: with orthonormal rows, as in Pair
+    Customization, the optimizer then equals AdamW.
 
-    Not the same for all factors of one product: Adam moves every entry by about ``lr``. Only the
-    order and the signs of the rank axis don't matter.
+    The change of the product depends on its factors, because Adam moves every entry by about
+    ``lr``. It is independent only of the order and the signs along the rank axis.
 
     Args:
         pairs: The layers.
-        lr: Learning rate, one for both factors.
-        weight_decay: Decoupled.
-        damping: Of the Grams.
-        betas: Decay of both moments where the other factor is learnt.
-        still_betas: Decay of both where it isn't.
-        tiny: Added to the root of the second moment.
-        max_norm: Longer gradients are shortened to it, in the metric; 0 leaves them.
-        warn: As in ``FactorOptimizer``.
+        lr: Learning rate of both factors.
+        weight_decay: Decoupled weight decay.
+        damping: Damping of the Gram matrices.
+        betas: Decay rates of both moments if the other factor is learnt.
+        still_betas: Decay rates of both moments if the other factor is frozen.
+        tiny: Number added to the root of the second moment.
+        max_norm: Maximum norm of the gradient in the metric, to which it is clipped; 0 is off.
+        warn: Function that receives warnings, each once and as a sentence.
 
     Reference: Zhang & Pilanci 2024, arXiv:2402.02347, scaled AdamW.
     """

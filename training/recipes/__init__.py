@@ -1,4 +1,4 @@
-"""Recipes: which rows a step learns from. One file per method, one line per method here."""
+"""Recipes, which choose the rows of every training step: one file for each training method."""
 
 from .break_for_make import Half, Make
 from .concept import EdLora
@@ -8,6 +8,7 @@ from .single import Single
 
 __all__ = ["RECIPES", "EdLora", "Half", "LearnsWords", "Make", "Pair", "Recipe", "Row", "Single"]
 
+# All training methods by name; the contract tests run over this table.
 RECIPES: dict[str, type[Recipe]] = {
     "single": Single,
     "pair": Pair,
@@ -15,4 +16,3 @@ RECIPES: dict[str, type[Recipe]] = {
     "make": Make,
     "concept": EdLora,
 }
-"""Every training method by name; the contract tests run over this table."""
