@@ -74,7 +74,7 @@ def _pixel(x: Picture, cover: Picture, random: Random) -> Picture:
     return _array(small.resize((width, height), Image.Resampling.NEAREST))
 
 
-def _pencil(x: Picture, cover: Picture, random: Random) -> Picture:
+def _sketch(x: Picture, cover: Picture, random: Random) -> Picture:
     grey = _grey(x)
     height, width = grey.shape
     rows, columns = np.mgrid[:height, :width]
@@ -203,7 +203,7 @@ LOOKS: dict[str, Callable[[Picture, Picture, Random], Picture]] = {
     "comic": _comic,
     "watercolor": _watercolor,
     "pixel": _pixel,
-    "pencil": _pencil,
+    "sketch": _sketch,
     "chalk": _chalk,
     "halftone": _halftone,
     "sepia": _sepia,

@@ -23,7 +23,7 @@ LEARNT_SETS = ("plain", "soft", "simple", "crisp")
 HELD_OUT_SETS = ("glossy", "ink")
 
 LEARNT_LOOKS = (
-    *("comic", "watercolor", "pixel", "pencil", "chalk"),
+    *("comic", "watercolor", "pixel", "sketch", "chalk"),
     *("halftone", "sepia", "oil", "stitched", "poster"),
 )
 # One of each kind: what it changes most.
