@@ -78,7 +78,7 @@ def _sketch(x: Picture, cover: Picture, random: Random) -> Picture:
     grey = _grey(x)
     height, width = grey.shape
     rows, columns = np.mgrid[:height, :width]
-    hatch = ((rows + columns) % 5 < 2) * np.clip(0.75 - grey, 0, 1) * 0.75
+    hatch = ((rows + columns) % 4 < 2) * np.clip(0.75 - grey, 0, 1) * 0.75
     lines = np.clip(_edges(x) * 1.1, 0, 1) * 0.8
     tone = 0.95 - 0.25 * (1 - grey) - hatch - lines
     tone = tone + 0.03 * _noise(random, grey.shape, 4)
@@ -96,12 +96,12 @@ def _chalk(x: Picture, cover: Picture, random: Random) -> Picture:
 
 
 def _halftone(x: Picture, cover: Picture, random: Random) -> Picture:
-    cell = 6
+    cell = 8  # the VAE's, so that a latent always holds the same part of the pattern
     height, width = x.shape[:2]
     tone = _image(x).resize((width // cell, height // cell), Image.Resampling.BOX)
     tone = _array(tone.resize((width, height), Image.Resampling.BICUBIC))
     rows, columns = np.mgrid[:height, :width]
-    distance = np.hypot(rows % cell - 2.5, columns % cell - 2.5)
+    distance = np.hypot(rows % cell - 3.5, columns % cell - 3.5)
     darkness = 1 - tone.min(2) * 0.85
     radius = np.sqrt(np.clip(darkness, 0.1, 1)) * cell * 0.6
     inside = np.clip(radius - distance + 0.5, 0, 1)[..., None]
@@ -124,14 +124,14 @@ def _oil(x: Picture, cover: Picture, random: Random) -> Picture:
 
 
 def _stitched(x: Picture, cover: Picture, random: Random) -> Picture:
-    cell = 6
+    cell = 8
     height, width = x.shape[:2]
     rows, columns = np.mgrid[:height, :width]
     u, v = rows % cell, columns % cell
     turned = (rows // cell + columns // cell) % 2 == 1
-    thread = np.where(turned, u, v) % 3
-    shade = np.array([-0.16, 0.02, 0.14], np.float32)[thread][..., None]
-    seam = ((u == 0) | (v == 0))[..., None] * 0.12
+    thread = np.where(turned, u, v) // 2 % 2
+    shade = np.array([-0.14, 0.12], np.float32)[thread][..., None]
+    seam = ((u == 0) | (v == 0))[..., None] * 0.14
     return np.clip(x + shade - seam, 0, 1)
 
 
@@ -221,7 +221,7 @@ def repainted(pixels: np.ndarray, cover: np.ndarray, look: str, random: Random) 
     """Return a scene in a procedural look.
 
     Args:
-        pixels: the plain scene, uint8 (height, width, 3); both sides divisible by 6.
+        pixels: the plain scene, uint8 (height, width, 3); both sides divisible by 8.
         cover: how much of each pixel the things cover, float (height, width) in 0..1.
         look: one of ``LOOKS``.
         random: the source of the look's grain.

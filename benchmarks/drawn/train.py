@@ -1,8 +1,8 @@
 """Train the drawn world's models: ``python benchmarks/drawn/train.py STAGE``.
 
-Stages in order: record, vae16, reader, judge, text, rows_b, base_b. Each keeps its result in the
+Stages in order: record, vae16, reader, text, judge, rows_b, base_b. Each keeps its result in the
 user's cache, in a folder named after the world's hash; the same command goes on where the last one
-stopped. SIGTERM stops a training softly.
+stopped. ``chain`` does all of them that are left. SIGTERM stops a training softly.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +37,14 @@ JUDGED = 16000
 DECODED = 8000  # how many of the judge's pictures it also sees after the VAE
 TEXT_SCENES = 4000
 SHARDS = {"square": 12, "wide": 6}
-STEPS = {"vae16": 2600, "vae4": 2600, "reader": 2000, "judge": 1500, "text": 900, "base_b": 12000}
+STEPS = {"vae16": 3600, "vae4": 3000, "reader": 2000, "judge": 2000, "text": 900, "base_b": 12000}
+CHAIN = ("vae16", "reader", "text", "judge", "rows_b", "base_b")
 
 
 def main() -> int:
     """Run one stage and return an exit code: 3 where it was stopped before its end."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("record", *STEPS, "rows_b"))
+    parser.add_argument("stage", choices=("record", "chain", *STEPS, "rows_b"))
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, help="in all, earlier calls included")
@@ -72,14 +74,21 @@ class Training:
 
     def run(self) -> bool:
         """Run the stage that the options name; return whether it finished."""
-        stage = self.options.stage
+        if self.options.stage == "chain":
+            return all(self._run(stage) for stage in CHAIN)
+        return self._run(self.options.stage)
+
+    def _run(self, stage: str) -> bool:
+        """Run one stage, unless its result is there; return whether it finished."""
         if stage == "rows_b":
             return self._rows_b()
+        if (self.folder / f"{stage}.pt").is_file():
+            return True
         made = getattr(self, f"_{stage}")
         return made(self.options.steps or STEPS[stage]).run(until=self.options.until)
 
-    def _stored(self, name: str, make) -> np.ndarray:
-        """Return an array that is made once and kept in the folder."""
+    def _stored(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return an array that is made by ``make`` once and kept in the folder."""
         path = self.folder / f"{name}.npy"
         if not path.is_file():
             temporary = path.with_suffix(f".{os.getpid()}.part.npy")

@@ -169,8 +169,9 @@ class VAEStage(Stage):
 
     def _crops(self, generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(self.pictures), (self.batch,), generator=generator)
-        room = self.pictures.shape[1] - self.CROP + 1
-        places = torch.randint(room, (self.batch, 2), generator=generator).tolist()
+        # Whole latents apart: patterns then meet the latent grid as in whole pictures.
+        room = (self.pictures.shape[1] - self.CROP) // 8 + 1
+        places = (8 * torch.randint(room, (self.batch, 2), generator=generator)).tolist()
         crops = [
             self.pictures[number, y : y + self.CROP, x : x + self.CROP]
             for number, (y, x) in zip(chosen.tolist(), places, strict=True)

@@ -64,5 +64,5 @@ def test_a_registry_that_does_not_answer_is_said_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packages, "npm_command", lambda: npm_that(tmp_path, "exit 1"))
-    with pytest.raises(RuntimeError, match="npm must fetch .* run the same command again"):
+    with pytest.raises(RuntimeError, match=r"npm must fetch .* run the same command again"):
         fetch(package_of(b"x"), tmp_path / "cache")
