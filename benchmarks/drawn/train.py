@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != HERE]
 sys.path.insert(0, str(HERE.parent))
 
+from drawn.ceilings import means, measure  # noqa: E402
 from drawn.fingerprint import require_recorded_world, write_record  # noqa: E402
 from drawn.flow_training import FlowPlan, FlowStage  # noqa: E402
 from drawn.judge import Judge, JudgeStage, judged_example  # noqa: E402
@@ -38,13 +39,13 @@ DECODED = 8000  # how many of the judge's pictures it also sees after the VAE
 TEXT_SCENES = 4000
 SHARDS = {"square": 12, "wide": 6}
 STEPS = {"vae16": 3600, "vae4": 3000, "reader": 2000, "judge": 2000, "text": 900, "base_b": 12000}
-CHAIN = ("vae16", "reader", "text", "judge", "rows_b", "base_b")
+CHAIN = ("vae16", "reader", "text", "judge", "ceilings", "rows_b", "base_b")
 
 
 def main() -> int:
     """Run one stage and return an exit code: 3 where it was stopped before its end."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("record", "chain", *STEPS, "rows_b"))
+    parser.add_argument("stage", choices=("record", "chain", *STEPS, "rows_b", "ceilings"))
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, help="in all, earlier calls included")
@@ -82,6 +83,8 @@ class Training:
         """Run one stage, unless its result is there; return whether it finished."""
         if stage == "rows_b":
             return self._rows_b()
+        if stage == "ceilings":
+            return self._ceilings()
         if (self.folder / f"{stage}.pt").is_file():
             return True
         made = getattr(self, f"_{stage}")
@@ -166,6 +169,15 @@ class Training:
         ]
         tokenizer = Tokenizer(Path(os.environ["COMFYUI_PATH"]))
         return TextStage(self.folder, self.world, tokenizer, scenes, torch.cat(seen), steps=steps)
+
+    def _ceilings(self) -> bool:
+        path = self.folder / "ceilings.json"
+        if not path.is_file():
+            vae = load_vae(self.folder / "vae16.pt", self.options.device)
+            measured = measure(Judge(self.folder / "judge.pt"), vae, path)
+            for name, share in means(measured).items():
+                logging.info("ceiling of %s: %.3f", name, share)
+        return True
 
     def _encoder(self) -> tuple[TextEncoder, Tokenizer]:
         trained = torch.load(self.folder / "text.pt", weights_only=True)
