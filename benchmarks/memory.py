@@ -147,9 +147,9 @@ def measure(case: Case, device: str) -> dict:
 
         comfy.cli_args.args.cpu = device == "cpu"
         import torch
-        from pack.nodes.bridge.denoiser import open_denoiser
-        from pack.nodes.bridge.rehearsal import rehearse
-        from pack.nodes.bridge.sites import training_sites
+        from pack.nodes.trainer.denoiser import open_denoiser
+        from pack.nodes.trainer.rehearsal import rehearse
+        from pack.nodes.trainer.target_layers import training_sites
         from pack.training import TrainingConfig, TrainingSettings, train
         from pack.training.recipes import Single
 
@@ -219,7 +219,7 @@ def _base(case: Case):
 def _examples(model, case: Case) -> list:
     """Random pictures and captions of the widths that the base takes."""
     import torch
-    from pack.nodes.bridge.conditioning import training_cond
+    from pack.nodes.text.training_cond import training_cond
     from pack.training import Example
 
     width = model.model.model_config.unet_config["context_dim"]

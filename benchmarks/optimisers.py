@@ -34,7 +34,9 @@ MATRIX_STEPS = 400
 DECIDING = (
     "lora_ops/preconditioner.py",
     "lora_ops/lora_rite.py",
-    "training/preconditioned.py",
+    "training/optimizers/factor_optimizer.py",
+    "training/optimizers/lora_rite.py",
+    "training/optimizers/scaled.py",
     "benchmarks/optimisers_study/problems.py",
     "benchmarks/optimisers_study/matrix.py",
 )
@@ -100,7 +102,7 @@ class Study:
         from optimisers_study.cost import measure
         from optimisers_study.problems import PROBLEMS, Workshop
         from optimisers_study.wide import SIDE, measured
-        from pack.nodes.bridge.denoiser import open_denoiser
+        from pack.nodes.trainer.denoiser import open_denoiser
 
         every, threads = self.options.every, self.options.threads
         lengths = dict.fromkeys(PROBLEMS, self.options.steps) | {"make": self.options.make_steps}

@@ -223,7 +223,7 @@ class Study:
 
     def _lora(self, arm: str, style: str, pairs: int, rate: float, seed: int):
         """The trained LoRA, from the cache where it was trained before."""
-        from pack.training.lora_file import read_lora
+        from pack.training.files.lora_file import read_lora
         from pair_study.base import Training
         from safetensors.torch import save_file
 

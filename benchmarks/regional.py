@@ -188,7 +188,7 @@ def _source(part: str) -> str:
     pack = BENCHMARKS.parent
     files = [
         *(BENCHMARKS / "regional_study" / f"{name}.py" for name in {"layouts", part}),
-        *(pack / "nodes" / "bridge").glob("region*.py"),
+        *(pack / "nodes" / "regions").rglob("*.py"),
         *(pack / "lora_ops" / name for name in ("regions.py", "mixing.py")),
     ]
     read = hashlib.sha256()

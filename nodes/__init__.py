@@ -1,40 +1,40 @@
-"""The pack's nodes; each module lists its own in NODES."""
+"""The pack's nodes; each folder's node modules list their own in NODES."""
 
 from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import (
-    b4m,
-    break_for_make,
-    concepts,
-    data,
-    files,
-    fusion,
-    guide,
-    halves,
-    regional,
-    regions,
-    settings,
-    train,
-    train_concept,
-)
-from .bridge.live_routes import register_routes
+from .break_for_make import nodes_all_stages, nodes_files, nodes_sheet
+from .break_for_make import nodes_train as nodes_train_half
+from .concepts import nodes_train as nodes_train_concept
+from .concepts import nodes_use as nodes_use_concept
+from .fusion import nodes as fusion_nodes
+from .guidance import nodes as guidance_nodes
+from .lora import nodes as lora_nodes
+from .pair import nodes as pair_nodes
+from .pictures import nodes as pictures_nodes
+from .plain import nodes as plain_nodes
+from .regions import nodes_apply as nodes_apply_regions
+from .regions import nodes_layout as nodes_region_layout
+from .trainer import nodes as trainer_nodes
+from .trainer.panel_routes import register_routes
 
 NODES: list[type[io.ComfyNode]] = [
-    *data.NODES,
-    *train.NODES,
-    *break_for_make.NODES,
-    *b4m.NODES,
-    *train_concept.NODES,
-    *settings.NODES,
-    *guide.NODES,
-    *files.NODES,
-    *halves.NODES,
-    *concepts.NODES,
-    *fusion.NODES,
-    *regions.NODES,
-    *regional.NODES,
+    *pictures_nodes.NODES,
+    *pair_nodes.NODES,
+    *plain_nodes.NODES,
+    *nodes_train_half.NODES,
+    *nodes_all_stages.NODES,
+    *nodes_train_concept.NODES,
+    *trainer_nodes.NODES,
+    *guidance_nodes.NODES,
+    *lora_nodes.NODES,
+    *nodes_files.NODES,
+    *nodes_sheet.NODES,
+    *nodes_use_concept.NODES,
+    *fusion_nodes.NODES,
+    *nodes_region_layout.NODES,
+    *nodes_apply_regions.NODES,
 ]
 
 

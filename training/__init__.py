@@ -1,16 +1,16 @@
 """When things are learnt: torch and lora_ops only."""
 
-from .checkpoint import Checkpoint
 from .config import TrainingConfig
 from .denoiser import Denoiser, Example
 from .families import FAMILIES, Family
+from .files.checkpoint import Checkpoint
+from .files.lora_state import LoraState, lora_state, metadata_of
 from .gates import Gate, GatedAdapters, Site
 from .loop import train
 from .progress import Callback, Event
 from .recipes import Recipe, Row
 from .session import Session, Trained
 from .settings import TrainingSettings
-from .state import LoraState, lora_state, metadata_of
 
 __all__ = [
     "FAMILIES",

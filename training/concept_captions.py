@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .concept import name_key
+from .files.concept import name_key
 from .randomness import generator_for
 
 OBJECT = (

@@ -1,4 +1,4 @@
-"""What the training loop needs of a base model; `nodes/bridge/denoiser.py` fulfils it."""
+"""What the training loop needs of a base model; `nodes/trainer/denoiser.py` fulfils it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Example:
 
     Args:
         latent: ``(channel, ...)`` without a batch axis, as the model takes it, fp32 on the CPU.
-        cond: The caption's conditioning in the bridge's own form; the loop only passes it on. A
+        cond: The caption's conditioning in the denoiser's own form; the loop only passes it on. A
             callable is called anew each step with the learnt embeddings by name and returns it.
         mask: What each cell of the latent counts, ``(1, ...)`` of the latent's size in 0..1; all
             alike without one.

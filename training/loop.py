@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import Checkpoint
 from .config import TrainingConfig
 from .denoiser import Denoiser
+from .files.checkpoint import Checkpoint
 from .gates import GatedAdapters, Site
 from .noise_levels import min_snr_weights, share_at
 from .objective import output_errors
-from .preconditioned import FactorOptimizer
+from .optimizers.factor_optimizer import FactorOptimizer
 from .progress import Callback, Event
 from .randomness import noise_for, uniform
 from .recipes.rows import Recipe, Row
@@ -126,7 +126,12 @@ def _backward(session: Session, pack: Sequence[Row], errors: dict[str, list[floa
     # Backward stays inside the gates: a block that is recomputed there needs its rows again.
     with session.gates.gated([row.gates for row in pack]):
         found = row_errors(
-            *(session.denoiser, session.gates, pack, session.config, session.step), session.words
+            denoiser=session.denoiser,
+            gates=session.gates,
+            rows=pack,
+            config=session.config,
+            step=session.step,
+            words=session.words,
         )
         weights = found.new_tensor([row.weight for row in pack])
         weighted = (found * weights).sum()

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from ..lora_ops import LowRank
 from .adapters import TrainedAdapter, new_adapter
-from .checkpoint import Checkpoint
 from .config import TrainingConfig
 from .denoiser import Denoiser
+from .files.checkpoint import Checkpoint
 from .gates import GatedAdapters, Site
-from .optim import make_optimizer
+from .optimizers.by_name import make_optimizer
 from .recipes.rows import LearnsWords, Recipe
 from .words import LearntWords, Words
 
@@ -72,8 +72,13 @@ class Session:
         rates = recipe.rates()
         self.adapters: dict[str, TrainedAdapter] = {
             name: new_adapter(
-                *(name, kind, sites, config.rank, config.seed, denoiser.device),
-                rates.get(name),
+                name=name,
+                parametrization=kind,
+                sites=sites,
+                rank=config.rank,
+                seed=config.seed,
+                device=denoiser.device,
+                rates=rates.get(name),
             )
             for name, kind in recipe.adapters().items()
         }

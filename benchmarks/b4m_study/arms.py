@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from pack.lora_ops.halves import Role
-from pack.nodes.bridge.half_plan import HalfRequest
-from pack.nodes.bridge.lora_patches import apply_lora
-from pack.nodes.bridge.make import make_loras
-from pack.nodes.bridge.make_plan import MakeRequest
-from pack.nodes.bridge.plain_plan import PlainRequest
-from pack.nodes.bridge.train_half import train_half
-from pack.nodes.bridge.train_plain import train_plain
+from pack.nodes.break_for_make.half_plan import HalfRequest
+from pack.nodes.break_for_make.make import make_loras
+from pack.nodes.break_for_make.make_plan import MakeRequest
+from pack.nodes.break_for_make.train_half import train_half
+from pack.nodes.lora.apply import apply_lora
+from pack.nodes.plain.plan import PlainRequest
+from pack.nodes.plain.train import train_plain
 from pack.training import LoraState, TrainingSettings
 from pair_study.base import Drawing, ToyBase
 from toyworld.examples import BOAT_SCENES, PAIR_SCENES

@@ -52,8 +52,8 @@ def measure(threads: int) -> dict[str, Any]:
 def _measure(threads: int) -> dict[str, Any]:
     import memory
     from pack.lora_ops import PartlyLearnable
-    from pack.nodes.bridge.denoiser import open_denoiser
-    from pack.nodes.bridge.sites import training_sites
+    from pack.nodes.trainer.denoiser import open_denoiser
+    from pack.nodes.trainer.target_layers import training_sites
     from pack.training import TrainingConfig
     from pack.training.recipes import Half, Make
 

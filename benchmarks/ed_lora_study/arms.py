@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from pack.nodes.bridge.apply_concept import apply_concepts
-from pack.nodes.bridge.concept_plan import LEARNT, ConceptRequest
-from pack.nodes.bridge.concept_prompt import encode_concept_prompt
-from pack.nodes.bridge.lora_patches import apply_lora
-from pack.nodes.bridge.plain_plan import PlainRequest
-from pack.nodes.bridge.train_concept import train_concept
-from pack.nodes.bridge.train_plain import train_plain
+from pack.nodes.concepts.apply import apply_concepts
+from pack.nodes.concepts.plan import LEARNT, ConceptRequest
+from pack.nodes.concepts.train import train_concept
+from pack.nodes.lora.apply import apply_lora
+from pack.nodes.plain.plan import PlainRequest
+from pack.nodes.plain.train import train_plain
+from pack.nodes.text.concept_prompt import encode_concept_prompt
 from pack.training import TrainingSettings
-from pack.training.concept import Concept
+from pack.training.files.concept import Concept
 from pair_study.base import CFG, SAMPLER, SCHEDULER, STEPS, ToyBase
 from toyworld.examples import BOAT_SCENES
 from toyworld.render import render
@@ -197,7 +197,14 @@ def draw(
     latent = base.nodes.EmptyLatentImage().generate(64, 64, many)[0]
     with torch.inference_mode():
         sampled = base.nodes.KSampler().sample(
-            *(model, seed, STEPS, CFG, SAMPLER, SCHEDULER),
-            *(encode(subject.text(scene, called)), encode(""), latent),
+            model,
+            seed,
+            STEPS,
+            CFG,
+            SAMPLER,
+            SCHEDULER,
+            encode(subject.text(scene, called)),
+            encode(""),
+            latent,
         )[0]
         return base.nodes.VAEDecode().decode(base.vae, sampled)[0].clone()

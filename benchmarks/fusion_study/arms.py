@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from ed_lora_study.arms import BUDGET as ALONE_BUDGET
 from ed_lora_study.arms import PICTURES, Subject
-from pack.nodes.bridge.apply_concept import apply_concepts
-from pack.nodes.bridge.concept_for_fusion import concept_for_fusion
-from pack.nodes.bridge.concept_plan import ConceptRequest
-from pack.nodes.bridge.concept_prompt import encode_concept_prompt
-from pack.nodes.bridge.fusion_plan import FusionRequest
-from pack.nodes.bridge.fusion_run import Fusion, fuse
-from pack.nodes.bridge.lora_patches import apply_lora
-from pack.nodes.bridge.plain_plan import PlainRequest
-from pack.nodes.bridge.train_concept import train_concept
-from pack.nodes.bridge.train_plain import train_plain
+from pack.nodes.concepts.apply import apply_concepts
+from pack.nodes.concepts.plan import ConceptRequest
+from pack.nodes.concepts.train import train_concept
+from pack.nodes.fusion.as_concept import concept_for_fusion
+from pack.nodes.fusion.plan import FusionRequest
+from pack.nodes.fusion.run import Fusion, fuse
+from pack.nodes.lora.apply import apply_lora
+from pack.nodes.plain.plan import PlainRequest
+from pack.nodes.plain.train import train_plain
+from pack.nodes.text.concept_prompt import encode_concept_prompt
 from pack.training import TrainingSettings
-from pack.training.concept import Concept
+from pack.training.files.concept import Concept
 from pair_study.base import CFG, SAMPLER, SCHEDULER, STEPS, ToyBase
 from toyworld.examples import BOAT_SCENES
 from toyworld.render import render
@@ -249,7 +249,14 @@ def draw(base: ToyBase, ready: Ready, text: str, seed: int, many: int) -> torch.
     latent = base.nodes.EmptyLatentImage().generate(SIDE, SIDE, many)[0]
     with torch.inference_mode():
         sampled = base.nodes.KSampler().sample(
-            *(ready.model, seed, STEPS, CFG, SAMPLER, SCHEDULER),
-            *(ready.prompt(text), ready.prompt(""), latent),
+            ready.model,
+            seed,
+            STEPS,
+            CFG,
+            SAMPLER,
+            SCHEDULER,
+            ready.prompt(text),
+            ready.prompt(""),
+            latent,
         )[0]
         return base.nodes.VAEDecode().decode(base.vae, sampled)[0].clone()

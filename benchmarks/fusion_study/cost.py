@@ -22,7 +22,7 @@ def measure(base: Any, concepts: Sequence[Any]) -> dict[str, Any]:
     """Seconds by stage, and the process's memory beyond what it had before, in MiB."""
     import folder_paths
     import torch
-    from pack.nodes.bridge.fusion_run import fuse
+    from pack.nodes.fusion.run import fuse
 
     from .arms import request
 

@@ -101,7 +101,7 @@ def _fusion(count: int, steps: int, side: int) -> dict[str, Any]:
     from types import SimpleNamespace
 
     import memory
-    from pack.nodes.bridge.fusion_run import fuse
+    from pack.nodes.fusion.run import fuse
 
     from .arms import request
 
@@ -141,7 +141,7 @@ def _fusion(count: int, steps: int, side: int) -> dict[str, Any]:
 @contextmanager
 def _stage_peaks(growth: Growth) -> Iterator[dict[str, int]]:
     """Note the memory's growth in each stage, which ends when its layers are solved."""
-    from pack.nodes.bridge import fusion_stages
+    from pack.nodes.fusion import stages as fusion_stages
 
     found: dict[str, int] = {}
     names = ("solve_from_grams", "solve_from_rows")
@@ -190,11 +190,11 @@ def _clip() -> Any:
 def _concepts(model: Any, count: int, words: bool) -> list[Any]:
     """So many concepts on the attention of text encoder and UNet, or ordinary LoRAs."""
     import torch
-    from pack.nodes.bridge.concept_layers import context_layers
     from pack.nodes.bridge.families import identify
-    from pack.nodes.bridge.sites import training_sites
-    from pack.training.concept import TEXT_WIDTHS, Concept
-    from pack.training.state import lora_state
+    from pack.nodes.text.layer_contexts import context_layers
+    from pack.nodes.trainer.target_layers import training_sites
+    from pack.training.files.concept import TEXT_WIDTHS, Concept
+    from pack.training.files.lora_state import lora_state
 
     width = TEXT_WIDTHS["clip_l"]
     shapes = {name: site.shape for name, site in training_sites(model, "attention").items()}

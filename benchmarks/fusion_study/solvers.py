@@ -29,7 +29,7 @@ from pack.lora_ops import (
     span_basis,
     within_span,
 )
-from pack.nodes.bridge.fusion_sites import WIDEST
+from pack.nodes.fusion.layers import WIDEST
 from torch import Tensor
 
 ITERATIONS = {"text": 500, "cross": 500, "spatial": 50}
@@ -115,7 +115,7 @@ def whole_base(base: Any, concepts: Sequence[Any]) -> list[dict[str, Any]]:
 
 def activations(base: Any, concepts: Sequence[Any]) -> list[tuple[str, list[Wanted], list[Tensor]]]:
     """Stage, wishes and all input rows of every layer, as a fusion of the paper's kind meets them."""
-    from pack.nodes.bridge import fusion_stages
+    from pack.nodes.fusion import stages as fusion_stages
 
     from .arms import fused
 
@@ -155,7 +155,7 @@ def activations(base: Any, concepts: Sequence[Any]) -> list[tuple[str, list[Want
 @contextmanager
 def _all_rows() -> Iterator[dict[tuple[str, str], list[Tensor]]]:
     """Keep every input row that fusion counts inside the block, by concept and site."""
-    from pack.nodes.bridge.fusion_activations import InputWatch
+    from pack.nodes.fusion.activations import InputWatch
 
     seen: dict[tuple[str, str], list[Tensor]] = {}
     attached = InputWatch.attached

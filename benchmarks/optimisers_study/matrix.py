@@ -9,7 +9,7 @@ import torch
 from pack.lora_ops import Plain
 from pack.training import Site
 from pack.training.adapters import new_adapter
-from pack.training.optim import make_optimizer
+from pack.training.optimizers.by_name import make_optimizer
 from torch import nn
 
 from .problems import run_config

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pack.lora_ops import LowRank, PartlyLearnable
 from pack.lora_ops.halves import join_halves
-from pack.nodes.bridge.sites import training_sites
+from pack.nodes.trainer.target_layers import training_sites
 from pack.training import Denoiser, Example, Gate, Session, TrainingConfig
 from pack.training.loop import take_step
 from pack.training.objective import output_errors

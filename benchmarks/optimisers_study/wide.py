@@ -37,11 +37,11 @@ def measure(threads: int) -> dict:
         prepare_comfy(Path(folder))
         import memory
         import optimisers
-        from pack.nodes.bridge.denoiser import open_denoiser
-        from pack.nodes.bridge.sites import training_sites
+        from pack.nodes.trainer.denoiser import open_denoiser
+        from pack.nodes.trainer.target_layers import training_sites
         from pack.training import Session, TrainingConfig
         from pack.training.loop import take_step
-        from pack.training.optim import make_optimizer
+        from pack.training.optimizers.by_name import make_optimizer
         from pack.training.recipes import Single
 
         case, small = (memory.Case("SDXL", "bfloat16", side, 1, False) for side in (SIDE, 8))

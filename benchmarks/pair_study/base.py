@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pack.nodes.bridge.conditioning import training_cond, training_latent
-from pack.nodes.bridge.denoiser import open_denoiser
-from pack.nodes.bridge.guidance import Style, with_style_guidance
-from pack.nodes.bridge.lora_patches import apply_lora
-from pack.nodes.bridge.pair_plan import PairRequest
-from pack.nodes.bridge.sites import training_sites
-from pack.nodes.bridge.style_window import style_window
-from pack.nodes.bridge.train_pair import train_pair
+from pack.nodes.guidance.apply import Style, with_style_guidance
+from pack.nodes.guidance.window import style_window
+from pack.nodes.lora.apply import apply_lora
+from pack.nodes.pair.plan import PairRequest
+from pack.nodes.pair.train import train_pair
+from pack.nodes.text.training_cond import training_cond, training_latent
+from pack.nodes.trainer.denoiser import open_denoiser
+from pack.nodes.trainer.target_layers import training_sites
 from pack.training import LoraState, TrainingConfig, TrainingSettings, lora_state, train
 from pack.training.denoiser import Example
 from pack.training.recipes import Single

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from comfy_extras.nodes_dataset import MakeTrainingDataset
 from comfy_extras.nodes_train import LoraModelLoader, TrainLoraNode
-from pack.nodes.bridge.lora_patches import apply_lora
-from pack.nodes.bridge.plain_plan import PlainRequest
-from pack.nodes.bridge.train_plain import train_plain
+from pack.nodes.lora.apply import apply_lora
+from pack.nodes.plain.plan import PlainRequest
+from pack.nodes.plain.train import train_plain
 from pack.training import TrainingSettings
 from pair_study.base import Drawing, ToyBase
 from toyworld.examples import BOAT_SCENES

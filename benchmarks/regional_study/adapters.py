@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pack.nodes.bridge.lora_patches import apply_lora
+from pack.nodes.lora.apply import apply_lora
 from pack.training import LoraState
 from pair_study.base import ToyBase
 from plain_study.arms import PlainTraining, learn_with_pack

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from pack.lora_ops import Box, Region
-from pack.nodes.bridge.region_prompts import RegionPrompt, RegionPrompts
-from pack.nodes.bridge.regional_attention import KEEPS_A_CELL, with_regions
-from pack.nodes.bridge.regional_loras import AREA
-from pack.nodes.bridge.regional_run import MEAN
+from pack.nodes.regions.layout.sets import KEEPS_A_CELL
+from pack.nodes.regions.sampling.apply import with_regions
+from pack.nodes.regions.sampling.loras import AREA
+from pack.nodes.regions.sampling.prompts import RegionPrompt, RegionPrompts
+from pack.nodes.regions.sampling.run import MEAN
 from pair_study.base import CFG, SAMPLER, SCHEDULER, STEPS, ToyBase
 from toyworld.judge import Judge
 from toyworld.world import SIDE, Scene, Thing, caption, random_scene

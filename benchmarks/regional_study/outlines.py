@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from comfy.t2i_adapter.adapter import Adapter
 from pack.lora_ops import Region
-from pack.nodes.bridge.conditioning import training_cond, training_latent
-from pack.nodes.bridge.denoiser import open_denoiser
-from pack.nodes.bridge.regional_attention import KEEPS_A_CELL
-from pack.nodes.bridge.regional_control import weighted_control
+from pack.nodes.regions.layout.sets import KEEPS_A_CELL
+from pack.nodes.regions.sampling.control import weighted_control
+from pack.nodes.text.training_cond import training_cond, training_latent
+from pack.nodes.trainer.denoiser import open_denoiser
 from pair_study.base import ToyBase
 from torch import Tensor
 from toyworld.data import wide_scene

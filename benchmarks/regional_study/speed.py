@@ -117,8 +117,8 @@ def _unet(network: str, side: int) -> Any:
 def _unet_arms(model: Any, side: int) -> Mapping[str, Run]:
     import comfy.hooks
     import torch
-    from pack.nodes.bridge.sites import training_sites
-    from pack.training.state import lora_state
+    from pack.nodes.trainer.target_layers import training_sites
+    from pack.training.files.lora_state import lora_state
 
     import nodes
 
@@ -200,10 +200,11 @@ def _flux_arms(side: int) -> Mapping[str, Run]:
 
 def _regional(model: Any, texts: list, loras: list | None) -> Any:
     from pack.lora_ops import Box, Region
-    from pack.nodes.bridge.region_prompts import RegionPrompt, RegionPrompts
-    from pack.nodes.bridge.regional_attention import KEEPS_A_CELL, with_regions
-    from pack.nodes.bridge.regional_loras import AREA
-    from pack.nodes.bridge.regional_run import MEAN
+    from pack.nodes.regions.layout.sets import KEEPS_A_CELL
+    from pack.nodes.regions.sampling.apply import with_regions
+    from pack.nodes.regions.sampling.loras import AREA
+    from pack.nodes.regions.sampling.prompts import RegionPrompt, RegionPrompts
+    from pack.nodes.regions.sampling.run import MEAN
 
     names = [f"{number}" for number in range(REGIONS)]
     regions = [

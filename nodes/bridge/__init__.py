@@ -1,1 +1,1 @@
-"""The only code that touches ComfyUI beneath the nodes; one file per ComfyUI concept."""
+"""Wrappers of ComfyUI's own concepts that several folders of nodes/ use."""

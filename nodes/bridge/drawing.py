@@ -18,11 +18,15 @@ from torch import Tensor
 
 from ...training import Family
 from .conditioning import Conditioning
+from .vae import require_finite
 
 SAMPLERS: list[str] = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS: list[str] = comfy.samplers.KSampler.SCHEDULERS
 _LARGEST_SIDE = 512
 """Of the picture that ComfyUI's own progress bar carries."""
+
+DISTILLED_GUIDANCE = 3.5
+"""What Flux is told in place of CFG."""
 
 
 @dataclass(frozen=True)
@@ -127,11 +131,7 @@ def draw(
         )
         _require_finite_latent(samples, sampling)
         pixels = vae.decode(samples).float().cpu()
-    if not torch.isfinite(pixels).all():
-        raise RuntimeError(
-            f"the VAE must give finite numbers, got NaN from one in {vae.vae_dtype}; "
-            "start ComfyUI with --bf16-vae or --fp32-vae, or load a VAE that is made for fp16"
-        )
+    require_finite(pixels, vae)
     return pixels.reshape(-1, *pixels.shape[-3:])[:1].clamp(0.0, 1.0)
 
 

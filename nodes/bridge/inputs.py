@@ -1,12 +1,18 @@
-"""Inputs that several nodes declare alike."""
+"""Inputs that several nodes declare, and helpers that read the values of inputs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
 from comfy_api.latest import io
 
-from .types import LARGEST_SEED, ConceptType, TrainingSettingsType
+from ...training.files.concept import Concept
+from .socket_types import LARGEST_SEED, ConceptType, TrainingSettingsType
 
 MOST_CONCEPTS = 50
+
+Value = TypeVar("Value")
 
 
 def seed_input(tooltip: str) -> io.Int.Input:
@@ -53,3 +59,26 @@ def concepts_input(source: str, whole: str, least: int = 1) -> io.Autogrow.Input
         ),
         tooltip=whole,
     )
+
+
+def only(name: str, values: Sequence[Value]) -> Value:
+    """Return the one value of an input of a node that takes lists.
+
+    Raises:
+        ValueError: A list of several values, or of none, is connected to it.
+    """
+    if len(values) != 1:
+        raise ValueError(
+            f"{name} must be a single value, got a list of {len(values)}; connect one value"
+        )
+    return values[0]
+
+
+def lines_of(texts: Sequence[str]) -> list[str]:
+    """Return the lines of a text input that hold something, whether it came whole or as a list."""
+    return [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+
+
+def joined(concepts: Mapping[str, Sequence[Concept]] | None) -> tuple[Concept, ...]:
+    """Return the concepts of all connected inputs of a node, in order."""
+    return tuple(concept for wire in (concepts or {}).values() for concept in wire)

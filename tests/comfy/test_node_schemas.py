@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 from pack.nodes import NODES
-from pack.nodes.settings import TrainingSettingsNode
+from pack.nodes.trainer.nodes import TrainingSettingsNode
 from pack.training import TrainingSettings
 
 CATEGORIES = {f"Pastiche/{name}" for name in ("data", "train", "merge", "sample", "io")}

@@ -2,7 +2,7 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
-const CHANGED = "pastiche.loras_changed"; // sent by nodes/bridge/lora_folders.py
+const CHANGED = "pastiche.loras_changed"; // sent by nodes/lora/folders.py
 
 async function refresh() {
   try {

@@ -3,7 +3,7 @@ import { edgesOf, moved, withEdges } from "./regions_editor_boxes.js";
 import { parseLayout } from "./regions_editor_layout.js";
 import { DEFAULTS, parseRegions, regionsText } from "./regions_editor_text.js";
 
-// As in nodes/bridge/region_sets.py, for regions that have no colour of their own.
+// As in nodes/regions/layout/sets.py, for regions that have no colour of their own.
 const COLOURS = "#e6553c #3c82e6 #41ab5d #f2b134 #9b5de5 #21b5b5 #e0559b #8d6e4a".split(" ");
 const MOST_UNDONE = 200;
 

@@ -1,5 +1,5 @@
 // A panel on every trainer node of Pastiche while it has a run; the server's side is
-// nodes/bridge/live.py. It is added when the first message comes and never saved with a workflow.
+// nodes/trainer/panel.py. It is added when the first message comes and never saved with a workflow.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { View } from "./training_panel_view.js";

@@ -1,0 +1,1 @@
+"""Train content and style halves and combine them (Break-for-Make)."""

@@ -1,0 +1,43 @@
+"""The pictures of a half or of a joint training, checked under the names of the node's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..pictures.fitted_image import single_images
+from ..pictures.picture import Picture, pictures_of
+
+
+def half_pictures(
+    images: Sequence[Tensor],
+    prompts: Sequence[str],
+    resolution: int,
+    multiple: int,
+    names: tuple[str, str],
+) -> list[Picture]:
+    """Return every picture with its prompt and frame; none where there is none.
+
+    Args:
+        images: IMAGE batches ``(batch, height, width, channel)``; sizes may differ.
+        prompts: One for all of them or one each.
+        resolution: Side of the square whose area larger pictures are brought to.
+        multiple: Of the frames' sides.
+        names: Of the node's inputs for pictures and prompts.
+
+    Raises:
+        ValueError: The counts differ, or a picture holds nothing to learn from.
+    """
+    count = len(single_images(images))
+    if count and len(prompts) not in (1, count):
+        raise ValueError(
+            f"{names[1]} must be one text for all pictures or one for each, got {len(prompts)} "
+            f"for {count} pictures; write what each of them shows"
+        )
+    if not count:
+        return []
+    try:
+        return pictures_of(images, (), prompts, resolution, multiple)
+    except ValueError as error:
+        raise ValueError(f"{names[0]}: {error}") from error

@@ -1,0 +1,32 @@
+"""Wrappers and conditioning entries of one sampling run, shared by styles and regions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from comfy.patcher_extension import WrappersMP
+
+STYLE_KEY = "pastiche_style_guidance"  # key of the style guidance's wrappers and conditioning
+POSITIVE = "positive"  # what every guider of ComfyUI calls the prompt it follows
+OWN_PROMPT = "pastiche_own_prompt"
+"""Option of a style's entries: whether they keep their prompt where regions have others."""
+
+Wrapped = Callable[..., Any]
+Entry = dict[str, Any]
+"""A conditioning entry inside a sampler: text, options and ``model_conds`` in one dictionary."""
+
+
+def wrap_model_call(options: dict[str, Any], key: str, wrapper: Callable[..., Any]) -> None:
+    """Put a wrapper around the model's calls, outside of all that are there already.
+
+    So no other pack's wrapper meets what this one takes out of a call or makes of it.
+
+    Args:
+        options: The guider's ``model_options``, of this run alone.
+        key: Of the wrapper.
+        wrapper: As ComfyUI calls APPLY_MODEL's.
+    """
+    wrappers = options["transformer_options"]["wrappers"]
+    others = wrappers.get(WrappersMP.APPLY_MODEL, {})
+    wrappers[WrappersMP.APPLY_MODEL] = {key: [wrapper], **others}

@@ -1,0 +1,127 @@
+"""A concept's pictures as rows of a training, their captions encoded anew in every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import comfy.model_management
+import comfy.sd
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...training import Example
+from ...training.files.concept import name_key
+from ..pictures.crops import Look
+from ..pictures.fitted_image import encode
+from ..text.concept_prompt import BoundPrompt, Tokens, bound_prompt, is_marker
+from ..text.live_caption import LearntCond, lengths, picture_options
+from ..text.training_cond import Framing, training_latent
+from ..trainer.examples import VIEWS, latent_mask
+from .words import WORDS
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads captions that may hold the concept's name.
+
+    Args:
+        model: The base; need not be loaded.
+        clip: Its text encoder; need not be loaded.
+        name: Of the concept.
+        layers: Of the denoiser that read the text apart.
+        watch: Whether the attention to the words is watched.
+    """
+
+    model: ModelPatcher
+    clip: comfy.sd.CLIP
+    name: str
+    layers: int
+    watch: bool = False
+
+    def cond(self, text: str, latent: Tensor, framing: Framing | None = None) -> LearntCond:
+        """Return a caption that waits for what is learnt.
+
+        Args:
+            text: The caption.
+            latent: ``(channel, ...)`` of the picture; only its shape is read.
+            framing: True size and crop for SDXL; others ignore it.
+
+        Raises:
+            ValueError: It names another concept.
+        """
+        key = name_key(self.name)
+        prompt = bound_prompt(self.clip, text, {key: WORDS})
+        apart = self.layers if prompt.named else 1
+        # SDXL's pooled vector is made of the words' mean rows.
+        pooled = apart > 1 and getattr(self.model.model, "adm_channels", 0) > 0
+
+        def bind(learnt: Mapping[str, Tensor]) -> list[Tokens]:
+            rows = {key: learnt}
+            bound = [prompt.at(rows, layer) for layer in range(apart)]
+            return [*bound, prompt.at(rows, None)] if pooled else bound
+
+        return LearntCond(
+            bind=bind,
+            latent_shape=(1, *latent.shape),
+            bindings=apart,
+            lengths=lengths(prompt.tokens),
+            options=picture_options(framing),
+            pooled_apart=pooled,
+            watched=_places(prompt) if self.watch and apart > 1 else (),
+        )
+
+
+def concept_examples(
+    reader: Reader,
+    vae: comfy.sd.VAE,
+    pictures: Sequence[Iterable[Look]],
+    captions: Sequence[Sequence[str]],
+    flip: str,
+    dropped: bool,
+) -> list[list[list[Example]]]:
+    """Return pictures in all their cuts and wordings, once for every view.
+
+    Args:
+        reader: Of the captions.
+        vae: Encodes the pictures.
+        pictures: In order, each in all its cuts.
+        captions: Every picture's wordings.
+        flip: Whether pictures are mirrored, of ``VIEWS``.
+        dropped: Whether captions may be left out.
+
+    Raises:
+        ValueError: All that a mask lets count is cut away.
+        RuntimeError: The VAE gives NaN.
+    """
+    views = VIEWS[flip]
+    found: list[list[list[Example]]] = [[] for _ in views]
+    for picture, texts in zip(pictures, captions, strict=True):
+        for view in found:
+            view.append([])
+        for image, mask in picture:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            (height, width), (top, left) = image.original_size, image.crop
+            framing = Framing(width, height, left, top, image.size[1], image.size[0])
+            for view, mirrored in zip(found, views, strict=True):
+                latent = training_latent(reader.model, encode(vae, image, mirrored))[0]
+                counts = None
+                if mask is not None:
+                    counts = latent_mask(mask.flip(1) if mirrored else mask, latent)
+                empty = reader.cond("", latent, framing) if dropped else None
+                view[-1] += [
+                    Example(latent, reader.cond(one, latent, framing), counts, empty)
+                    for one in texts
+                ]
+    return found
+
+
+def _places(prompt: BoundPrompt) -> tuple[int, ...]:
+    """Return where the words' first rows stand in the context, in the order of the words."""
+    sections = next(iter(prompt.tokens.values()))
+    flat = [token for section in sections for token, _ in section]
+    places: dict[int, int] = {}
+    for place, token in enumerate(flat):
+        if is_marker(token):
+            places.setdefault(int(token[1]), place)
+    return tuple(places[word] for word in sorted(places))

@@ -1,0 +1,1 @@
+"""Style guidance during sampling."""

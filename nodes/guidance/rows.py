@@ -1,0 +1,83 @@
+"""Conditioning entries of style rows: the positive prompt's in everything but the text."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+
+import comfy.sampler_helpers
+
+from ..bridge.conditioning import Conditioning
+from ..bridge.sampling import Entry
+from ..text.concept_prompt import PROMPT
+
+TEXT_KEYS = frozenset(
+    {
+        "cross_attn",
+        "pooled_output",
+        "attention_mask",
+        "attention_mask_mt5xl",
+        "conditioning_mt5xl",
+        "conditioning_llama3",
+        "conditioning_byt5small",
+        "conditioning_lyrics",
+        "t5xxl_ids",
+        "t5xxl_weights",
+        "text_input_ids",
+        "minimax_token_tags",
+        "unprocessed_ltxav_embeds",
+        # the same prompt, encoded for a ControlNet that reads another text encoder
+        "cross_attn_controlnet",
+        "pooled_output_controlnet",
+        PROMPT,
+    }
+)
+"""What ComfyUI's text encoders (0.30) and ours write into an entry: it belongs to the prompt."""
+
+_OWN = frozenset({"model_conds", "uuid"})
+
+
+def style_rows(positive: list[Entry], style: Conditioning) -> list[Entry]:
+    """Return one style entry per positive entry: its keys, with the style prompt's text.
+
+    Control, area, mask, timesteps, strength, hooks, guidance, concat latents, sizes and keys of
+    other packs are the positive entry's, and so is the very control object: rows that share it
+    fit into one forward.
+
+    Args:
+        positive: Entries as a sampler holds them before it encodes them.
+        style: CONDITIONING of the style prompt: one entry for all, or one for each in order.
+
+    Raises:
+        ValueError: The counts don't match.
+    """
+    texts = comfy.sampler_helpers.convert_cond(style)
+    if len(texts) not in (1, len(positive)):
+        raise ValueError(
+            "the style prompt must be one prompt, or combined of as many parts as the positive, "
+            f"got {len(texts)} parts for {len(positive)}; connect one style prompt"
+        )
+    _warn_of_unused(positive, texts)
+    pairs = zip(positive, texts * len(positive) if len(texts) == 1 else texts, strict=True)
+    return [_style_row(entry, text) for entry, text in pairs]
+
+
+def _style_row(entry: Entry, text: Entry) -> Entry:
+    row = {key: value for key, value in entry.items() if key not in TEXT_KEYS}
+    row |= {key: value for key, value in text.items() if key in TEXT_KEYS}
+    row["model_conds"] = dict(entry["model_conds"])
+    # Models treat a positive prompt apart; ComfyUI tells them by the list's name, here another.
+    row.setdefault("prompt_type", "positive")
+    row["uuid"] = uuid.uuid4()
+    return row
+
+
+def _warn_of_unused(positive: list[Entry], texts: list[Entry]) -> None:
+    known = TEXT_KEYS | _OWN | {key for entry in positive for key in entry}
+    unused = sorted({key for text in texts for key in text} - known)
+    if unused:
+        logging.warning(
+            "Pastiche: the style prompt's %s has no effect; a style follows the positive prompt "
+            "in everything but the text.",
+            ", ".join(unused),
+        )

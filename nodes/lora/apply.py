@@ -1,0 +1,189 @@
+"""A LoRA on a model through ComfyUI's own patching, after a check that it fits.
+
+ComfyUI skips keys that it does not know and layers of another shape, with no more than a line
+in the log; here a LoRA of another base is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.lora
+import comfy.lora_convert
+import comfy.sd
+import comfy.utils
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...lora_ops.keys import NATIVE_PREFIX, changes_text_encoder, parts_by_layer
+from ...training.families import Family
+from ...training.files.adapter_shapes import bias_shape, change_of
+from ...training.files.lora_file import require_named_once, sound
+from ...training.files.lora_state import metadata_of
+from ...training.files.metadata import family_of
+from ..bridge.families import identify
+from ..bridge.node_output import warn_on_node
+
+
+@dataclass(frozen=True)
+class _Misfit:
+    """A layer whose change has another shape than the weight."""
+
+    key: str
+    lora: tuple[int, ...]
+    model: tuple[int, ...]
+
+
+def apply_lora(
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP | None,
+    lora: Mapping[str, Tensor],
+    strength_model: float,
+    strength_clip: float,
+) -> tuple[ModelPatcher, comfy.sd.CLIP | None]:
+    """Return the model and the CLIP with the LoRA on them, as ComfyUI's Load LoRA would.
+
+    Layers that the model lacks are left out with one warning, as are those of the text encoder
+    where no CLIP is given.
+
+    Args:
+        model: Any MODEL.
+        clip: Its CLIP, or None.
+        lora: What travels on the wire; a plain dict serves too.
+        strength_model: Of the change to the model.
+        strength_clip: Of the change to the text encoder.
+
+    Raises:
+        ValueError: The LoRA was made for another base: no layer fits, or a shape does not.
+    """
+    tensors = sound(comfy.lora_convert.convert_lora(dict(lora)))
+    names = comfy.lora.model_lora_keys_unet(model.model, {})
+    if clip is not None:
+        names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, names)
+    layers = parts_by_layer(tensors)
+    require_named_once(layers, names)
+    known = [layer for layer in layers if layer in names]
+    text = [] if clip else [layer for layer in layers if changes_text_encoder(layer)]
+    unknown = [layer for layer in layers if layer not in names and layer not in text]
+    family = known_family(model)
+    base = type(model.model).__name__ if family is None else family.name
+    made_for = _other_base(family, lora)
+    if not known:
+        raise ValueError(_nothing_fits(base, len(layers), len(text), made_for))
+    if unknown and made_for:
+        raise ValueError(
+            f"the LoRA must be made for this model, {base}, got one{made_for}: {len(unknown)} of "
+            f"its {len(layers)} layers are not in this one; choose a LoRA made for it"
+        )
+    misfits = []
+    for layer in known:
+        parts = {part: tensors[key] for part, key in layers[layer].items()}
+        misfits += _misfits(model, clip, names[layer], parts)
+    if misfits:
+        first = misfits[0]
+        raise ValueError(
+            f"the LoRA must be made for this model, {base}, got one{made_for} whose shapes differ "
+            f"in {len(misfits)} of {len(known)} layers (first: {first.key}, {first.lora} for a "
+            f"weight of {first.model}); choose a LoRA made for it"
+        )
+    matched = {key: tensors[key] for layer in known for key in layers[layer].values()}
+    _warn_of_the_rest(layers, unknown, text, made_for)
+    if strength_model == 0 and strength_clip == 0:
+        return model, clip
+    return comfy.sd.load_lora_for_models(
+        model, clip, matched, strength_model, strength_clip, lora_metadata=metadata_of(lora)
+    )
+
+
+def known_family(model: ModelPatcher) -> Family | None:
+    """Return the family of a MODEL, None if it is of none that the pack trains."""
+    try:
+        return identify(model)
+    except ValueError:  # LoRAs work on more models than the pack trains
+        return None
+
+
+def _other_base(family: Family | None, lora: Mapping[str, Tensor]) -> str:
+    """Return the family the LoRA's metadata name, in words, if it is not the model's."""
+    made_for = family_of(metadata_of(lora))
+    if family is None or made_for in (None, family):
+        return ""
+    return f" made for {made_for.name}"
+
+
+def _nothing_fits(model: str, layers: int, text: int, made_for: str) -> str:
+    if text == layers:
+        return (
+            f"clip must be connected, got a LoRA{made_for} whose {layers} layers all belong to "
+            "the text encoder; connect CLIP"
+        )
+    return (
+        f"the LoRA must be made for this model, {model}, got one{made_for} with {layers} layers, "
+        "none of which is in it; choose a LoRA made for it"
+    )
+
+
+def _misfits(
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP | None,
+    target: str | tuple[Any, ...],
+    parts: Mapping[str, Tensor],
+) -> Iterable[_Misfit]:
+    """Yield what of a layer's change does not fit the weight and the bias that it names.
+
+    Args:
+        model: The MODEL.
+        clip: Its CLIP, or None.
+        target: As ComfyUI's key maps have it: a weight's key, or a key and a slice of it.
+        parts: The layer's tensors.
+    """
+    key, offset = (target, None) if isinstance(target, str) else (target[0], target[1])
+    shape = _weight_shape(model, clip, key)
+    if shape and offset is not None:
+        shape[offset[0]] = offset[2]
+    change, bias = change_of(parts), bias_shape(parts)
+    if change is not None and not (shape and change.fits(shape)):
+        columns = math.prod(shape[1:])
+        # A convolution's factors may be stored flat, and a linear layer's as a 1x1 convolution's.
+        flat = not change.exact and len(shape) > 2 and change.shape[1:] == (columns,)
+        whole = (change.shape[0], *shape[1:]) if flat else change.shape
+        yield _Misfit(key, whole, tuple(shape))
+    if bias is not None:
+        # ComfyUI names no bias of a slice.
+        key = f"{key.removesuffix('.weight')}.bias"
+        shape = [] if offset is not None else _weight_shape(model, clip, key)
+        if bias != tuple(shape):
+            yield _Misfit(key, bias, tuple(shape))
+
+
+def _weight_shape(model: ModelPatcher, clip: comfy.sd.CLIP | None, key: str) -> list[int]:
+    """Return a parameter's shape, empty if there is none of that name.
+
+    Of the parameter, not of its entry in the state dict, which is packed where it is quantised.
+    """
+    root = model.model if key.startswith(NATIVE_PREFIX) or clip is None else clip.cond_stage_model
+    try:
+        weight = comfy.utils.get_attr(root, key)
+    except AttributeError:
+        return []
+    return [] if weight is None else list(weight.shape)
+
+
+def _warn_of_the_rest(
+    layers: Mapping[str, object], unknown: list[str], text: list[str], made_for: str
+) -> None:
+    if unknown:
+        warn_on_node(
+            f"{len(unknown)} of the LoRA's {len(layers)} layers are not in this model and are left "
+            f"out (first: {unknown[0][:80]!r})"
+        )
+    if text:
+        warn_on_node(
+            f"{len(text)} of the LoRA's {len(layers)} layers belong to the text encoder and are "
+            "left out, because no CLIP is connected"
+        )
+    if made_for:
+        warn_on_node(f"the LoRA says it was{made_for}; its layers fit this model")

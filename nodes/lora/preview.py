@@ -1,0 +1,44 @@
+"""A LoRA's picture: the thumbnail inside its file and the preview beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...training.files.tensor_file import write_new
+
+_THUMBNAIL_SIDE = 256  # what the modelspec recommends
+_PREVIEW_SIDE = 512
+PREVIEW_ENDING = ".png"
+"""Of ``name.png`` beside ``name.safetensors``: ComfyUI and the usual managers look for it."""
+
+
+def thumbnail(image: Tensor | None) -> str:
+    """Return an IMAGE's first picture as the data URI of a small JPEG, about 10 kB."""
+    if image is None:
+        return ""
+    jpeg = _encoded(image, _THUMBNAIL_SIDE, "JPEG")
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+
+
+def write_preview(lora: Path, image: Tensor | None) -> None:
+    """Write an IMAGE's first picture beside a LoRA file, unless a picture lies there."""
+    path = lora.with_suffix(PREVIEW_ENDING)
+    if image is not None and not path.exists():
+        write_new(path, _encoded(image, _PREVIEW_SIDE, "PNG"))
+
+
+def _encoded(image: Tensor, side: int, kind: str) -> bytes:
+    colours = image[0].detach().float().cpu().nan_to_num()[..., :3]  # (height, width, 1..3)
+    if colours.shape[-1] < 3:
+        colours = colours[..., :1].expand(-1, -1, 3)
+    picture = Image.fromarray((colours.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind, quality=85)
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Train a style from one before and after pair (Pair Customization)."""

@@ -1,0 +1,129 @@
+"""Training pictures with their captions, masks and frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .buckets import Size, bucket_for, share_kept
+from .fitted_image import FittedImage, check_picture, cleaned, onto_frame, single_images
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture to train on.
+
+    Args:
+        number: From 1, for messages.
+        image: ``(height, width, channel)`` as it came.
+        caption: Without outer spaces; may be empty.
+        mask: What each pixel counts, ``(height, width)``; ``None`` where all count alike.
+        frame: Height and width at which it is trained.
+    """
+
+    number: int
+    image: Tensor
+    caption: str
+    mask: Tensor | None
+    frame: Size
+
+    def fitted(self) -> tuple[FittedImage, Tensor | None]:
+        """Return picture and mask on the frame, the mask ``(height, width)``.
+
+        Raises:
+            ValueError: All that the mask lets count is cut away.
+        """
+        both = onto_frame(self.pixels(), self.frame, 1)
+        if self.mask is None:
+            return both, None
+        picture, mask = both.pixels[..., :3].contiguous(), both.pixels[..., 3].contiguous()
+        require_not_black(mask, self.number, "in the part that is trained")
+        return replace(both, pixels=picture), mask
+
+    def pixels(self) -> Tensor:
+        """Return the picture as it came, ``(height, width, 3)``, or 4 with its mask as the last."""
+        pixels = cleaned(self.image, f"picture {self.number}")
+        if self.mask is None:
+            return pixels
+        with torch.inference_mode(False):
+            mask = self.mask.detach().clone().float().cpu().clamp(0.0, 1.0)
+        return torch.cat([pixels, mask[..., None]], dim=-1)
+
+    @property
+    def kept(self) -> float:
+        """Return the share of the picture that the frame leaves."""
+        return share_kept(tuple(self.image.shape[:2]), self.frame)
+
+
+def pictures_of(
+    images: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    captions: Sequence[str],
+    resolution: int,
+    multiple: int,
+) -> list[Picture]:
+    """Return every picture with its caption, mask and frame.
+
+    Args:
+        images: IMAGE batches ``(batch, height, width, channel)``; sizes may differ.
+        masks: MASK batches ``(batch, height, width)``, one mask per picture, or none.
+        captions: One for all, or one per picture.
+        resolution: Side of the square whose area larger pictures are brought to.
+        multiple: Of the frames' sides.
+
+    Raises:
+        ValueError: The counts differ, a picture holds nothing to learn from, or a mask doesn't fit.
+    """
+    pictures = single_images(images)
+    counts = [mask for batch in masks for mask in (batch if batch.ndim == 3 else batch[None])]
+    if masks and len(counts) != len(pictures):
+        raise ValueError(
+            f"masks must be one per picture, got {len(counts)} for {len(pictures)} pictures; "
+            "give each its own, a white one where all of it counts"
+        )
+    if len(captions) not in (1, len(pictures)):
+        raise ValueError(
+            f"captions must be one text or one per picture, got {len(captions)} for "
+            f"{len(pictures)} pictures; give one for all or one for each"
+        )
+    texts = list(captions) * (len(pictures) if len(captions) == 1 else 1)
+    found = []
+    for number, (image, text) in enumerate(zip(pictures, texts, strict=True), start=1):
+        check_picture(image, f"picture {number}")
+        mask = _checked_mask(counts[number - 1], image, number) if counts else None
+        frame = bucket_for(tuple(image.shape[:2]), resolution, multiple)
+        found.append(Picture(number, image, text.strip(), mask, frame))
+    return found
+
+
+def _checked_mask(mask: Tensor, image: Tensor, number: int) -> Tensor | None:
+    """Return the mask, ``None`` where all of it is white."""
+    if mask.shape != image.shape[:2]:
+        height, width = image.shape[:2]
+        raise ValueError(
+            f"a mask must have the size of its picture, got {mask.shape[1]} x {mask.shape[0]} for "
+            f"picture {number} of {width} x {height}; resize mask {number}"
+        )
+    if not torch.isfinite(mask).all():
+        raise ValueError(
+            f"a mask must hold finite numbers, got NaN or infinity in mask {number}; "
+            "check the node that made it"
+        )
+    require_not_black(mask, number, "everywhere")
+    return None if bool((mask >= 1).all()) else mask
+
+
+def require_not_black(mask: Tensor, number: int, where: str) -> None:
+    """Check that a mask lets something count.
+
+    Raises:
+        ValueError: It is black.
+    """
+    if not bool((mask > 0).any()):
+        raise ValueError(
+            f"a mask must be white where its picture counts, got one that is black {where} for "
+            f"picture {number}; paint mask {number} or leave it white"
+        )

@@ -1,0 +1,1 @@
+"""Train an ordinary LoRA on pictures and captions."""

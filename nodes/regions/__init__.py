@@ -1,0 +1,1 @@
+"""Prompts, LoRAs and control for regions of a picture."""

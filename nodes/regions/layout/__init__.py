@@ -1,0 +1,1 @@
+"""What a region is and where it lies."""

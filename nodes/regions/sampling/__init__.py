@@ -1,0 +1,1 @@
+"""Regional prompts, LoRAs and control during sampling."""

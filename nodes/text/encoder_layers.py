@@ -1,0 +1,95 @@
+"""A text encoder that takes part in a training: which of its layers, and how fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import comfy.lora
+import torch
+from comfy.sd import CLIP
+
+from ...training import TrainingConfig, TrainingSettings
+from ...training.gates import Site
+from .trainable_encoder import encoders_of
+
+TRAINABLE = ("clip_l", "clip_g")
+"""Text encoders whose layers can be trained."""
+
+
+@dataclass(frozen=True)
+class TextTraining:
+    """A text encoder that takes part in a training.
+
+    Args:
+        clip: Never changed.
+        rate: What multiplies the learning rate of its layers; 0 leaves them as they are.
+    """
+
+    clip: CLIP
+    rate: float
+
+
+def text_training(
+    clip: CLIP, settings: TrainingSettings, config: TrainingConfig
+) -> TextTraining | None:
+    """Return what the settings ask for: nothing where the text encoder stays as it is.
+
+    Args:
+        clip: Reads the captions.
+        settings: Of the user.
+        config: Of the loop.
+
+    Raises:
+        ValueError: There is no text encoder that can be trained.
+    """
+    rate = settings.text_encoder_rate
+    if not rate:
+        return None
+    _require_trainable(clip)
+    return TextTraining(clip, rate / config.learning_rate)
+
+
+def text_sites(clip: CLIP, rate: float) -> dict[str, Site]:
+    """Return the attention layers of CLIP-L and CLIP-G by the name they get in a LoRA file.
+
+    Raises:
+        ValueError: The CLIP holds neither of the two.
+    """
+    trainable = _require_trainable(clip)
+    model = clip.cond_stage_model
+    names = _file_names(model)
+    return {
+        names[path]: Site(module, tuple(module.weight.shape), rate=rate)
+        for path, module in model.named_modules()
+        if path.partition(".")[0] in trainable
+        and path.rpartition(".")[2] in ("q_proj", "k_proj", "v_proj", "out_proj")
+    }
+
+
+def _file_names(model: torch.nn.Module) -> dict[str, str]:
+    """Return a layer's name in a file by its path: kohya's where there is one."""
+    names: dict[str, str] = {}
+    both = {"clip_l", "clip_g"} <= encoders_of(model).keys()
+    kohya = ("lora_te1_", "lora_te2_") if both else ("lora_te_",)
+    for name, key in comfy.lora.model_lora_keys_clip(model, {}).items():
+        path = key.removesuffix(".weight")
+        if name.startswith(kohya) or path not in names:
+            names[path] = name
+    return names
+
+
+def _require_trainable(clip: CLIP) -> list[str]:
+    """Return the text encoders that can be trained.
+
+    Raises:
+        ValueError: There is none.
+    """
+    model = clip.cond_stage_model
+    trainable = [name for name in encoders_of(model) if name in TRAINABLE]
+    if not trainable:
+        held = ", ".join(encoders_of(model)) or type(model).__name__
+        raise ValueError(
+            f"a text encoder that is trained must be {' or '.join(TRAINABLE)}, got {held}; set the "
+            "text encoder's learning rate to 0 or connect another CLIP"
+        )
+    return trainable

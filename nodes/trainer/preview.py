@@ -1,0 +1,193 @@
+"""Preview pictures while a run lasts."""
+
+from __future__ import annotations
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import comfy.model_management
+import comfy.samplers
+import comfy.sd
+import torch
+from comfy.conds import CONDRegular
+from comfy.k_diffusion.sampling import sample_euler
+from PIL import Image
+from torch import Tensor
+
+from ...training import TrainingSettings
+from ...training.files.tensor_file import replace_file
+from ...training.gates import RowGates
+from ...training.progress import Event
+from ..bridge.drawing import DISTILLED_GUIDANCE
+from ..bridge.vae import require_finite
+from ..text.live_caption import LearntCond
+from ..text.training_cond import TrainingCond
+from .denoiser import ComfyDenoiser
+from .panel import LivePanel
+
+FOLDER = "previews"
+CFG, STEPS, SCHEDULER = 5.0, 20, "normal"
+_LARGEST_SIDE = 512
+"""Of the picture that ComfyUI's own progress bar carries."""
+
+
+@dataclass(frozen=True)
+class PreviewScene:
+    """What a preview shows.
+
+    Args:
+        vae: Decodes it.
+        cond: Of the prompt.
+        uncond: Of the empty prompt.
+        gates: Of the prompt's row.
+        uncond_gates: Of the empty prompt's row.
+        shape: Of the latent, ``(channel, ...)``.
+    """
+
+    vae: comfy.sd.VAE
+    cond: TrainingCond | LearntCond
+    uncond: TrainingCond | LearntCond
+    gates: RowGates
+    uncond_gates: RowGates
+    shape: torch.Size
+
+
+class Previews:
+    """The callback that draws a picture every so many steps, or when the user asks for one.
+
+    Noise, steps and guidance are always the same, so that two pictures differ by what was learnt
+    between them. Nothing that training uses is changed: neither parameters nor random numbers.
+
+    Args:
+        scene: What is drawn; ``None`` draws nothing.
+        settings: How often, and the seed of the noise.
+        folder: Of the run.
+        panel: Asked for the button; shows the pictures.
+    """
+
+    def __init__(
+        self,
+        scene: PreviewScene | None,
+        settings: TrainingSettings,
+        folder: Path,
+        panel: LivePanel,
+    ):
+        self.scene, self.settings, self.panel = scene, settings, panel
+        self.folder = folder / FOLDER
+        self._unseen: Image.Image | None = None
+
+    def latest(self) -> Any:
+        """Return what ComfyUI's progress bar takes as the node's preview, once per picture."""
+        picture, self._unseen = self._unseen, None
+        return None if picture is None else ("JPEG", picture, _LARGEST_SIDE)
+
+    def __call__(self, event: Event) -> None:
+        """Draw, where it is time to; a picture that fails is said and does no harm."""
+        asked = self.panel.asked("sample")
+        every = self.settings.preview_every
+        if not asked and not (every and event.step % every == 0):
+            return
+        if self.scene is None:
+            self.panel.note("a preview picture needs the trainer's clip and vae: connect both")
+            return
+        self.panel.doing("drawing a picture")
+        file = self.folder / f"step_{event.step:06d}.png"
+        try:
+            picture = draw(self.scene, event, self.settings)
+            png = io.BytesIO()
+            picture.save(png, "PNG")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(file, png.getvalue())
+        except Exception as error:  # the interrupt is no Exception and does end the run
+            self.panel.doing("")
+            self.panel.warn(f"training goes on without a preview picture: {error}")
+            return
+        self._unseen = picture
+        self.panel.show_picture(file, event.step)
+
+
+def draw(scene: PreviewScene, event: Event, settings: TrainingSettings) -> Image.Image:
+    """Return a picture of what the run has learnt so far, in the size of its latents.
+
+    Raises:
+        RuntimeError: The VAE gives NaN, or there is not enough memory.
+    """
+    session = event.session
+    denoiser = cast(ComfyDenoiser, session.denoiser)
+    cuda = [denoiser.device] if denoiser.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(cuda), session.averaged():
+        latent = _sample(scene, event, settings)
+        try:
+            pixels = _decoded(scene.vae, latent)
+        finally:
+            # The VAE may have needed the denoiser's place on the device.
+            denoiser.reload()
+    require_finite(pixels, scene.vae)
+    return Image.fromarray((pixels.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+
+
+def _sample(scene: PreviewScene, event: Event, settings: TrainingSettings) -> Tensor:
+    """Return a latent as the VAE takes it, ``(1, channel, ...)``, drawn as a KSampler would."""
+    session = event.session
+    denoiser = cast(ComfyDenoiser, session.denoiser)
+    model = denoiser.model
+    rows = [
+        (_encoded(event, cond, gates), gates)
+        for cond, gates in ((scene.cond, scene.gates), (scene.uncond, scene.uncond_gates))
+    ]
+    if "guidance" in rows[0][0].model_conds:
+        told = CONDRegular(torch.tensor([DISTILLED_GUIDANCE]))
+        rows = [(TrainingCond({**rows[0][0].model_conds, "guidance": told}), scene.gates)]
+    apart = settings.rows_per_pass == 1 or len({cond.shape_key() for cond, _ in rows}) > 1
+    passes = [[row] for row in rows] if apart else [rows]
+
+    def guided(x: Tensor, sigma: Tensor) -> Tensor:
+        found = []
+        for rows in passes:
+            with session.gates.gated([gates for _, gates in rows]):
+                count = len(rows)
+                many = x.expand(count, *x.shape[1:])
+                conds = [cond for cond, _ in rows]
+                found.append(denoiser.denoise(many, sigma.expand(count), conds))
+        cond, *uncond = torch.cat(found).split(1)
+        return uncond[0] + CFG * (cond - uncond[0]) if uncond else cond
+
+    sampling = model.model_sampling
+    sigmas = comfy.samplers.calculate_sigmas(sampling, SCHEDULER, STEPS).to(denoiser.device)
+    empty = torch.zeros(1, *scene.shape)
+    generator = torch.Generator().manual_seed(settings.preview_seed)
+    noise = torch.randn(empty.shape, generator=generator).to(denoiser.device)
+    x = sampling.noise_scaling(sigmas[0], noise, empty.to(noise), _is_first(sampling, sigmas))
+    x = sample_euler(guided, x, sigmas, disable=True)
+    return model.process_latent_out(sampling.inverse_noise_scaling(sigmas[-1], x))
+
+
+def _encoded(event: Event, cond: TrainingCond | LearntCond, gates: RowGates) -> TrainingCond:
+    """Return a prompt as the model takes it, of what is learnt by now."""
+    session = event.session
+    with session.gates.gated([gates]):
+        return cast(ComfyDenoiser, session.denoiser).encoded([session.words.said(cond)])[0]
+
+
+def _is_first(sampling: Any, sigmas: Tensor) -> bool:
+    """Return whether sampling begins at the model's strongest noise, as ComfyUI decides it."""
+    return float(sigmas[0]) >= float(sampling.sigma_max) * (1 - 1e-5)
+
+
+def _decoded(vae: comfy.sd.VAE, latent: Tensor) -> Tensor:
+    """Return the VAE's picture of a latent, ``(height, width, 3)``, the first frame of a video.
+
+    In a thread of its own: there, as in a node, ComfyUI's tensors are inference tensors, which the
+    modes that training has set in this one don't bear.
+    """
+
+    def decode() -> Tensor:
+        with torch.inference_mode():
+            return vae.decode(latent.float()).float().cpu()
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        pixels = thread.submit(decode).result()
+    return pixels.reshape(-1, *pixels.shape[-3:])[0]

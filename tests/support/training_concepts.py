@@ -1,0 +1,71 @@
+"""Inputs of the concept trainer on tiny models, and the node run as ComfyUI runs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from pack.nodes.concepts.nodes_train import TrainConcept
+from pack.nodes.concepts.plan import ConceptPlan, ConceptRequest, plan_concept, run_pieces
+from pack.training import TrainingSettings
+from pack.training.runs.run_store import run_id
+from pair_inputs import picture, vae_for
+from tiny import tiny, tiny_clip
+
+_LISTS = ("captions", "images", "masks")
+
+
+def clip_for(name: str) -> Any:
+    if not name.startswith("sdxl"):
+        return tiny_clip()
+    from concept_inputs import tiny_sdxl_clip
+
+    return tiny_sdxl_clip()
+
+
+def concept_inputs(family: str = "sd15", /, **changes: Any) -> dict[str, list[Any]]:
+    """Return what ComfyUI hands to the node: every input as a list."""
+    values = {
+        "model": tiny(family) if "model" not in changes else None,
+        "clip": clip_for(family),
+        "vae": vae_for(family.partition("_")[0]),
+        "images": [picture(seed=1), picture(32, 32, seed=2)],
+        "name": "<boat1>",
+        "class_word": "boat",
+        "captions": ["a red <boat1> on the sea", "<boat1>"],
+        "steps": 3,
+        "rank": 2,
+        "word_rate": 0.01,
+        "text_rate": 0.01,
+        "learning_rate": 0.01,
+        "seed": 5,
+        "run_name": "test",
+        "settings": TrainingSettings(),
+        **changes,
+    }
+    return {key: value if isinstance(value, list) else [value] for key, value in values.items()}
+
+
+def queue(family: str = "sd15", /, **changes: Any) -> io.NodeOutput:
+    """Run the node under inference mode, on a locked clone, as ComfyUI does."""
+    inputs = concept_inputs(family, **changes)
+    with torch.inference_mode():
+        return TrainConcept.PREPARE_CLASS_CLONE(None).execute(**inputs)
+
+
+def request(family: str = "sd15", /, **changes: Any) -> ConceptRequest:
+    """Return the request that the node would make."""
+    inputs = concept_inputs(family, **changes)
+    lists = {key: inputs.pop(key) for key in _LISTS if key in inputs}
+    return ConceptRequest(**lists, **{key: value for key, (value,) in inputs.items()})
+
+
+def planned(family: str = "sd15", /, **changes: Any) -> tuple[ConceptRequest, ConceptPlan]:
+    asked = request(family, **changes)
+    return asked, plan_concept(asked)
+
+
+def identity(family: str = "sd15", /, **changes: Any) -> str:
+    """Return the id that the node would give the run."""
+    return run_id(run_pieces(*planned(family, **changes)))

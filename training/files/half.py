@@ -1,0 +1,232 @@
+"""What a Break-for-Make half says of itself, and whether two halves fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ...lora_ops import LowRank
+from ...lora_ops.halves import CONTENT_OWNS, Part, Role, check_halves, check_layers
+from ...lora_ops.keys import ALPHA, DOWN, UP, parts_by_layer
+from ...lora_ops.parametrizations.partly_learnable import split
+from .lora_state import LoraState, metadata_of
+from .metadata import family_of
+
+ROLE, BASIS, OWNER, TOKEN = (
+    "pastiche.role",
+    "pastiche.basis",
+    "pastiche.content_owns",
+    "pastiche.token",
+)
+HALF_ROLES: dict[str, Role] = {"content half": "content", "style half": "style"}
+IMPORTED = "imported"
+"""The basis of a half of the released code: only its numbers say which it is."""
+
+AS_SAID = "as the file says"
+"""The choice that leaves a half's role or owner to its file."""
+
+_WITH_BASIS = ("to_q", "to_k", "to_v")
+"""Ends of the layers whose ``up`` the released code freezes at a basis; all others at zero."""
+
+_BASIS_SLACK = 0.05
+"""Relative difference of a whole basis' Gram from the identity: squares double a difference, and
+``halves.BASIS_TOLERANCE`` of each half is allowed."""
+
+_LONGEST_NAME = 80
+"""Of a layer in a message, cut where a file's keys are long."""
+
+
+@dataclass(frozen=True)
+class HalfFacts:
+    """What a half must say of itself.
+
+    Args:
+        role: Whose half it is.
+        basis: Digest of the frozen halves, or ``IMPORTED``.
+        content_owns: The part that contents own on this basis.
+        token: The word that calls it up; empty if none was given.
+    """
+
+    role: Role
+    basis: str
+    content_owns: Part = CONTENT_OWNS
+    token: str = ""
+
+    def as_metadata(self) -> dict[str, str]:
+        """Return the facts as a half's metadata hold them."""
+        return {
+            ROLE: f"{self.role} half",
+            BASIS: self.basis,
+            OWNER: self.content_owns,
+            TOKEN: self.token,
+        }
+
+
+def half_facts(half: Mapping[str, Tensor]) -> HalfFacts:
+    """Return what a half says of itself.
+
+    Raises:
+        ValueError: It is an ordinary LoRA.
+    """
+    metadata = metadata_of(half)
+    role = HALF_ROLES.get(metadata.get(ROLE, ""))
+    owner = metadata.get(OWNER, "")
+    if role is None or not metadata.get(BASIS) or owner not in ("down", "up"):
+        raise ValueError(
+            "a half must come from Train Half or Load Half, got an ordinary LoRA; "
+            "train it as a half, or apply it with Apply LoRA (Pastiche)"
+        )
+    return HalfFacts(role, metadata[BASIS], cast(Part, owner), metadata.get(TOKEN, ""))
+
+
+def half_layers(half: Mapping[str, Tensor]) -> dict[str, LowRank]:
+    """Return a half's factors by layer name.
+
+    Raises:
+        ValueError: A layer is not of two factors, or is scaled.
+    """
+    layers = {}
+    for layer, parts in parts_by_layer(half).items():
+        name = repr(layer[:_LONGEST_NAME])
+        if not parts.keys() <= {ALPHA, DOWN, UP} or not {DOWN, UP} <= parts.keys():
+            raise ValueError(
+                "a half must hold the factors down and up of every layer, got "
+                f"{' and '.join(sorted(parts))} at {name}; choose another file"
+            )
+        down, up = half[parts[DOWN]].float(), half[parts[UP]].float()
+        alpha = float(half[parts[ALPHA]]) if ALPHA in parts else float(len(down))
+        if alpha != len(down):
+            raise ValueError(
+                f"a half must have an alpha equal to its rank, got {alpha:g} for rank {len(down)} "
+                f"at {name}; choose another file"
+            )
+        if up.shape[1] != len(down):
+            raise ValueError(
+                f"a half's factors must share the rank axis, got {tuple(down.shape)} and "
+                f"{tuple(up.shape)} at {name}; choose another file"
+            )
+        layers[layer] = LowRank(down, up)
+    return layers
+
+
+def as_half(lora: LoraState, role: str = AS_SAID, content_owns: str = AS_SAID) -> LoraState:
+    """Return a LoRA as the half that it says it is or that the released code made.
+
+    A half of this pack is returned itself. One of the released code says nothing of itself: it
+    gets the role that is chosen, the basis ``IMPORTED``, and the released owner unless another is
+    chosen.
+
+    Args:
+        lora: A whole file.
+        role: ``content``, ``style`` or ``AS_SAID``.
+        content_owns: ``down``, ``up`` or ``AS_SAID``.
+
+    Raises:
+        ValueError: The choices contradict the file, a role is missing, or it is no half.
+    """
+    if metadata_of(lora).get(ROLE):
+        facts = half_facts(lora)
+        _require_said("role", role, facts.role)
+        _require_said("content_owns", content_owns, facts.content_owns)
+        half_layers(lora)
+        return lora
+    if role == AS_SAID:
+        raise ValueError(
+            f"role must be content or style for a file that doesn't say it, got {AS_SAID!r}; open "
+            "an ordinary LoRA with Load LoRA (Pastiche), or choose the role of a half"
+        )
+    _require_frozen(half_layers(lora))
+    owner = CONTENT_OWNS if content_owns == AS_SAID else content_owns
+    facts = HalfFacts(cast(Role, role), IMPORTED, cast(Part, owner))
+    return LoraState(lora, {**lora.metadata, **facts.as_metadata()})
+
+
+def check_fit(content: Mapping[str, Tensor], style: Mapping[str, Tensor]) -> Part:
+    """Refuse halves that can't be made into one; return the part that the content owns.
+
+    Raises:
+        ValueError: Roles, bases, architectures, owners, tokens, layers or frozen halves don't fit.
+    """
+    ours, other = half_facts(content), half_facts(style)
+    for name, facts in (("content", ours), ("style", other)):
+        if facts.role != name:
+            raise ValueError(
+                f"{name} must be a {name} half, got a {facts.role} half; connect a {name} half "
+                "there"
+            )
+    families = [family_of(metadata_of(half)) for half in (content, style)]
+    named = [family.name for family in families if family is not None]
+    if len(set(named)) > 1:
+        raise ValueError(
+            f"content and style half must be made for one base, got {named[0]} and {named[1]}; "
+            "train both on the same base"
+        )
+    if ours.content_owns != other.content_owns:
+        raise ValueError(
+            "content and style half must agree on what the content owns, got "
+            f"{ours.content_owns} and {other.content_owns}; train one of them again"
+        )
+    check_tokens(ours.token, other.token)
+    layers = (half_layers(content), half_layers(style))
+    check_layers(*layers)
+    if IMPORTED not in (ours.basis, other.basis) and ours.basis != other.basis:
+        raise ValueError(
+            "content and style half must be trained on one basis, got "
+            f"{ours.basis} and {other.basis}; train one of them again with the other's start and "
+            "basis_seed"
+        )
+    check_halves(*layers)
+    return ours.content_owns
+
+
+def check_tokens(content: str, style: str) -> None:
+    """Refuse a content and a style that one word would call up.
+
+    Raises:
+        ValueError: Both tokens are the same.
+    """
+    if content and content.casefold() == style.casefold():
+        raise ValueError(
+            f"content and style must have words of their own, got {content!r} for both; "
+            "train one of them with another token"
+        )
+
+
+def _require_said(what: str, chosen: str, said: str) -> None:
+    if chosen not in (AS_SAID, said):
+        raise ValueError(
+            f"{what} must be what the half says of itself, {said}, got {chosen}; choose {AS_SAID!r}"
+        )
+
+
+def _require_frozen(layers: Mapping[str, LowRank]) -> None:
+    """Refuse layers without the frozen halves that the released code or this pack gives them.
+
+    No half freezes ``down`` at zero. This pack's frozen halves are a whole basis at every layer;
+    the released code freezes ``up`` at zero wherever it draws no basis, which no LoRA learns to.
+    """
+    whole = all(map(_is_whole_basis, layers.values()))
+    for layer, factors in layers.items():
+        parts, name = split(factors), repr(layer[:_LONGEST_NAME])
+        if not parts["down_frozen"].any():
+            raise ValueError(
+                f"a half must have a frozen half of down, got zeros at {name}; choose another file"
+            )
+        square = factors.shape[0] == factors.shape[1] and layer.endswith(_WITH_BASIS)
+        if not whole and not square and parts["up_frozen"].any():
+            raise ValueError(
+                "a half must have frozen halves of a basis or of zeros, got an ordinary LoRA's "
+                f"numbers at {name}; open it with Load LoRA (Pastiche)"
+            )
+
+
+def _is_whole_basis(factors: LowRank) -> bool:
+    """Return whether ``C C^T + A^T A`` of the frozen halves is the identity."""
+    parts = split(factors)
+    down, up = parts["down_frozen"].flatten(1), parts["up_frozen"].flatten(1)
+    unit = torch.eye(factors.rank, device=down.device)
+    return bool((down @ down.T + up.T @ up - unit).norm() <= _BASIS_SLACK * unit.norm())

@@ -1,0 +1,128 @@
+"""What a LoRA file says of itself: modelspec, the customary ``ss_`` keys and our own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..families import FAMILIES, Family
+
+STYLE_WORDS = "pastiche.style_words"
+DATES = frozenset({"modelspec.date", "ss_training_started_at", "ss_training_finished_at"})
+"""Keys that differ between two files of the same LoRA."""
+
+_CUSTOMARY = {
+    "ss_steps": "pastiche.steps",
+    "ss_max_train_steps": "pastiche.steps",
+    "ss_learning_rate": "pastiche.learning_rate",
+    "ss_seed": "pastiche.seed",
+    "ss_num_train_images": "pastiche.pairs",
+}
+"""kohya's names for what this pack keeps under its own."""
+
+_STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What is known of a file when it is saved.
+
+    Args:
+        title: Its name, without folder and ending.
+        date: ISO 8601.
+        tensor_digest: SHA-256 of its tensors, hexadecimal.
+        family: Its base's, if known.
+        rank_and_alpha: Of all its layers, or None if they differ.
+        prediction_type: ``epsilon``, ``v`` or ``flow``; empty if unknown.
+        trigger: Words that call it up; empty if there are none.
+        style_words: The style phrase it was trained with; empty if there is none.
+        thumbnail: A data URI; empty if there is none.
+    """
+
+    title: str
+    date: str
+    tensor_digest: str
+    family: Family | None = None
+    rank_and_alpha: tuple[int, float] | None = None
+    prediction_type: str = ""
+    trigger: str = ""
+    style_words: str = ""
+    thumbnail: str = ""
+
+
+def file_metadata(lora: Mapping[str, str], facts: FileFacts) -> dict[str, str]:
+    """Return the metadata of a file: all that the LoRA carries, completed by what is known now.
+
+    Keys follow the modelspec 1.0.0 of Stability AI and kohya's customs.
+
+    Args:
+        lora: The LoRA's own metadata; keeps its word on anything but the file itself.
+        facts: What is known of the file.
+    """
+    metadata = {key: value for key, value in lora.items() if key not in _STALE}
+    style_words = facts.style_words or metadata.get(STYLE_WORDS, "")
+    trigger = facts.trigger or metadata.get("modelspec.trigger_phrase", "") or style_words
+    known = {
+        "format": "pt",
+        "modelspec.prediction_type": facts.prediction_type,
+        "modelspec.usage_hint": f"Trigger: {trigger}" if trigger else "",
+        "ss_network_module": "networks.lora",
+        **_base(family_of(lora) or facts.family),
+        **_size(facts.rank_and_alpha),
+        **{key: lora[own] for key, own in _CUSTOMARY.items() if own in lora},
+    }
+    if "pastiche.resolution" in lora:
+        side = lora["pastiche.resolution"]
+        known["modelspec.resolution"] = f"{side}x{side}"
+    now = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": facts.title,
+        "modelspec.date": facts.date,
+        "modelspec.hash_sha256": f"0x{facts.tensor_digest}",
+        "modelspec.trigger_phrase": trigger,
+        "ss_output_name": facts.title,
+        STYLE_WORDS: style_words,
+    }
+    if facts.thumbnail:
+        now["modelspec.thumbnail"] = facts.thumbnail
+    return {key: value for key, value in {**known, **metadata, **now}.items() if value}
+
+
+def family_of(metadata: Mapping[str, str]) -> Family | None:
+    """Return the family that metadata name, None if they name none that the pack knows."""
+    architecture = metadata.get("modelspec.architecture", "")
+    version = metadata.get("ss_base_model_version", "")
+    for family in FAMILIES.values():
+        if family.architecture == architecture or (
+            not architecture and family.base_version == version
+        ):
+            return family
+    return None
+
+
+def _base(family: Family | None) -> dict[str, str]:
+    if family is None:
+        return {}
+    return {
+        "modelspec.architecture": family.architecture,
+        "modelspec.implementation": "diffusers" if family.kohya_keys else "comfyui",
+        "modelspec.resolution": f"{family.resolution}x{family.resolution}",
+        "ss_base_model_version": family.base_version,
+    }
+
+
+def _size(rank_and_alpha: tuple[int, float] | None) -> dict[str, str]:
+    if rank_and_alpha is None:
+        return {"ss_network_dim": "Dynamic", "ss_network_alpha": "Dynamic"}
+    rank, alpha = rank_and_alpha
+    return {"ss_network_dim": str(rank), "ss_network_alpha": f"{alpha:g}"}
+
+
+def as_metadata(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the values as safetensors metadata holds them: strings, other values as JSON."""
+    return {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in values.items()
+    }

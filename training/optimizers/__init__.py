@@ -1,0 +1,1 @@
+"""Optimizers by name, and those that work on a layer's two factors together."""

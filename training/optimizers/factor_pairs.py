@@ -1,0 +1,73 @@
+"""A layer's learnt parts beside its whole factors: what preconditioned optimisers work on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from ...lora_ops import LowRank
+from ...lora_ops.preconditioner import FactorGradients
+from ..adapters import TrainedAdapter
+
+
+@dataclass(frozen=True)
+class LearntPair:
+    """One layer's learnt parts, and its whole factors as they are now.
+
+    Args:
+        parts: ``down``, columns of the factor, and ``up``, rows of it; one may be missing.
+        factors: Returns the whole factors, frozen halves included.
+        rates: What multiplies the learning rate, by part; 1 where none is named.
+
+    Raises:
+        ValueError: A learnt part is neither of the two.
+    """
+
+    parts: Mapping[str, nn.Parameter]
+    factors: Callable[[], LowRank]
+    rates: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        odd = sorted(self.parts.keys() - {"down", "up"})
+        if odd or not self.parts:
+            raise ValueError(
+                "a preconditioned optimiser must be given the learnt parts down or up of a layer, "
+                f"got {', '.join(odd) or 'none'}; choose AdamW"
+            )
+
+    def gradients(self) -> FactorGradients:
+        """Return the whole factors and the gradients of the learnt parts that have one."""
+        factors = self.factors()
+        down, up = (self.parts.get(name) for name in ("down", "up"))
+        return FactorGradients(
+            factors.down.detach(),
+            factors.up.detach(),
+            None if down is None else down.grad,
+            None if up is None else up.grad,
+        )
+
+    def learnt(self) -> list[nn.Parameter]:
+        """Return the parts that have a gradient, ``down`` first."""
+        return [self.parts[n] for n in ("down", "up") if self._has_gradient(n)]
+
+    def _has_gradient(self, name: str) -> bool:
+        return name in self.parts and self.parts[name].grad is not None
+
+
+def learnt_pairs(adapters: Iterable[TrainedAdapter]) -> list[LearntPair]:
+    """Return the pairs of adapters, their parts in the order of the adapters' parameters.
+
+    Raises:
+        ValueError: A parametrisation learns something else than columns and rows of its factors.
+    """
+    return [
+        LearntPair(
+            {name: part for name, part in parts.items() if isinstance(part, nn.Parameter)},
+            lambda kind=adapter.parametrization, parts=parts: kind.factors(parts),
+            {name: adapter.rate(site, name) for name in parts},
+        )
+        for adapter in adapters
+        for site, parts in adapter.parts.items()
+    ]

@@ -1,0 +1,1 @@
+"""Folders of training runs and fusions: results, checkpoints and locks."""
