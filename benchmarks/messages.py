@@ -24,7 +24,7 @@ from messages_study.halves import HALF_SECTIONS, called
 from messages_study.regions import REGION_SECTIONS
 
 BENCHMARKS = Path(__file__).resolve().parent
-TESTS = BENCHMARKS.parent / "tests" / "comfy"
+TESTS = BENCHMARKS.parent / "tests" / "support"
 MUTANTS = 500
 _LONGEST = 600
 
@@ -149,7 +149,7 @@ def _prepare(base_directory: Path) -> None:
 def _pictures(page: Page) -> None:
     import folder_paths
     from pair_inputs import queue
-    from test_pair_bad_input import REFUSED, SMALL, photograph
+    from pair_refusals import REFUSED, SMALL, photograph
 
     folder_paths.output_directory = str(page.folder("pictures"))
     page.section("Train a Style Pair: pictures, prompts, settings")
@@ -180,9 +180,9 @@ def _pictures(page: Page) -> None:
 
 def _lora_files(page: Page) -> None:
     import folder_paths
+    from bad_loras import bad_files
     from mutations import KINDS, mutants
     from pack.nodes.lora.nodes import ApplyLora, LoadLora
-    from test_bad_lora_files import bad_files
     from tiny import tiny
 
     folder = page.folder("loras")
@@ -222,8 +222,8 @@ def _lora_files(page: Page) -> None:
 
 def _applied(page: Page) -> None:
     import torch
+    from bad_loras import ARCHITECTURE, KINDS, adapter, lora_for
     from pack.nodes.lora.nodes import ApplyLora
-    from test_bad_lora_files import ARCHITECTURE, KINDS, adapter, lora_for
     from tiny import tiny
 
     def apply(base: str, lora: dict, clip: Any = None) -> Callable[[], Any]:
@@ -253,8 +253,8 @@ def _applied(page: Page) -> None:
 
 def _saved(page: Page) -> None:
     import folder_paths
+    from bad_loras import lora_for
     from pack.nodes.lora.nodes import SaveLora
-    from test_bad_lora_files import lora_for
 
     page.section("Save LoRA (Pastiche)")
     lora = lora_for("sd15")
@@ -274,8 +274,8 @@ def _saved(page: Page) -> None:
 
 
 def _styles(page: Page) -> None:
+    from bad_loras import KINDS, adapter, lora_for
     from pack.nodes.guidance.nodes import ApplyStyleGuidance, StylePrompts
-    from test_bad_lora_files import KINDS, adapter, lora_for
     from tiny import tiny, tiny_clip, tiny_cond
 
     def guide(lora: dict, schedule: str = "", window: tuple[float, float] = (0.2, 1.0)) -> Any:
@@ -333,7 +333,8 @@ def _runs(page: Page) -> None:
 
 def _folders(page: Page) -> None:
     import folder_paths
-    from test_training_images import BAD_PICTURES, load, painted
+    from training_images_case import BAD_PICTURES
+    from training_pictures import load, painted
 
     page.section("Load Training Images (Pastiche)")
     folder_paths.input_directory = str(page.folder("input"))

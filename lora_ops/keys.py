@@ -30,10 +30,32 @@ _SUFFIXES: dict[str, str] = {
 
 # Parts of the other adapter types that ComfyUI applies; this pack only passes them on.
 _OTHER_PARTS = (
-    *("dora_scale", "reshape_weight", "diff", "diff_b", "set_weight", "w_norm", "b_norm"),
-    *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
-    *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
-    *("oft_blocks", "rescale", "a1.weight", "a2.weight", "b1.weight", "b2.weight"),
+    "dora_scale",
+    "reshape_weight",
+    "diff",
+    "diff_b",
+    "set_weight",
+    "w_norm",
+    "b_norm",
+    "hada_w1_a",
+    "hada_w1_b",
+    "hada_w2_a",
+    "hada_w2_b",
+    "hada_t1",
+    "hada_t2",
+    "lokr_w1",
+    "lokr_w1_a",
+    "lokr_w1_b",
+    "lokr_w2",
+    "lokr_w2_a",
+    "lokr_w2_b",
+    "lokr_t2",
+    "oft_blocks",
+    "rescale",
+    "a1.weight",
+    "a2.weight",
+    "b1.weight",
+    "b2.weight",
 )
 
 # Prefixes of UNet layers. The trainers of diffusers 0.22 write the first one, and so does the
@@ -41,8 +63,13 @@ _OTHER_PARTS = (
 _UNET_ROOTS = ("unet.unet.", "unet.", "base_model.model.")
 
 _UNET_BLOCKS = (
-    *("down_blocks.", "mid_block.", "up_blocks.", "conv_in", "conv_out"),
-    *("time_embedding.", "add_embedding."),
+    "down_blocks.",
+    "mid_block.",
+    "up_blocks.",
+    "conv_in",
+    "conv_out",
+    "time_embedding.",
+    "add_embedding.",
 )
 _TEXT_PREFIXES = ("lora_te", "text_encoder.", "text_encoder_2.", "text_encoders.")
 

@@ -1,4 +1,7 @@
-"""Imports the pack as ComfyUI does, under the name ``pack``; ``scripts`` comes last on the path."""
+"""Imports the pack as ComfyUI does, under the name ``pack``.
+
+The folders of scripts and of what tests share come last on the path.
+"""
 
 import os
 import sys
@@ -9,7 +12,8 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != TESTS.parent]
-sys.path += [str(TESTS.parent / "scripts"), str(TESTS / "graphs")]
+sys.path += [str(TESTS.parent / "scripts")]
+sys.path += [str(TESTS / folder) for folder in ("graphs", "support", "oracles")]
 
 # ruff: noqa: E402 - found by the line above
 from comfy_server import ComfyServer, make_base_directory

@@ -127,7 +127,12 @@ def _backward(session: Session, pack: Sequence[Row], errors: dict[str, list[floa
     # Backward runs inside the gates, because checkpointed blocks are recomputed with their rows.
     with session.gates.gated([row.gates for row in pack]):
         found = row_errors(
-            *(session.denoiser, session.gates, pack, session.config, session.step), session.words
+            denoiser=session.denoiser,
+            gates=session.gates,
+            rows=pack,
+            config=session.config,
+            step=session.step,
+            words=session.words,
         )
         weights = found.new_tensor([row.weight for row in pack])
         weighted = (found * weights).sum()

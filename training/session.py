@@ -72,8 +72,13 @@ class Session:
         rates = recipe.rates()
         self.adapters: dict[str, TrainedAdapter] = {
             name: new_adapter(
-                *(name, kind, sites, config.rank, config.seed, denoiser.device),
-                rates.get(name),
+                name=name,
+                parametrization=kind,
+                sites=sites,
+                rank=config.rank,
+                seed=config.seed,
+                device=denoiser.device,
+                rates=rates.get(name),
             )
             for name, kind in recipe.adapters().items()
         }

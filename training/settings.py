@@ -17,9 +17,16 @@ MEMORY = ("as set", "8 GB", "12 GB", "24 GB")
 # out of memory can continue with other values of them.
 _WITHOUT_EFFECT = frozenset(
     {
-        *("memory", "checkpointing", "offload", "rows_per_pass"),
-        *("save_every_steps", "save_every_minutes", "keep_checkpoints"),
-        *("preview_every", "preview_prompt", "preview_seed"),
+        "memory",
+        "checkpointing",
+        "offload",
+        "rows_per_pass",
+        "save_every_steps",
+        "save_every_minutes",
+        "keep_checkpoints",
+        "preview_every",
+        "preview_prompt",
+        "preview_seed",
     }
 )
 
@@ -128,10 +135,19 @@ class TrainingSettings:
             f"resolution must be 0 (default) or at least 16 pixels, got {self.resolution}",
         )
         for name, least in (
-            *(("batch_size", 1), ("accumulation", 1), ("keep_checkpoints", 1)),
-            *(("warmup", 0), ("rows_per_pass", 0), ("max_grad_norm", 0.0), ("min_snr_gamma", 0.0)),
-            *(("noise_offset", 0.0), ("save_every_steps", 0), ("save_every_minutes", 0.0)),
-            *(("preview_every", 0), ("damping", 0.0), ("text_encoder_rate", 0.0)),
+            ("batch_size", 1),
+            ("accumulation", 1),
+            ("keep_checkpoints", 1),
+            ("warmup", 0),
+            ("rows_per_pass", 0),
+            ("max_grad_norm", 0.0),
+            ("min_snr_gamma", 0.0),
+            ("noise_offset", 0.0),
+            ("save_every_steps", 0),
+            ("save_every_minutes", 0.0),
+            ("preview_every", 0),
+            ("damping", 0.0),
+            ("text_encoder_rate", 0.0),
         ):
             value = getattr(self, name)
             require(value >= least, f"{name} must be at least {least}, got {value}; raise it")

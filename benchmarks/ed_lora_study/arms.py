@@ -197,7 +197,14 @@ def draw(
     latent = base.nodes.EmptyLatentImage().generate(64, 64, many)[0]
     with torch.inference_mode():
         sampled = base.nodes.KSampler().sample(
-            *(model, seed, STEPS, CFG, SAMPLER, SCHEDULER),
-            *(encode(subject.text(scene, called)), encode(""), latent),
+            model,
+            seed,
+            STEPS,
+            CFG,
+            SAMPLER,
+            SCHEDULER,
+            encode(subject.text(scene, called)),
+            encode(""),
+            latent,
         )[0]
         return base.nodes.VAEDecode().decode(base.vae, sampled)[0].clone()

@@ -249,7 +249,14 @@ def draw(base: ToyBase, ready: Ready, text: str, seed: int, many: int) -> torch.
     latent = base.nodes.EmptyLatentImage().generate(SIDE, SIDE, many)[0]
     with torch.inference_mode():
         sampled = base.nodes.KSampler().sample(
-            *(ready.model, seed, STEPS, CFG, SAMPLER, SCHEDULER),
-            *(ready.prompt(text), ready.prompt(""), latent),
+            ready.model,
+            seed,
+            STEPS,
+            CFG,
+            SAMPLER,
+            SCHEDULER,
+            ready.prompt(text),
+            ready.prompt(""),
+            latent,
         )[0]
         return base.nodes.VAEDecode().decode(base.vae, sampled)[0].clone()

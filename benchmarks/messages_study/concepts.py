@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def _own_folders(page: Page, name: str) -> Iterator[tuple[Path, Path]]:
+def own_folders(page: Page, name: str) -> Iterator[tuple[Path, Path]]:
     """Let ComfyUI have folders of LoRAs and of embeddings that are empty, and give them."""
     import folder_paths
     import pytest
@@ -29,7 +29,7 @@ def _own_folders(page: Page, name: str) -> Iterator[tuple[Path, Path]]:
 
 def _trained(page: Page) -> None:
     import folder_paths
-    from test_concept_bad_input import REFUSED, UNFIT, UNNAMED
+    from train_concept_refusals import REFUSED, UNFIT, UNNAMED
     from training_concepts import queue
 
     folder_paths.output_directory = str(page.folder("concepts"))
@@ -46,9 +46,9 @@ def _trained(page: Page) -> None:
 
 
 def _encoded(page: Page) -> None:
+    from apply_concept_refusals import REFUSED, three
+    from concept_prompt_case import BAD, concept, encoded
     from pack.nodes.concepts.nodes_use import EncodeConceptPrompt
-    from test_apply_concept import REFUSED, three
-    from test_concept_prompt import BAD, concept, encoded
     from tiny import tiny_clip
 
     page.section("Encode Concept Prompt")
@@ -67,10 +67,10 @@ def _encoded(page: Page) -> None:
 
 
 def _concept_files(page: Page) -> None:
-    from test_concept_files import FILENAMES, REFUSED, many_words, save
+    from concept_files_case import FILENAMES, REFUSED, many_words, save
 
     page.section("Save Concept and Load Concept")
-    with _own_folders(page, "concept files"):
+    with own_folders(page, "concept files"):
         for case, (action, _) in REFUSED.items():
             page.refused(case, action)
         wide = many_words()
@@ -80,9 +80,8 @@ def _concept_files(page: Page) -> None:
 
 def _imported(page: Page) -> None:
     from concept_case import NAME
-    from concept_inputs import concept_for
-    from test_concept_files import load
-    from test_concept_imports import (
+    from concept_files_case import load
+    from concept_imports_case import (
         DAMAGED,
         PROGRAMS,
         UNFIT,
@@ -92,11 +91,12 @@ def _imported(page: Page) -> None:
         with_embedding,
         write_authors,
     )
+    from concept_inputs import concept_for
     from tiny import tiny
 
     page.section("Load Concept: files of the released code, and a LoRA with its embedding")
     proof = page.place / "a program ran"
-    with _own_folders(page, "imports") as (loras, embeddings):
+    with own_folders(page, "imports") as (loras, embeddings):
         for case, write in PROGRAMS.items():
             write(loras / "evil.pth", proof)
             page.refused(f"a .pth with a program, {case}", lambda: load("evil.pth"))

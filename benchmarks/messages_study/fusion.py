@@ -24,8 +24,8 @@ def _noted(page: Page, case: str, report: str, notes: Sequence[str]) -> None:
 
 
 def _offered(page: Page) -> None:
+    from concept_for_fusion_refusals import OFFERED, offered, uncalled
     from fusion_inputs import two_concepts
-    from test_concept_for_fusion import OFFERED, offered, uncalled
 
     wires = two_concepts()
     page.section("Concept for Fusion")
@@ -39,9 +39,9 @@ def _offered(page: Page) -> None:
 
 
 def _fused(page: Page) -> None:
+    from concept_for_fusion_refusals import FUSED, fused_twice
     from fusion_inputs import queue_fusion, two_concepts
-    from test_concept_for_fusion import FUSED, fused_twice
-    from test_fusion_bad_input import DRAWN, NOTED, UNREAD, attempt
+    from fusion_refusals import DRAWN, NOTED, UNREAD, attempt
 
     wires = two_concepts()
     page.section("Gradient Fusion")
@@ -59,9 +59,9 @@ def _fused(page: Page) -> None:
 
 def _stored(page: Page) -> None:
     import pytest
+    from full_disk import leave_no_space
     from fusion_inputs import output_folder, queue_fusion, two_concepts
     from pack.training.runs import fusion_store
-    from test_fusion_store import leave_no_space
 
     def full(descriptor: int) -> None:
         if os.fstat(descriptor).st_size > _SMALL:

@@ -17,8 +17,8 @@ def called(value: Any) -> Any:
 def _halves(page: Page) -> None:
     import folder_paths
     from half_inputs import b4m, half
+    from half_refusals import SPOILT_ALL, SPOILT_HALVES
     from pack.training import TrainingSettings
-    from test_half_bad_input import SPOILT_ALL, SPOILT_HALVES
 
     folder_paths.output_directory = str(page.folder("halves"))
     for title, train, cases in (
@@ -40,8 +40,8 @@ def _halves(page: Page) -> None:
 
 def _made(page: Page) -> None:
     from half_inputs import make, tuning
-    from test_half_bad_input import SPOILT_MAKES, UNFIT, content, style
-    from test_half_sheet import REFUSED, shown, two_by_two
+    from half_refusals import SPOILT_MAKES, UNFIT, content, style
+    from half_sheet_case import REFUSED, shown, two_by_two
 
     page.section("Make LoRA of Halves")
     for case, (ours, other, _) in UNFIT.items():
@@ -60,10 +60,10 @@ def _made(page: Page) -> None:
 def _half_files(page: Page) -> None:
     import folder_paths
     import safetensors.torch
+    from half_refusals import content
+    from lora_files_case import unet_lora
     from pack.nodes.break_for_make.nodes_files import LoadHalf, SaveHalf
     from pack.training.files.half import AS_SAID
-    from test_half_bad_input import content
-    from test_lora_files import unet_lora
     from tiny import tiny
 
     folder = page.folder("half files")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def _made(page: Page) -> None:
     from pack.nodes.regions.nodes_layout import Regions
-    from test_regions import MISTAKES, ODD, WRONG_MASKS, WRONG_PICTURES, from_colours
+    from region_refusals import MISTAKES, ODD, WRONG_MASKS, WRONG_PICTURES, from_colours
 
     page.section("Regions: the editor's text, written by hand")
     for case, (text, _) in MISTAKES.items():
@@ -33,7 +33,7 @@ def _made(page: Page) -> None:
 
 
 def _prompted(page: Page) -> None:
-    from test_regional_bad_input import MODELS, PROMPTS, SAID
+    from regional_refusals import MODELS, PROMPTS, SAID
 
     page.section("Region Prompt")
     for case, (action, _) in PROMPTS.items():
@@ -48,13 +48,7 @@ def _prompted(page: Page) -> None:
 
 def _drawn(page: Page) -> None:
     import pytest
-    from test_regional_bad_input import (
-        DRAWN,
-        drawn,
-        leave_no_room,
-        on_left,
-        take_no_masks,
-    )
+    from regional_refusals import DRAWN, drawn, leave_no_room, on_left, take_no_masks
 
     page.section("A sampler behind Apply Regional Attention")
     for case, (make, _, _) in DRAWN.items():
@@ -75,9 +69,9 @@ def _drawn(page: Page) -> None:
 
 def _unprompted(page: Page) -> None:
     """Add what is drawn where nothing is said of a region: the global prompt, as without one."""
+    from gated_loras import relative
     from regional_case import EXACT, LEFT, regional
-    from test_gates import relative
-    from test_regional_bad_input import drawn
+    from regional_refusals import drawn
     from tiny import tiny
 
     page.warnings.clear()
@@ -89,7 +83,7 @@ def _unprompted(page: Page) -> None:
 
 def _controlled(page: Page) -> None:
     from regional_case import LEFT
-    from test_regional_control import STRENGTHS, covered, on_a_wide_mask, twice, weighted
+    from regional_control_case import STRENGTHS, covered, on_a_wide_mask, twice, weighted
     from tiny import tiny_controlnet
 
     page.section("Regional Control Weight")

@@ -168,7 +168,7 @@ def _prepare(request: MakeRequest, plan: MakePlan) -> Prepared:
     recipe = Make(contents, styles, projections, plan.settings.samples)
     gates = {LORA: Gate()}
     scene = preview_scene(
-        *(*source, plan.settings, [plan.contents[0].caption]), (gates, gates), contents[0].latent
+        *source, plan.settings, [plan.contents[0].caption], (gates, gates), contents[0].latent
     )
     return Prepared(recipe, scene)
 

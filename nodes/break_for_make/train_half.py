@@ -103,11 +103,7 @@ def _prepare(request: HalfRequest, plan: HalfPlan) -> Prepared:
         mirrored=mirrored[0] if mirrored else (),
     )
     gates = {HALF: Gate()}
-    scene = preview_scene(
-        *(*source, request.settings, plan.prompts),
-        (gates, gates),
-        main[0].latent,
-    )
+    scene = preview_scene(*source, request.settings, plan.prompts, (gates, gates), main[0].latent)
     return Prepared(recipe, scene)
 
 
@@ -127,8 +123,13 @@ def _loras(
 ) -> dict[str, LoraState]:
     metadata = {
         **shared_metadata(
-            *("b4m", request, plan.family, plan.config),
-            *(plan.resolution, trained.steps, identity),
+            method="b4m",
+            request=request,
+            family=plan.family,
+            config=plan.config,
+            resolution=plan.resolution,
+            steps=trained.steps,
+            identity=identity,
         ),
         **plan.facts.as_metadata(),
         "pastiche.stages": "break",

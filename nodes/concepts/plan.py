@@ -158,7 +158,9 @@ def plan_concept(request: ConceptRequest) -> ConceptPlan:
         settings = replace(settings, schedule="linear")
     defaults = family.concept
     config = resolved_config(
-        *(replace(request, settings=settings), defaults), timesteps=family.plain.timesteps
+        request=replace(request, settings=settings),
+        defaults=defaults,
+        timesteps=family.plain.timesteps,
     )
     resolution = request.settings.resolution or family.plain.resolution
     pictures = _pictures(request, resolution, family.multiple)

@@ -100,20 +100,30 @@ def _looks(request: ConceptRequest, plan: ConceptPlan, picture: Picture) -> Iter
 def _prepare(request: ConceptRequest, plan: ConceptPlan) -> Prepared:
     masked = any(picture.mask is not None for picture in plan.pictures)
     reader = Reader(
-        *(request.model, request.clip, plan.name, plan.layers),
+        model=request.model,
+        clip=request.clip,
+        name=plan.name,
+        layers=plan.layers,
         watch=masked and request.attention > 0,
     )
     settings = plan.settings
     examples, *mirrored = concept_examples(
-        *(reader, request.vae, [_looks(request, plan, one) for one in plan.pictures]),
-        plan.captions,
-        *(settings.flip, settings.caption_dropout > 0),
+        reader=reader,
+        vae=request.vae,
+        pictures=[_looks(request, plan, one) for one in plan.pictures],
+        captions=plan.captions,
+        flip=settings.flip,
+        dropped=settings.caption_dropout > 0,
     )
     norms = vocabulary_norms(request.clip)
     share = plan.word_rate / plan.config.learning_rate
     words = Words(
         starts=starting_rows(
-            *(request.clip, plan.class_word, plan.layers, request.seed, request.start)
+            clip=request.clip,
+            class_word=plan.class_word,
+            layers=plan.layers,
+            seed=request.seed,
+            start=request.start,
         ),
         # A step goes as far in every text encoder, measured by the rows of its vocabulary.
         rates={encoder: share * norm / CLIP_L_NORM for encoder, norm in norms.items()},
@@ -126,7 +136,9 @@ def _prepare(request: ConceptRequest, plan: ConceptPlan) -> Prepared:
         vocabularies=vocabulary_densities(request.clip) if request.density else {},
     )
     recipe = EdLora(
-        *(examples, words, settings.samples),
+        examples=examples,
+        learnt=words,
+        batch_size=settings.samples,
         mirrored=mirrored[0] if mirrored else (),
         adapter=Plain(request.down_start),
         dropped=plan.dropped,
@@ -148,8 +160,13 @@ def _results(
     captions = list(dict.fromkeys(picture.caption for picture in plan.pictures))
     metadata = {
         **shared_metadata(
-            *("concept", request, plan.family, plan.config),
-            *(plan.resolution, trained.steps, identity),
+            method="concept",
+            request=request,
+            family=plan.family,
+            config=plan.config,
+            resolution=plan.resolution,
+            steps=trained.steps,
+            identity=identity,
         ),
         "pastiche.concept": plan.name,
         "pastiche.class_word": plan.class_word,

@@ -31,8 +31,13 @@ class GradientFusion(io.ComfyNode):
                 "anchor, rank or energy draws nothing anew."
             ),
             search_aliases=[
-                *("fuse", "merge loras", "combine loras", "gradient fusion", "mix of show"),
-                *("multiple concepts", "regmean"),
+                "fuse",
+                "merge loras",
+                "combine loras",
+                "gradient fusion",
+                "mix of show",
+                "multiple concepts",
+                "regmean",
             ],
             inputs=[
                 io.Model.Input("model", tooltip="The base that all concepts were made for."),
@@ -201,7 +206,12 @@ class GradientFusion(io.ComfyNode):
         )
         text = summary(fusion.report)
         return io.NodeOutput(
-            *(fusion.model, fusion.clip, fusion.lora, fusion.concepts, text, fusion.report),
+            fusion.model,
+            fusion.clip,
+            fusion.lora,
+            fusion.concepts,
+            text,
+            fusion.report,
             ui=node_display(cls.hidden.unique_id, [], text),
         )
 

@@ -93,9 +93,13 @@ def _prepare(request: PairRequest, plan: PairPlan, facts: Mapping[str, Any]) -> 
 
 def _preview(request: PairRequest, plan: PairPlan, after: Example) -> PreviewScene:
     return preview_scene(
-        *(request.model, request.clip, request.vae, request.settings, plan.style_prompts),
-        ({STYLE: Gate()}, {}),
-        after.latent,
+        model=request.model,
+        clip=request.clip,
+        vae=request.vae,
+        settings=request.settings,
+        prompts=plan.style_prompts,
+        gates=({STYLE: Gate()}, {}),
+        latent=after.latent,
     )
 
 
@@ -109,7 +113,12 @@ def _examples(request: PairRequest, plan: PairPlan) -> list[list[tuple[Example, 
 
     def example(image: FittedImage, prompt: str, mirrored: bool) -> Example:
         return picture_example(
-            *(request.model, request.vae, image), texts[prompt], mirrored, uncond=empty
+            model=request.model,
+            vae=request.vae,
+            image=image,
+            text=texts[prompt],
+            mirrored=mirrored,
+            uncond=empty,
         )
 
     return [
@@ -136,8 +145,13 @@ def pair_loras(
     """Return the style and the content LoRAs by file name, with their metadata."""
     shared = {
         **shared_metadata(
-            *("pair", request, plan.family, plan.config),
-            *(plan.resolution, trained.steps, identity),
+            method="pair",
+            request=request,
+            family=plan.family,
+            config=plan.config,
+            resolution=plan.resolution,
+            steps=trained.steps,
+            identity=identity,
         ),
         "pastiche.style_words": plan.style_words,
         "pastiche.basis_seed": plan.family.pair.basis_seed,

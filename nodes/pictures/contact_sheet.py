@@ -25,10 +25,23 @@ _MOST_LINES = 4
 # Pillow's own font, which comes first, has the letters of English alone. Of these, found by name
 # in the system's folders, the first that has all letters of the labels is taken.
 _FONTS = (
-    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "segoeui.ttf"),
-    *("arial.ttf", "Arial.ttf", "Arial Unicode.ttf", "NotoSansCJK-Regular.ttc", "msyh.ttc"),
-    *("YuGothR.ttc", "malgun.ttf", "PingFang.ttc", "Hiragino Sans GB.ttc", "wqy-microhei.ttc"),
-    *("wqy-zenhei.ttc", "DroidSansFallbackFull.ttf", "seguisym.ttf"),
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "LiberationSans-Regular.ttf",
+    "segoeui.ttf",
+    "arial.ttf",
+    "Arial.ttf",
+    "Arial Unicode.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "msyh.ttc",
+    "YuGothR.ttc",
+    "malgun.ttf",
+    "PingFang.ttc",
+    "Hiragino Sans GB.ttc",
+    "wqy-microhei.ttc",
+    "wqy-zenhei.ttc",
+    "DroidSansFallbackFull.ttf",
+    "seguisym.ttf",
 )
 _NO_LETTER = "\U0010ffff"
 

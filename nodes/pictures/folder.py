@@ -163,10 +163,13 @@ class _Loaded:
         both = torch.cat([self.pixels, self.mask[..., None]], dim=-1)
         fitted = onto_frame(both, bucket_for(self.size, resolution, step), 1).pixels
         return _Loaded(
-            self.name,
-            fitted[..., :3].contiguous(),
-            fitted[..., 3].contiguous(),
-            *(self.masked, self.caption, self.captioned, self.problems),
+            name=self.name,
+            pixels=fitted[..., :3].contiguous(),
+            mask=fitted[..., 3].contiguous(),
+            masked=self.masked,
+            caption=self.caption,
+            captioned=self.captioned,
+            problems=self.problems,
         )
 
 
@@ -196,7 +199,13 @@ def _load(file: Path, mask_file: Path | None, text: Path | None, default: str) -
             f"in {source.name}; paint it or remove it"
         )
     return _Loaded(
-        *(file.name, picture.pixels, mask, not whole, caption or default, captioned, problems)
+        name=file.name,
+        pixels=picture.pixels,
+        mask=mask,
+        masked=not whole,
+        caption=caption or default,
+        captioned=captioned,
+        problems=problems,
     )
 
 

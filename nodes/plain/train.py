@@ -85,10 +85,13 @@ def _prepare(request: PlainRequest, plan: PlainPlan) -> Prepared:
     recipe = Single(examples, request.settings.samples, mirrored[0] if mirrored else ())
     gates = {LORA: Gate()}
     scene = preview_scene(
-        *(request.model, request.clip, request.vae, request.settings),
-        plan.captions or [request.captions[0] if request.captions else ""],
-        (gates, gates),
-        examples[0].latent,
+        model=request.model,
+        clip=request.clip,
+        vae=request.vae,
+        settings=request.settings,
+        prompts=plan.captions or [request.captions[0] if request.captions else ""],
+        gates=(gates, gates),
+        latent=examples[0].latent,
     )
     return Prepared(recipe, scene)
 
@@ -97,7 +100,11 @@ def _examples(request: PlainRequest, plan: PlainPlan) -> list[list[Example]]:
     """Return all pictures encoded, once for every way they are mirrored."""
     if not plan.encoded:
         return captioned_examples(
-            *(request.model, request.clip, request.vae, plan.pictures, request.settings)
+            model=request.model,
+            clip=request.clip,
+            vae=request.vae,
+            pictures=plan.pictures,
+            settings=request.settings,
         )
     settings = request.settings
     empty = read_caption(request.clip, "", settings) if settings.caption_dropout else None
@@ -120,8 +127,13 @@ def _loras(
     count = len(plan.pictures) or len(plan.encoded)
     metadata = {
         **shared_metadata(
-            *("plain", request, plan.family, plan.config),
-            *(plan.resolution, trained.steps, identity),
+            method="plain",
+            request=request,
+            family=plan.family,
+            config=plan.config,
+            resolution=plan.resolution,
+            steps=trained.steps,
+            identity=identity,
         ),
         "pastiche.role": "plain",
         "pastiche.images": count,

@@ -143,7 +143,7 @@ def _converted(
     converted = comfy.sampler_helpers.convert_cond([[text, dict(options)]])
     noise = torch.zeros(cond.latent_shape, device=device)
     encoded = comfy.samplers.process_conds(
-        *(model, noise, {"positive": converted}, device), latent_shapes=[cond.latent_shape]
+        model, noise, {"positive": converted}, device, latent_shapes=[cond.latent_shape]
     )
     return dict(encoded["positive"][0]["model_conds"])
 

@@ -102,7 +102,15 @@ def captioned_examples(
         image, mask = picture.fitted()
         for view, mirrored in zip(examples, views, strict=True):
             view.append(
-                picture_example(*(model, vae, image, texts[picture.caption], mirrored, empty, mask))
+                picture_example(
+                    model=model,
+                    vae=vae,
+                    image=image,
+                    text=texts[picture.caption],
+                    mirrored=mirrored,
+                    uncond=empty,
+                    mask=mask,
+                )
             )
     return examples
 

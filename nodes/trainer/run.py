@@ -156,7 +156,11 @@ def _train(
             clip = job.text.clip if job.text else None
             check_memory(job.model, prepared.recipe, config, settings, panel.note, job.text)
             with open_denoiser(
-                *(job.model, settings.precision, settings.checkpointing, settings.offload), clip
+                model=job.model,
+                precision=settings.precision,
+                checkpointing=settings.checkpointing,
+                offload=settings.offload,
+                clip=clip,
             ) as denoiser:
                 text = denoiser.text.clip if denoiser.text else None
                 sites = job.sites(denoiser.patcher, text)

@@ -1,5 +1,6 @@
 """Habits that a reader relies on: short files, tidy code, workflows without leftovers."""
 
+import ast
 import json
 import os
 import re
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 from strip_previews import without_previews
 
-LONGEST = 400
+LONGEST = 500  # lines of a source file
+LONGEST_PAGE = 120  # lines of ARCHITECTURE.md
 SOURCES = (".py", ".js")
 TEXT = (".cfg", ".css", ".js", ".json", ".md", ".py", ".toml", ".txt", ".yaml", ".yml")
 # A home, a root or a temporary folder, a drive: the path of somebody's machine.
@@ -32,7 +34,7 @@ def committed(repository: Path) -> list[Path]:
     return files
 
 
-def test_no_file_is_longer_than_the_budget(committed: list[Path], repository: Path):
+def test_no_file_is_too_long(committed: list[Path], repository: Path):
     lengths = {
         file.relative_to(repository).as_posix(): len(file.read_text("utf-8").splitlines())
         for file in committed
@@ -40,6 +42,60 @@ def test_no_file_is_longer_than_the_budget(committed: list[Path], repository: Pa
     }
     too_long = {name: length for name, length in lengths.items() if length > LONGEST}
     assert not too_long
+
+
+@pytest.fixture(scope="module")
+def sources(committed: list[Path], repository: Path) -> dict[str, ast.Module]:
+    """All Python files of the repository, parsed, by their path inside it."""
+    return {
+        file.relative_to(repository).as_posix(): ast.parse(file.read_text("utf-8"))
+        for file in committed
+        if file.suffix == ".py"
+    }
+
+
+def splats(tree: ast.Module) -> list[int]:
+    """Return the lines of calls into which a literal tuple or list is unpacked."""
+    return [
+        call.lineno
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        for argument in call.args
+        if isinstance(argument, ast.Starred) and isinstance(argument.value, ast.Tuple | ast.List)
+    ]
+
+
+def test_no_literal_is_unpacked_into_a_call(sources: dict[str, ast.Module]):
+    found = {path: splats(tree) for path, tree in sources.items()}
+    assert {path: lines for path, lines in found.items() if lines} == {}
+
+
+def test_an_unpacked_literal_is_seen():
+    assert splats(ast.parse("f(*(a, b), c)\ng(h(*[1, 2]))")) == [1, 2]
+    assert splats(ast.parse("f(*values, *(x for x in y), **{})")) == []
+
+
+def test_the_architecture_page_stays_one_page(repository: Path):
+    page = (repository / "ARCHITECTURE.md").read_text("utf-8")
+    assert len(page.splitlines()) <= LONGEST_PAGE
+    named = re.findall(r"`((?:nodes|training|lora_ops|tests|web|scripts)/[\w./]*\w)/?`", page)
+    assert named
+    assert [name for name in named if not (repository / name).exists()] == []
+
+
+def test_no_file_imports_a_test_module(sources: dict[str, ast.Module]):
+    problems = []
+    for path, tree in sources.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or "", *(alias.name for alias in node.names)]
+            else:
+                continue
+            if any(part.startswith("test_") for name in names for part in name.split(".")):
+                problems.append(f"{path}:{node.lineno}: what tests share belongs in tests/support")
+    assert not problems, "\n".join(problems)
 
 
 def test_no_text_names_a_path_of_a_machine(committed: list[Path], repository: Path):

@@ -1,13 +1,8 @@
 """The graphs that the demo writes open on the page when dropped there, and queue what it ran."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "graphs"))
-
 from substitution import TEMPLATES, toy_graph
 
 DROP = """

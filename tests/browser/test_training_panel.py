@@ -2,16 +2,11 @@
 
 import json
 import re
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "graphs"))
-
 from substitution import toy_graph
 
 TRAINER = "PasticheTrainPair"

@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -13,8 +12,6 @@ _BASE_DIRECTORY = tempfile.TemporaryDirectory(prefix="pastiche-comfy-")
 prepare_comfy(Path(_BASE_DIRECTORY.name))
 # The tolerances are those of fp32 on a CPU; test_lowvram.py starts the GPU's tests on their own.
 importlib.import_module("comfy.cli_args").args.cpu = os.environ.get("PASTICHE_TEST_GPU") != "1"
-sys.path.append(str(Path(__file__).resolve().parent))  # tiny.py, for the tests beside it
-sys.path.append(str(Path(__file__).resolve().parents[1] / "oracles"))
 
 
 @pytest.fixture(autouse=True)

@@ -20,10 +20,7 @@ BIASES = ("diff_b", "b_norm")  # parts that change a layer's bias; all others ch
 Parts = Mapping[str, Tensor]  # a layer's tensors by the part names of ``keys.parse_key``
 
 _LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
-_LOKR = (
-    *("lokr_w1", "lokr_w1_a", "lokr_w1_b"),
-    *("lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
-)
+_LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
 _GLORA = ("a1.weight", "a2.weight", "b1.weight", "b2.weight")
 _PLAIN = ("diff", "set_weight", "w_norm")
 _KINDS: dict[str, tuple[str, ...]] = {
