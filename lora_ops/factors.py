@@ -76,7 +76,7 @@ def forward_delta(
     stride: tuple[int, ...] = (1, 1),
     padding: tuple[int, ...] = (0, 0),
     dilation: tuple[int, ...] = (1, 1),
-    shares: Tensor | None = None,
+    rank_weights: Tensor | None = None,
 ) -> Tensor:
     """Return the change of the layer's output, without forming the weight delta.
 
@@ -88,18 +88,18 @@ def forward_delta(
         stride: Stride of the base convolution; a linear layer ignores it.
         padding: Padding of the base convolution; a linear layer ignores it.
         dilation: Dilation of the base convolution; a linear layer ignores it.
-        shares: Multiplier of each rank's activation, ``(token, rank)`` or ``(rank,)``; for a
+        rank_weights: Multiplier of each rank's activation, ``(token, rank)`` or ``(rank,)``; for a
             convolution ``(rank, h, w)`` or ``(rank, 1, 1)``. 1 everywhere by default.
     """
     down = factors.down.to(device=x.device, dtype=x.dtype)
     up = factors.up.to(device=x.device, dtype=x.dtype)
     if down.ndim == 2:
         hidden = F.linear(x, down)  # (batch, ..., rank)
-        hidden = hidden if shares is None else hidden * shares
+        hidden = hidden if rank_weights is None else hidden * rank_weights
         change = F.linear(hidden, up.flatten(1))  # (batch, ..., out)
     else:
         hidden = F.conv2d(x, down, stride=stride, padding=padding, dilation=dilation)
-        hidden = hidden if shares is None else hidden * shares
+        hidden = hidden if rank_weights is None else hidden * rank_weights
         change = F.conv2d(hidden, up.view(*up.shape[:2], 1, 1))  # (batch, out, h, w)
     return change if factors.scale == 1.0 else change * factors.scale
 

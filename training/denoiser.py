@@ -56,7 +56,7 @@ class Denoiser(Protocol):
 
 
 @runtime_checkable
-class ShowsAttention(Protocol):
+class ExposesAttention(Protocol):
     """A denoiser that exposes cross-attention maps of the learnt words."""
 
     def attention(self) -> Sequence[Tensor]:

@@ -43,7 +43,7 @@ class Site:
         return {name: getattr(self.module, name) for name in ("stride", "padding", "dilation")}
 
 
-class TokenShares(Protocol):
+class TokenWeights(Protocol):
     """Per-token weights of an adapter, layer by layer; compared by identity."""
 
     def at(self, site: str, output: Tensor) -> Tensor | None:
@@ -64,13 +64,13 @@ class Gate:
     Args:
         strength: Multiplier of the adapter's term.
         frozen: Parts whose parameters are detached for this row; gradients still flow through x.
-        shares: Weights of the term by token and rank; 1 everywhere by default.
+        token_weights: Weights of the term by token and rank; 1 everywhere by default.
         off: Sites at which this row does not use the adapter.
     """
 
     strength: float = 1.0
     frozen: frozenset[str] = frozenset()
-    shares: TokenShares | None = None
+    token_weights: TokenWeights | None = None
     off: frozenset[str] = frozenset()
 
 
@@ -134,7 +134,7 @@ class GatedAdapters:
                 return output
             x = args[0]
             groups = _groups(self._rows, x.shape[0])
-            if x.shape[0] != len(self._rows) and any(gate.shares for _, gate in groups):
+            if x.shape[0] != len(self._rows) and any(gate.token_weights for _, gate in groups):
                 raise RuntimeError(
                     "a layer must see the call's rows whole where its tokens are told apart, got "
                     f"{x.shape[0]} for {len(self._rows)}; remove the node that tiles the layers"
@@ -185,13 +185,15 @@ def _add_term(
     name: str,
     site: Site,
 ) -> None:
-    shares = None
-    if gate.shares is not None:
-        shares = gate.shares.at(name, total)
-        if shares is None:
+    rank_weights = None
+    if gate.token_weights is not None:
+        rank_weights = gate.token_weights.at(name, total)
+        if rank_weights is None:
             return
-        shares = shares.to(x.dtype)
-    term = forward_delta(x[rows], factors, **site.convolution, shares=shares).to(total.dtype)
+        rank_weights = rank_weights.to(x.dtype)
+    term = forward_delta(x[rows], factors, **site.convolution, rank_weights=rank_weights).to(
+        total.dtype
+    )
     if gate.strength != 1.0:
         term = term * gate.strength
     if site.start is not None:

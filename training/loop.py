@@ -15,7 +15,7 @@ from .config import TrainingConfig
 from .denoiser import Denoiser
 from .files.checkpoint import Checkpoint
 from .gates import GatedAdapters, Site
-from .noise_levels import min_snr_weights, share_at
+from .noise_levels import min_snr_weights, sample_timestep
 from .objective import output_errors
 from .optimizers.factor_optimizer import FactorOptimizer
 from .progress import Callback, Event
@@ -86,29 +86,29 @@ def take_step(session: Session, recipe: Recipe) -> dict[str, float]:
     loss = 0.0
     updates = updates_of(rows, config)
     try:
-        session.take_carried()
+        session.restore_pending_gradients()
         for left, update in enumerate(updates, start=1 - len(updates)):
             for pack in packs(session.denoiser, update, config):
                 loss += _backward(session, pack, errors)
-            session.words.settle()
+            session.words.drop_stopped_gradients()
             moved = session.moved(update[0].moves)
             _require_finite(loss, session, "loss")
             _require_finite(_clip(session, moved.values()), session, "gradient")
             if left:
-                session.remember(moved)
+                session.snapshot(moved)
             else:
-                session.whole = False
+                session.consistent = False
             session.update(moved)
     except BaseException:  # a cancel must not leave a half-applied step either
-        session.take_back()
+        session.rollback()
         raise
-    session.forget()
+    session.commit()
     losses = {name: sum(values) / len(values) for name, values in errors.items()}
     losses = {"loss": loss, **losses}
     for name, value in losses.items():
         session.curves[name].append(value)
     session.update_average()
-    session.step, session.whole = step + 1, True
+    session.step, session.consistent = step + 1, True
     return losses
 
 
@@ -163,11 +163,13 @@ def row_errors(
             for row in rows
         ]
     )
-    share = torch.stack([share_at(config, step, row.sample) for row in rows])
+    share = torch.stack([sample_timestep(config, step, row.sample) for row in rows])
     sigma = denoiser.sigma_at(share.to(device))
     x = denoiser.noised(latent, noise.to(device), sigma)
     with gates.gated([row.gates for row in rows]):
-        denoised = denoiser.denoise(x, sigma, [words.said(row.example.cond) for row in rows])
+        denoised = denoiser.denoise(
+            x, sigma, [words.conditioning(row.example.cond) for row in rows]
+        )
     counts = _counts(rows, latent, config.outside_mask)
     errors = output_errors(denoised, latent, denoiser.output_scale(sigma, latent), counts)
     if config.min_snr_gamma:

@@ -7,19 +7,19 @@ from torch import Tensor
 
 from .config import TrainingConfig
 from .denoiser import Denoiser
-from .randomness import generator_for, share_for
+from .randomness import generator_for, uniform_timestep
 
 _BELOW_ONE = 1 - 2**-24  # the largest fp32 number below 1
 
 
-def share_at(config: TrainingConfig, step: int, sample: int) -> Tensor:
+def sample_timestep(config: TrainingConfig, step: int, sample: int) -> Tensor:
     """Return one training timestep as a fraction in [0, 1) of the model's schedule, a scalar.
 
     ``uniform`` follows Ho et al. 2020. ``logit-normal`` is the sigmoid of a standard normal, Esser
     et al. 2024, arXiv:2403.03206, section 3.1. ``shifted`` moves a uniform sample towards noise by
     ``s u / (1 + (s - 1) u)``, equation 23 of the same paper.
     """
-    share = share_for(config.seed, step, sample)
+    share = uniform_timestep(config.seed, step, sample)
     if config.timesteps == "logit-normal":
         generator = generator_for(config.seed, "sigma", step, sample)
         share = torch.sigmoid(torch.randn((), generator=generator))

@@ -36,7 +36,7 @@ def noise_for(latent: Tensor, seed: int, step: int, sample: int, offset: float =
     return noise
 
 
-def share_for(seed: int, step: int, sample: int) -> Tensor:
+def uniform_timestep(seed: int, step: int, sample: int) -> Tensor:
     """Return a uniform random number in [0, 1) for the noise level, a scalar."""
     return torch.rand((), generator=generator_for(seed, "sigma", step, sample))
 

@@ -18,7 +18,7 @@ from .denoiser import Denoiser
 from .files.checkpoint import Checkpoint
 from .gates import GatedAdapters, Site
 from .optimizers.by_name import make_optimizer
-from .recipes.rows import LearnsWords, Recipe
+from .recipes.rows import Recipe, WordRecipe
 from .words import LearntWords, Words
 
 
@@ -83,7 +83,7 @@ class Session:
             for name, kind in recipe.adapters().items()
         }
         self.gates = GatedAdapters(sites, self.adapters)
-        said = recipe.words() if isinstance(recipe, LearnsWords) else Words()
+        said = recipe.words() if isinstance(recipe, WordRecipe) else Words()
         self.words = LearntWords(said, denoiser.device)
         self.parameters = dict(self._named_parameters())
         self.optimizer = make_optimizer(self.adapters.values(), config, warn, self.words)
@@ -91,10 +91,12 @@ class Session:
         self.curves: dict[str, list[float]] = defaultdict(list)
         # Gradients that are kept for the next update of their parts; between steps the parameters
         # themselves have none.
-        self.carried: dict[str, Tensor] = {}
+        self.pending_gradients: dict[str, Tensor] = {}
         self.step = 0
-        self.whole = True  # False after a step that failed and can't be undone; never saved then
-        self._before: dict[str, tuple[Tensor, dict[str, Any]]] = {}
+        self.consistent = (
+            True  # False after a step that failed and can't be undone; never saved then
+        )
+        self._snapshots: dict[str, tuple[Tensor, dict[str, Any]]] = {}
 
     def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, adapter in self.adapters.items():
@@ -118,9 +120,9 @@ class Session:
             if name.rpartition("/")[2] in parts
         }
 
-    def take_carried(self) -> None:
+    def restore_pending_gradients(self) -> None:
         """Restore pending gradients to the parameters, at the start of a step."""
-        for name, gradient in self.carried.items():
+        for name, gradient in self.pending_gradients.items():
             self.parameters[name].grad = gradient.clone()
 
     def update(self, moved: Mapping[str, nn.Parameter]) -> None:
@@ -141,34 +143,34 @@ class Session:
         for parameter in self.parameters.values():
             parameter.grad = None
 
-    def remember(self, moved: Mapping[str, nn.Parameter]) -> None:
-        """Copy the state that the next update changes; ``take_back`` restores it."""
+    def snapshot(self, moved: Mapping[str, nn.Parameter]) -> None:
+        """Copy the state that the next update changes; ``rollback`` restores it."""
         for name, parameter in moved.items():
-            if parameter.grad is not None and name not in self._before:
+            if parameter.grad is not None and name not in self._snapshots:
                 state = _copied(self.optimizer.state.get(parameter, {}))
-                self._before[name] = (parameter.detach().clone(), state)
+                self._snapshots[name] = (parameter.detach().clone(), state)
 
-    def forget(self) -> None:
+    def commit(self) -> None:
         """Drop the copies and keep the pending gradients, at the end of a step."""
-        self._before.clear()
-        self.carried = {
+        self._snapshots.clear()
+        self.pending_gradients = {
             name: parameter.grad
             for name, parameter in self.parameters.items()
             if parameter.grad is not None
         }
         self._drop_gradients()
 
-    def take_back(self) -> None:
+    def rollback(self) -> None:
         """Undo the updates of a step that failed between two of them."""
         self._drop_gradients()
         with torch.no_grad():
-            for name, (value, state) in self._before.items():
+            for name, (value, state) in self._snapshots.items():
                 parameter = self.parameters[name]
                 parameter.copy_(value)
                 self.optimizer.state.pop(parameter, None)
                 if state:
                     self.optimizer.state[parameter] = state
-        self._before.clear()
+        self._snapshots.clear()
 
     def update_average(self) -> None:
         """Update the moving average of the learnt parameters, with faster decay in early steps."""
@@ -214,7 +216,7 @@ class Session:
         self._require_finite()
         tensors = {f"learnt/{name}": value for name, value in self.parameters.items()}
         tensors |= {f"average/{name}": value for name, value in self.average.items()}
-        tensors |= {f"carried/{name}": value for name, value in self.carried.items()}
+        tensors |= {f"carried/{name}": value for name, value in self.pending_gradients.items()}
         scalars: dict[str, Any] = {}
         for name, parameter in self.parameters.items():
             for entry, value in self.optimizer.state.get(parameter, {}).items():
@@ -243,7 +245,7 @@ class Session:
         parameters = [part for group in self.optimizer.param_groups for part in group["params"]]
         numbers = {id(part): number for number, part in enumerate(parameters)}
         states: dict[int, dict[str, Any]] = {}
-        self.carried = {}
+        self.pending_gradients = {}
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(checkpoint.tensors[f"learnt/{name}"])
@@ -260,7 +262,7 @@ class Session:
                     # The optimizer changes them in place, which inference tensors don't allow.
                     states[numbers[id(parameter)]] = _copied(state)
                 if (waiting := checkpoint.tensors.get(f"carried/{name}")) is not None:
-                    self.carried[name] = waiting.to(parameter, copy=True)
+                    self.pending_gradients[name] = waiting.to(parameter, copy=True)
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
         self.curves = defaultdict(
             list, {name: list(values) for name, values in checkpoint.curves.items()}

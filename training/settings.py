@@ -164,7 +164,7 @@ class TrainingSettings:
         """Return the number of samples per update."""
         return self.batch_size * self.accumulation
 
-    def deciding(self) -> dict[str, Any]:
+    def identity_fields(self) -> dict[str, Any]:
         """Return the non-default settings that change the result, as part of the run's id.
 
         Defaults are left out, so that a new setting does not change the ids of older runs.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..lora_ops.attention_regulariser import attention_penalty
 from ..lora_ops.vocabulary_density import VocabularyDensity
-from .denoiser import Denoiser, ShowsAttention
+from .denoiser import Denoiser, ExposesAttention
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ class LearntWords:
             for name, rows in self.parameters.items()
         ]
 
-    def said(self, cond: Any) -> Any:
+    def conditioning(self, cond: Any) -> Any:
         """Return a caption's conditioning; a callable is evaluated with the learnt embeddings."""
         return cond(self.parameters) if callable(cond) else cond
 
-    def settled(self) -> bool:
+    def training_stopped(self) -> bool:
         """Return whether the embeddings have reached the norm at which their training stops.
 
         It depends only on the embeddings, so a resumed run decides like an uninterrupted one.
@@ -92,9 +92,9 @@ class LearntWords:
         ]
         return bool(torch.cat(shares).mean() >= self._words.stop)
 
-    def settle(self) -> None:
+    def drop_stopped_gradients(self) -> None:
         """Drop the embeddings' gradients once their training has stopped; decay stops too."""
-        if self.settled():
+        if self.training_stopped():
             for rows in self.parameters.values():
                 rows.grad = None
 
@@ -123,7 +123,7 @@ class LearntWords:
     def _attention(self, denoiser: Denoiser, masks: Sequence[Tensor | None]) -> Tensor | None:
         if not self._words.attention or all(mask is None for mask in masks):
             return None
-        if not isinstance(denoiser, ShowsAttention) or not (maps := denoiser.attention()):
+        if not isinstance(denoiser, ExposesAttention) or not (maps := denoiser.attention()):
             return None
         size = next(mask.shape for mask in masks if mask is not None)
         everywhere = torch.ones(size)

@@ -179,7 +179,7 @@ def _made_lora(plan: MakePlan, trained: Trained, identity: str, whole: LoraState
         "pastiche.stages": f"break, make with {trained.steps} steps",
         "pastiche.run_id": identity,
         "pastiche.steps": trained.steps,
-        "pastiche.config": {**plan.settings.deciding(), **plan.config.as_json()},
+        "pastiche.config": {**plan.settings.identity_fields(), **plan.config.as_json()},
     }
     return lora_state(trained.adapters[LORA], as_metadata(metadata))
 

@@ -59,7 +59,7 @@ def companion_of(lora: Mapping[str, Tensor]) -> str:
     Raises:
         ValueError: The metadata don't describe a concept.
     """
-    companion = _said(lora).get(COMPANION)
+    companion = _entry(lora).get(COMPANION)
     if companion is None:
         return ""
     if not isinstance(companion, dict) or not isinstance(companion.get("file"), str):
@@ -82,7 +82,7 @@ def concept_of(lora: LoraState, companion: Mapping[str, Tensor] | None = None) -
     Raises:
         ValueError: The file is damaged, or the companion belongs to another concept.
     """
-    said = _said(lora)
+    said = _entry(lora)
     if not all(isinstance(said.get(key), str) for key in _KEYS[:2]):
         raise _damaged("its name or class is missing")
     prompts = said.get("prompts", [])
@@ -150,7 +150,7 @@ def _bytes(rows: Tensor) -> bytes:
     return stored_rows(rows).numpy().astype("<f2").tobytes()
 
 
-def _said(lora: Mapping[str, Tensor]) -> dict[str, Any]:
+def _entry(lora: Mapping[str, Tensor]) -> dict[str, Any]:
     try:
         said = json.loads(metadata_of(lora).get(CONCEPT, "null"))
     except (ValueError, RecursionError) as error:

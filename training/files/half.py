@@ -39,7 +39,7 @@ _LONGEST_NAME = 80  # layer names in messages are cut to this length
 
 
 @dataclass(frozen=True)
-class HalfFacts:
+class HalfMetadata:
     """The metadata that every half records.
 
     Args:
@@ -64,7 +64,7 @@ class HalfFacts:
         }
 
 
-def half_facts(half: Mapping[str, Tensor]) -> HalfFacts:
+def half_metadata(half: Mapping[str, Tensor]) -> HalfMetadata:
     """Return the metadata of a half.
 
     Raises:
@@ -78,7 +78,7 @@ def half_facts(half: Mapping[str, Tensor]) -> HalfFacts:
             "a half must come from Train Half or Load Half, got an ordinary LoRA; "
             "train it as a half, or apply it with Apply LoRA (Pastiche)"
         )
-    return HalfFacts(role, metadata[BASIS], cast(Part, owner), metadata.get(TOKEN, ""))
+    return HalfMetadata(role, metadata[BASIS], cast(Part, owner), metadata.get(TOKEN, ""))
 
 
 def half_layers(half: Mapping[str, Tensor]) -> dict[str, LowRank]:
@@ -126,9 +126,9 @@ def as_half(lora: LoraState, role: str = AS_SAID, content_owns: str = AS_SAID) -
         ValueError: The choices contradict the file, the role is missing, or the LoRA is not a half.
     """
     if metadata_of(lora).get(ROLE):
-        facts = half_facts(lora)
-        _require_said("role", role, facts.role)
-        _require_said("content_owns", content_owns, facts.content_owns)
+        facts = half_metadata(lora)
+        _require_match("role", role, facts.role)
+        _require_match("content_owns", content_owns, facts.content_owns)
         half_layers(lora)
         return lora
     if role == AS_SAID:
@@ -138,7 +138,7 @@ def as_half(lora: LoraState, role: str = AS_SAID, content_owns: str = AS_SAID) -
         )
     _require_frozen(half_layers(lora))
     owner = CONTENT_OWNS if content_owns == AS_SAID else content_owns
-    facts = HalfFacts(cast(Role, role), IMPORTED, cast(Part, owner))
+    facts = HalfMetadata(cast(Role, role), IMPORTED, cast(Part, owner))
     return LoraState(lora, {**lora.metadata, **facts.as_metadata()})
 
 
@@ -148,7 +148,7 @@ def check_fit(content: Mapping[str, Tensor], style: Mapping[str, Tensor]) -> Par
     Raises:
         ValueError: Roles, bases, architectures, owners, tokens, layers or frozen halves don't fit.
     """
-    ours, other = half_facts(content), half_facts(style)
+    ours, other = half_metadata(content), half_metadata(style)
     for name, facts in (("content", ours), ("style", other)):
         if facts.role != name:
             raise ValueError(
@@ -193,7 +193,7 @@ def check_tokens(content: str, style: str) -> None:
         )
 
 
-def _require_said(what: str, chosen: str, said: str) -> None:
+def _require_match(what: str, chosen: str, said: str) -> None:
     if chosen not in (AS_SAID, said):
         raise ValueError(
             f"{what} must be what the half says of itself, {said}, got {chosen}; choose {AS_SAID!r}"

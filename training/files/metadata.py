@@ -25,7 +25,7 @@ _STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 
 
 @dataclass(frozen=True)
-class FileFacts:
+class FileMetadata:
     """Metadata that are known only when a file is saved.
 
     Args:
@@ -51,7 +51,7 @@ class FileFacts:
     thumbnail: str = ""
 
 
-def file_metadata(lora: Mapping[str, str], facts: FileFacts) -> dict[str, str]:
+def file_metadata(lora: Mapping[str, str], facts: FileMetadata) -> dict[str, str]:
     """Return the metadata of a file: those of the LoRA, completed by those of the file.
 
     Keys follow the modelspec 1.0.0 of Stability AI and kohya's conventions.

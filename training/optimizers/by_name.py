@@ -13,7 +13,7 @@ from ..adapters import TrainedAdapter, rate_groups
 from ..config import TrainingConfig
 from ..words import LearntWords
 from .factor_optimizer import FactorOptimizer
-from .factor_pairs import learnt_pairs
+from .factor_pairs import factor_pairs
 from .lora_rite import LoraRite
 from .scaled import ScaledAdamW, ScaledSGD
 
@@ -104,7 +104,7 @@ def make_preconditioned(
     make = PRECONDITIONED[config.optimizer]
     damping = {} if make is LoraRite else {"damping": Damping(config.damping)}
     return make(
-        learnt_pairs(adapters),
+        factor_pairs(adapters),
         config.learning_rate,
         weight_decay=config.weight_decay,
         max_norm=config.max_grad_norm,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...lora_ops.preconditioner import Damping, exact
-from .factor_pairs import LearntPair
+from .factor_pairs import FactorPair
 
 SINGULAR = (
     "a factor has directions that are zero and damping is 0: they are left out of the "
@@ -37,7 +37,7 @@ class FactorOptimizer(Optimizer):
 
     def __init__(
         self,
-        pairs: Sequence[LearntPair],
+        pairs: Sequence[FactorPair],
         warn: Callable[[str], None],
         defaults: dict[str, Any],
     ):
@@ -68,7 +68,7 @@ class FactorOptimizer(Optimizer):
             group_of = {id(part): group for group in self.param_groups for part in group["params"]}
             self._step(pairs, group_of)
 
-    def _step(self, pairs: Sequence[LearntPair], group_of: Mapping[int, dict[str, Any]]) -> None:
+    def _step(self, pairs: Sequence[FactorPair], group_of: Mapping[int, dict[str, Any]]) -> None:
         raise NotImplementedError
 
     def kept_bytes(self) -> int:
@@ -93,14 +93,14 @@ class FactorOptimizer(Optimizer):
 
 
 def parts_with_gradients(
-    pair: LearntPair, gradients: tuple[Tensor | None, Tensor | None]
+    pair: FactorPair, gradients: tuple[Tensor | None, Tensor | None]
 ) -> list[tuple[nn.Parameter, Tensor]]:
     """Return the learnt parts that have a gradient, each with its gradient."""
     named = zip(("down", "up"), gradients, strict=True)
     return [(pair.parts[name], value) for name, value in named if value is not None]
 
 
-def shortened(norm: Tensor, most: float) -> Tensor:
+def clip_factor(norm: Tensor, most: float) -> Tensor:
     """Return the factor that clips a gradient of norm ``norm`` to ``most``, a scalar."""
     if not most:
         return torch.ones_like(norm)
@@ -109,7 +109,9 @@ def shortened(norm: Tensor, most: float) -> Tensor:
 
 def clip_factors(norm: Tensor, groups: Sequence[Mapping[str, Any]]) -> dict[float, Tensor]:
     """Return the clip factor of a gradient by each ``max_norm`` of the groups."""
-    return {most: shortened(norm, most) for most in {group["max_norm"] for group in groups} if most}
+    return {
+        most: clip_factor(norm, most) for most in {group["max_norm"] for group in groups} if most
+    }
 
 
 def move_part(

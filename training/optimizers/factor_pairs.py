@@ -13,7 +13,7 @@ from ..adapters import TrainedAdapter
 
 
 @dataclass(frozen=True)
-class LearntPair:
+class FactorPair:
     """The learnt parts of one layer together with its present whole factors.
 
     Args:
@@ -56,14 +56,14 @@ class LearntPair:
         return name in self.parts and self.parts[name].grad is not None
 
 
-def learnt_pairs(adapters: Iterable[TrainedAdapter]) -> list[LearntPair]:
+def factor_pairs(adapters: Iterable[TrainedAdapter]) -> list[FactorPair]:
     """Return the pairs of adapters, their parts in the order of the adapters' parameters.
 
     Raises:
         ValueError: A parametrisation learns parts other than columns and rows of its factors.
     """
     return [
-        LearntPair(
+        FactorPair(
             {name: part for name, part in parts.items() if isinstance(part, nn.Parameter)},
             lambda kind=adapter.parametrization, parts=parts: kind.factors(parts),
             {name: adapter.rate(site, name) for name in parts},

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...lora_ops.lora_rite import RiteState, rite_steps, unmagnified
 from .factor_optimizer import FactorOptimizer, clip_factors, move_part
-from .factor_pairs import LearntPair
+from .factor_pairs import FactorPair
 
 
 class LoraRite(FactorOptimizer):
@@ -33,7 +33,7 @@ class LoraRite(FactorOptimizer):
 
     def __init__(
         self,
-        pairs: Sequence[LearntPair],
+        pairs: Sequence[FactorPair],
         lr: float,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -46,7 +46,7 @@ class LoraRite(FactorOptimizer):
             pairs, warn, {"lr": lr, "weight_decay": weight_decay, "max_norm": max_norm}
         )
 
-    def _step(self, pairs: Sequence[LearntPair], group_of: Mapping[int, dict[str, Any]]) -> None:
+    def _step(self, pairs: Sequence[FactorPair], group_of: Mapping[int, dict[str, Any]]) -> None:
         sides = [side for pair in pairs for side in _sides(pair)]
         found, _ = unmagnified([side.gradient for side in sides], [side.other for side in sides])
         norm = torch.stack([torch.linalg.vector_norm(one.gradient) for one in found]).norm()
@@ -92,7 +92,7 @@ class _Side:
         return step.view(moved.shape).movedim(-1, self.axis)
 
 
-def _sides(pair: LearntPair) -> list[_Side]:
+def _sides(pair: FactorPair) -> list[_Side]:
     found = pair.gradients()
     sides = []
     for name, gradient, axis, other in (

@@ -16,7 +16,7 @@ from .factor_optimizer import (
     move_part,
     parts_with_gradients,
 )
-from .factor_pairs import LearntPair
+from .factor_pairs import FactorPair
 
 
 class ScaledSGD(FactorOptimizer):
@@ -37,7 +37,7 @@ class ScaledSGD(FactorOptimizer):
 
     def __init__(
         self,
-        pairs: Sequence[LearntPair],
+        pairs: Sequence[FactorPair],
         lr: float,
         weight_decay: float = 0.0,
         damping: Damping = DAMPING,
@@ -49,7 +49,7 @@ class ScaledSGD(FactorOptimizer):
             pairs, warn, {"lr": lr, "weight_decay": weight_decay, "max_norm": max_norm}
         )
 
-    def _step(self, pairs: Sequence[LearntPair], group_of: Mapping[int, dict[str, Any]]) -> None:
+    def _step(self, pairs: Sequence[FactorPair], group_of: Mapping[int, dict[str, Any]]) -> None:
         found = riemannian_gradients([pair.gradients() for pair in pairs], self.damping)
         self._say_once(found.singular)
         clips = clip_factors(found.metric_norm, self.param_groups)
@@ -62,7 +62,7 @@ class ScaledSGD(FactorOptimizer):
                 self._move(pair, part, direction, group)
 
     def _move(
-        self, pair: LearntPair, part: nn.Parameter, direction: Tensor, group: dict[str, Any]
+        self, pair: FactorPair, part: nn.Parameter, direction: Tensor, group: dict[str, Any]
     ) -> None:
         move_part(part, direction, group)
 
@@ -98,7 +98,7 @@ class ScaledAdamW(ScaledSGD):
 
     def __init__(
         self,
-        pairs: Sequence[LearntPair],
+        pairs: Sequence[FactorPair],
         lr: float,
         weight_decay: float = 1e-2,
         damping: Damping = DAMPING,
@@ -112,7 +112,7 @@ class ScaledAdamW(ScaledSGD):
         super().__init__(pairs, lr, weight_decay, damping, max_norm, warn)
 
     def _move(
-        self, pair: LearntPair, part: nn.Parameter, direction: Tensor, group: dict[str, Any]
+        self, pair: FactorPair, part: nn.Parameter, direction: Tensor, group: dict[str, Any]
     ) -> None:
         state = self.state[part]
         if not state:

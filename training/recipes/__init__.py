@@ -3,10 +3,10 @@
 from .break_for_make import Half, Make
 from .concept import EdLora
 from .pair import Pair
-from .rows import LearnsWords, Recipe, Row
+from .rows import Recipe, Row, WordRecipe
 from .single import Single
 
-__all__ = ["RECIPES", "EdLora", "Half", "LearnsWords", "Make", "Pair", "Recipe", "Row", "Single"]
+__all__ = ["RECIPES", "EdLora", "Half", "Make", "Pair", "Recipe", "Row", "Single", "WordRecipe"]
 
 # All training methods by name; the contract tests run over this table.
 RECIPES: dict[str, type[Recipe]] = {

@@ -52,7 +52,7 @@ class Recipe(Protocol):
 
 
 @runtime_checkable
-class LearnsWords(Protocol):
+class WordRecipe(Protocol):
     """A recipe that also trains words of the prompts; the conds of its examples are callables."""
 
     def words(self) -> Words:

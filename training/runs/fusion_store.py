@@ -27,7 +27,7 @@ _LENGTH = struct.Struct("<Q")
 _DTYPES = {torch.float64: "F64", torch.float32: "F32"}
 
 
-class FiledTensors(Mapping[str, Tensor]):
+class LazyTensors(Mapping[str, Tensor]):
     """Tensors of a safetensors file that are read on access.
 
     Args:
@@ -71,12 +71,12 @@ class MemberStatistics:
         return sum(
             tensor.nbytes
             for kind in kinds
-            if not isinstance(kind, FiledTensors)
+            if not isinstance(kind, LazyTensors)
             for tensor in kind.values()
         )
 
 
-class FiledGrams(Mapping[str, Gram]):
+class LazyGrams(Mapping[str, Gram]):
     """Gram matrices of a file by site, read on access.
 
     Args:
@@ -89,7 +89,7 @@ class FiledGrams(Mapping[str, Gram]):
 
     def __getitem__(self, site: str) -> Gram:
         rows, energy, width, rounded, _ = self._facts[site]
-        half = FiledTensors(self._path, {site: f"gram/{site}"})[site]
+        half = LazyTensors(self._path, {site: f"gram/{site}"})[site]
         size = int((2 * len(half)) ** 0.5)
         matrix = torch.zeros(size, size, dtype=torch.float64)
         matrix[torch.ones(size, size, dtype=torch.bool).tril()] = half
@@ -105,7 +105,7 @@ class FiledGrams(Mapping[str, Gram]):
     def span(self, site: str) -> Tensor | None:
         """Return the span to which a site's inputs are projected; None for the whole input."""
         in_span = self._facts[site][4]
-        return FiledTensors(self._path, {site: f"span/{site}"})[site] if in_span else None
+        return LazyTensors(self._path, {site: f"span/{site}"})[site] if in_span else None
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class StoredSum:
     """
 
     weights: Mapping[str, float]
-    grams: FiledGrams
+    grams: LazyGrams
 
 
 class FusionStore:
@@ -166,7 +166,7 @@ class FusionStore:
         for stored in found[0]:
             kind, _, name = stored.partition("/")
             kinds[kind][name] = stored
-        return MemberStatistics(**{k: FiledTensors(path, names) for k, names in kinds.items()})
+        return MemberStatistics(**{k: LazyTensors(path, names) for k, names in kinds.items()})
 
     def keep_member(self, concept: str, statistics: MemberStatistics) -> None:
         """Write a concept's statistics.
@@ -185,7 +185,7 @@ class FusionStore:
         """Return the stored sum; None if it is missing or unreadable."""
         path = self.folder / SUM_FILE
         found = self._opened(path)
-        return found and StoredSum(found[1]["weights"], FiledGrams(path, found[1]["facts"]))
+        return found and StoredSum(found[1]["weights"], LazyGrams(path, found[1]["facts"]))
 
     def keep_sum(self, weights: Mapping[str, float], grams: Mapping[str, Gram]) -> None:
         """Write the sum of the concepts' Gram matrices, which replaces the stored one.
@@ -195,11 +195,11 @@ class FusionStore:
         """
         self._keep_grams(self.folder / SUM_FILE, grams, {"weights": dict(weights)})
 
-    def gram(self, concept: str) -> FiledGrams | None:
+    def gram(self, concept: str) -> LazyGrams | None:
         """Return a concept's Gram matrices by site; None if they were not stored."""
         path = self.folder / f"{concept}.gram.safetensors"
         found = self._opened(path)
-        return found and FiledGrams(path, found[1]["facts"])
+        return found and LazyGrams(path, found[1]["facts"])
 
     def keep_gram(self, concept: str, grams: Mapping[str, Gram]) -> None:
         """Write a concept's Gram matrices.

@@ -56,7 +56,7 @@ class Keeper:
             RuntimeError: The disk is full or read-only, or learnt values are not finite; earlier
                 checkpoints are kept.
         """
-        if self.session is not None and self.session.whole and self.session.step != self.kept:
+        if self.session is not None and self.session.consistent and self.session.step != self.kept:
             save_checkpoint(self.folder, self.session.checkpoint(), self.keep)
             self.kept = self.session.step
         self._since = self.clock()

@@ -13,7 +13,7 @@ from half_inputs import b4m, half, make, tuning
 from pack.lora_ops.halves import join_layer
 from pack.nodes.trainer.target_layers import training_sites
 from pack.training import TrainingSettings
-from pack.training.files.half import half_facts, half_layers
+from pack.training.files.half import half_layers, half_metadata
 from pack.training.settings import OPTIMIZERS
 from pair_inputs import picture, progress
 from tiny import tiny, weights_hash
@@ -54,8 +54,8 @@ def test_halves_trained_apart_become_one_lora_that_core_loads(name, output, capl
     assert weights_hash(model) == before
     assert hook_count(model) == 0
     assert not comfy.model_management.in_training
-    assert half_facts(content).role == "content"
-    assert half_facts(style).role == "style"
+    assert half_metadata(content).role == "content"
+    assert half_metadata(style).role == "style"
 
     (lora,), _ = make([content], [style]).result
     ours, other, whole = half_layers(content), half_layers(style), half_layers(lora)
