@@ -5,7 +5,7 @@ from .factors import LowRank, delta, difference, forward_delta, norm
 from .fusion import (
     STAGE_DAMPING,
     Fused,
-    Wanted,
+    Target,
     expanded,
     fuse_from_gram,
     fuse_from_rows,
@@ -50,7 +50,7 @@ from .regions import (
     within_area,
 )
 from .row_sample import RowSample
-from .truncation import Truncated, factorised, refactored, truncated
+from .truncation import Truncation, factorised, refactored, truncated
 
 __all__ = [
     "CELL_RULES",
@@ -71,8 +71,8 @@ __all__ = [
     "ProjectedStream",
     "Region",
     "RowSample",
-    "Truncated",
-    "Wanted",
+    "Target",
+    "Truncation",
     "area_weights",
     "basis_digest",
     "cells",

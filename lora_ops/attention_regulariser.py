@@ -1,4 +1,4 @@
-"""Keeping words to their place: what their attention outside an object's mask costs."""
+"""Attention regulariser: a penalty on the attention that words receive outside an object's mask."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RELEASED_WEIGHT = 0.01
-"""Of the released code, beside its own masked loss."""
+RELEASED_WEIGHT = 0.01  # weight in the released code, relative to its masked loss
 
+# The released masked loss is larger than a mean by this factor: it divides the sum over all
+# channels by the mask's sum over one channel.
 LATENT_CHANNELS = 4
-"""By which the released masked loss exceeds the mean over what counts: it divides a sum over all
-channels by the mask's sum over one."""
 
+# The equivalent weight relative to a masked loss that is a mean, which this pack uses.
 RELATIVE_WEIGHT = RELEASED_WEIGHT / LATENT_CHANNELS
-"""The same weight beside a loss that is a mean, as this pack's is."""
 
 
 def attention_penalty(maps: Sequence[Tensor], mask: Tensor, fill_mask: bool = False) -> Tensor:
-    """Return how much each row's words are looked at outside its mask, ``(row,)``.
+    """Return the attention that each row's words receive outside its mask, ``(row,)``.
 
-    Every map is divided by its own maximum and averaged over the cells outside the mask; words
-    and sizes are added up. A row whose mask is white everywhere at a size costs nothing there.
+    Every map is divided by its own maximum and averaged over the cells outside the mask; the
+    averages are summed over words and layer sizes. A size at which a row's mask is white everywhere
+    adds nothing to that row.
 
     Args:
         maps: Attention to the words, ``(row, word, h, w)`` for each size of the layers.
-        mask: ``(row, 1, height, width)`` in 0..1; its nearest cells stand for those of a map.
-        fill_mask: The last word's map is compared with the mask itself, mean squared, so that it
-            must also fill it.
+        mask: ``(row, 1, height, width)`` in 0..1, resized to each map by nearest neighbour.
+        fill_mask: Whether the last word's map is compared with the mask itself by mean squared
+            error, so that the word must also fill the mask.
 
-    # Differs from the released code: it divides by the maximum of the whole batch and averages over
-    the batch's cells. Here each row has its own, so that splitting a batch changes nothing.
+    Note:
+        The released code divides by the maximum of the whole batch and averages over the batch's
+        cells. Here each row is normalised on its own, so that splitting a batch changes nothing.
 
     Reference: Gu et al. 2023, arXiv:2305.18292, released code of the main branch.
     """

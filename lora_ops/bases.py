@@ -5,27 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-THIN_ABOVE = 4096
-"""Widths above this use a thin QR: a full one of Flux's 15,360 would need 2 GB and minutes."""
+THIN_ABOVE = 4096  # wider layers use a thin QR: a full one at Flux's 15,360 takes 2 GB and minutes
 
 
 def orthonormal_rows(width: int, rows: int, seed: int) -> Tensor:
     """Return the first ``rows`` rows of a random orthogonal matrix.
 
-    The generator is seeded anew for every width, so layers of equal width share one basis and the
+    The generator is seeded again for every width, so layers of equal width share one basis and the
     rows never need to be stored. Up to ``THIN_ABOVE`` the matrix is the ``Q`` of a full square
     Gaussian, which reproduces the released basis; above it, ``Q`` of a thin Gaussian, transposed.
 
     Args:
         width: Length of a row, the layer's input width.
         rows: Number of rows, at most ``width``.
-        seed: Of the Gaussian.
+        seed: Seed of the Gaussian matrix.
 
     Returns:
         ``(rows, width)`` in fp32 on the CPU; ``rows @ rows.T`` is the identity.
 
     Raises:
-        ValueError: More rows are asked for than the width holds.
+        ValueError: There are more rows than the width allows.
 
     Reference: Jones et al. 2024, arXiv:2405.01536, section 3.2.
     """
@@ -51,7 +50,7 @@ def disjoint_bases(
         width: The layer's input width.
         content_rank: Rows of the first part.
         style_rank: Rows of the second part.
-        seed: Of the basis.
+        seed: Seed of the basis.
 
     Returns:
         ``(content_rank, width)`` and ``(style_rank, width)``, fp32 on the CPU.

@@ -1,4 +1,4 @@
-"""A low-rank change of one layer: scale, delta, forward, re-factorisation."""
+"""Low-rank changes of one layer: scale, weight delta, norm and forward pass."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LowRank:
 
     @property
     def scale(self) -> float:
-        """Return ``alpha / rank``, 1 where no alpha is given."""
+        """Return ``alpha / rank``, or 1 without an alpha."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
     @property
@@ -63,7 +63,7 @@ def norm(factors: LowRank) -> float:
 
 
 def difference(one: LowRank, other: LowRank) -> LowRank:
-    """Return by what one change exceeds another, ``(out, in)`` with both ranks, in fp64."""
+    """Return ``one - other`` as factors in fp64, whose rank is the sum of both ranks."""
     ups = one.up.flatten(1).double() * one.scale, other.up.flatten(1).double() * -other.scale
     downs = one.down.flatten(1).double(), other.down.flatten(1).double()
     return LowRank(torch.cat(downs), torch.cat(ups, 1))
@@ -76,30 +76,30 @@ def forward_delta(
     stride: tuple[int, ...] = (1, 1),
     padding: tuple[int, ...] = (0, 0),
     dilation: tuple[int, ...] = (1, 1),
-    shares: Tensor | None = None,
+    rank_weights: Tensor | None = None,
 ) -> Tensor:
-    """Return what the change adds to the layer's output, without forming the delta.
+    """Return the change of the layer's output, without forming the weight delta.
 
     The factors are cast to the dtype and device of ``x``; their own dtype receives the gradient.
 
     Args:
         x: ``(batch, ..., in)`` for a linear layer, ``(batch, in, h, w)`` for a convolution.
         factors: The layer's factors; a four-dimensional ``down`` makes it a convolution.
-        stride: Of the base convolution; unused for a linear layer, as are the next two.
-        padding: Of the base convolution.
-        dilation: Of the base convolution.
-        shares: How much of each rank goes through, ``(token, rank)`` or ``(rank,)``; for a
-            convolution ``(rank, h, w)`` or ``(rank, 1, 1)``; all of it by default.
+        stride: Stride of the base convolution; a linear layer ignores it.
+        padding: Padding of the base convolution; a linear layer ignores it.
+        dilation: Dilation of the base convolution; a linear layer ignores it.
+        rank_weights: Multiplier of each rank's activation, ``(token, rank)`` or ``(rank,)``; for a
+            convolution ``(rank, h, w)`` or ``(rank, 1, 1)``. 1 everywhere by default.
     """
     down = factors.down.to(device=x.device, dtype=x.dtype)
     up = factors.up.to(device=x.device, dtype=x.dtype)
     if down.ndim == 2:
         hidden = F.linear(x, down)  # (batch, ..., rank)
-        hidden = hidden if shares is None else hidden * shares
+        hidden = hidden if rank_weights is None else hidden * rank_weights
         change = F.linear(hidden, up.flatten(1))  # (batch, ..., out)
     else:
         hidden = F.conv2d(x, down, stride=stride, padding=padding, dilation=dilation)
-        hidden = hidden if shares is None else hidden * shares
+        hidden = hidden if rank_weights is None else hidden * rank_weights
         change = F.conv2d(hidden, up.view(*up.shape[:2], 1, 1))  # (batch, out, h, w)
     return change if factors.scale == 1.0 else change * factors.scale
 
@@ -108,8 +108,8 @@ def kaiming_down(shape: tuple[int, ...], rank: int, generator: torch.Generator) 
     """Return a uniform random ``down`` of ``(rank, in, ...)``, bound ``1 / sqrt(fan_in)``.
 
     Args:
-        shape: Of the base weight, ``(out, in, ...)``.
-        rank: Rows to draw.
+        shape: Shape of the base weight, ``(out, in, ...)``.
+        rank: Number of rows.
         generator: CPU generator; the result is fp32 on the CPU.
     """
     fan_in = 1

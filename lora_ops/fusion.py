@@ -1,12 +1,12 @@
-"""Gradient fusion in closed form: many low-rank changes of a layer into one low-rank change.
+"""Gradient fusion in closed form: merge several low-rank changes of a layer into one.
 
-Each concept has a change ``up_i @ down_i`` and inputs ``X_i`` of its own. The fused change is the
-one whose outputs lie nearest to every concept's own on that concept's own inputs; the paper finds
-it by L-BFGS on stored activations. It has a closed form in ``G_i = X_i^T X_i``,
+Concept ``i`` has a change ``up_i @ down_i`` and inputs ``X_i``. The fused change is the one whose
+outputs lie nearest to every concept's outputs on that concept's inputs; the paper finds it by
+L-BFGS on stored activations. It has a closed form in ``G_i = X_i^T X_i``,
 
     change = sum_i up_i @ (weight_i * down_i @ G_i) @ (sum_i weight_i * G_i + damping)^-1,
 
-so it is a low-rank change itself, of the sum of the ranks, with ``up_i`` as they are.
+which is again a low-rank change: its rank is the sum of the ranks, and every ``up_i`` is unchanged.
 
 Reference: Gu et al. 2023, arXiv:2305.18292, section 3.2.
 """
@@ -27,34 +27,30 @@ from .gram import Gram
 Anchor = Literal["base", "average"]
 Solver = Literal["cholesky", "eigenvalues"]
 
+# Relative damping by stage: text encoder, keys and values of cross-attention, all other layers.
+# The paper has no damping; it stops L-BFGS early (500 iterations, 50 in the last stage). On
+# power-law inputs of real widths the first two values reach the paper's objective or a lower one at
+# its norm; without damping the change on ordinary inputs was 50 times too strong. With eight
+# concepts on the toy base, 1e-4, 1e-6 and 1e-2 gave changes 10, 6 and 4 times as large as that of
+# one concept and spoilt colours. ``damping_at_norm`` finds the damping for a given norm.
 STAGE_DAMPING: dict[str, float] = {"text": 1e-3, "cross": 1e-4, "spatial": 3e-2}
-"""Relative damping by stage: text encoder, keys and values of cross-attention, all other layers.
 
-# Differs from the paper: it has no damping, and stops L-BFGS early (500 iterations, 50 in the last
-# stage). On power-law inputs of real widths the first two reach its objective or a lower one at its
-# norm; no damping at all made the change on ordinary inputs 50 x too strong. Of eight concepts on
-# the toy base, 1e-4, 1e-6 and 1e-2 gave changes 10, 6 and 4 times as large as one concept's own and
-# spoilt colours. ``damping_at_norm`` finds one for a given norm.
-"""
-
-ROW_TOLERANCE = 1e-12
-"""Singular values of fp64 rows below this share of the largest count as zero."""
-
-ROUNDED_ROW_TOLERANCE = 1e-6
-"""The same for rows that were computed in fp32 or less."""
+# Singular values of the stacked rows count as zero below this fraction of the largest.
+ROW_TOLERANCE = 1e-12  # rows in fp64
+ROUNDED_ROW_TOLERANCE = 1e-6  # rows that were computed in fp32 or less
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What one concept wants of one layer.
+class Target:
+    """The change that one concept needs at one layer, with its strength and weight.
 
-    A concept that does not change the layer has factors of rank 0: it wants its inputs' outputs to
-    stay as they are.
+    A concept that does not change the layer has factors of rank 0: the outputs for its inputs shall
+    stay unchanged.
 
     Args:
         factors: The concept's change.
-        strength: The multiplier at which the change is to be reproduced.
-        weight: The concept's importance; at 0 it is left out.
+        strength: Multiplier at which the change is reproduced.
+        weight: The concept's importance; a weight of 0 leaves the concept out.
 
     Raises:
         ValueError: The strength is not finite, or the weight is negative or not finite.
@@ -83,12 +79,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Fused:
-    """A fused change, and how it was found.
+    """A fused change, and how it was computed.
 
     Args:
-        factors: In fp64, with a scale of 1; their rank is the sum of the concepts' ranks.
-        damping: What was added to the Gram diagonal.
-        solver: ``eigenvalues`` where the Gram matrix was singular.
+        factors: The change in fp64, with a scale of 1; its rank is the sum of the concepts' ranks.
+        damping: Absolute damping that was added to the Gram diagonal.
+        solver: Solver that was used: ``eigenvalues`` where the Gram matrix was singular.
     """
 
     factors: LowRank
@@ -97,7 +93,7 @@ class Fused:
 
 
 def fuse_from_gram(
-    wanted: Sequence[Wanted],
+    targets: Sequence[Target],
     projected: Sequence[Tensor],
     gram: Gram,
     *,
@@ -106,36 +102,37 @@ def fuse_from_gram(
 ) -> Fused:
     """Return the fused change from statistics of the inputs.
 
-    To preserve the base on other inputs, add those inputs' Gram to ``gram``.
+    To preserve the base on other inputs, add those inputs' Gram matrix to ``gram``.
 
     Args:
-        wanted: One for each concept.
+        targets: One target for each concept.
         projected: ``(rank, in)`` for each concept, ``down @ G_i``, unweighted.
         gram: Sum of the concepts' Gram matrices times their weights.
-        damping: Relative, in units of the mean eigenvalue of ``gram``. At 0 the solution that
-            differs least from the anchor is returned.
-        anchor: What the damping pulls to: no change, or the weighted mean of the changes.
+        damping: Relative damping, in units of the mean eigenvalue of ``gram``. At 0 the solution
+            that differs least from the anchor is returned.
+        anchor: Change that the damping pulls towards: none, or the weighted mean of the changes.
 
     Raises:
         ValueError: The damping is negative, no concept has a weight, or shapes differ.
     """
-    _check(wanted, projected, "projected statistic", damping, anchor)
+    _check(targets, projected, "projected statistic", damping, anchor)
     absolute = damping * gram.mean_eigenvalue
-    shares = _shares(wanted, anchor)
-    # What the statistics ask for beyond the anchor, then divided by them.
-    asked = torch.cat(
+    anchor_weights = _anchor_weights(targets, anchor)
+    # The right-hand side of the normal equations, relative to the anchor.
+    rhs = torch.cat(
         [
-            one.weight * part.to(gram.matrix) - share * (one.down.to(gram.matrix) @ gram.matrix)
-            for one, part, share in zip(wanted, projected, shares, strict=True)
+            one.weight * part.to(gram.matrix)
+            - anchor_weight * (one.down.to(gram.matrix) @ gram.matrix)
+            for one, part, anchor_weight in zip(targets, projected, anchor_weights, strict=True)
             if one.weight
         ]
     )  # (sum of ranks, in)
-    beyond, solver = _divided(asked, gram.matrix, absolute, gram.zero_below)
-    return Fused(_assembled(wanted, shares, beyond), absolute, solver)
+    correction, solver = _solve_damped(rhs, gram.matrix, absolute, gram.zero_below)
+    return Fused(_assembled(targets, anchor_weights, correction), absolute, solver)
 
 
 def fuse_from_rows(
-    wanted: Sequence[Wanted],
+    targets: Sequence[Target],
     rows: Sequence[Tensor],
     *,
     damping: float,
@@ -143,92 +140,96 @@ def fuse_from_rows(
     prior: Tensor | None = None,
     even: bool = False,
 ) -> Fused:
-    """Return the fused change from the inputs themselves: for layers that see few of them.
+    """Return the fused change from the input rows themselves, for layers with few of them.
 
-    The same solution as ``fuse_from_gram``. Where there are fewer rows than the layer is wide, and
-    without damping, it keeps the digits that squaring the inputs costs.
+    The solution is that of ``fuse_from_gram``. With fewer rows than the layer is wide, and without
+    damping, it avoids the loss of precision from squaring the inputs.
 
     Args:
-        wanted: One for each concept.
+        targets: One target for each concept.
         rows: ``(row, in)`` for each concept.
-        damping: As in ``fuse_from_gram``.
-        anchor: As in ``fuse_from_gram``.
+        damping: Relative damping, in units of the mean eigenvalue of the Gram matrix.
+        anchor: Change that the damping pulls towards: none, or the weighted mean of the changes.
         prior: ``(row, in)``, inputs on which nothing shall change.
-        even: Whether every concept, and the prior, counts as its mean row, however many it has.
+        even: Whether each concept's rows, and the prior's, count by their mean, so that a concept
+            with more rows does not weigh more.
 
     Raises:
-        ValueError: As in ``fuse_from_gram``.
+        ValueError: The damping is negative, no concept has a weight, or shapes differ.
     """
-    _check(wanted, rows, "set of rows", damping, anchor)
-    shares = _shares(wanted, anchor)
-    blocks = _blocks(wanted, rows, prior, even)
+    _check(targets, rows, "set of rows", damping, anchor)
+    anchor_weights = _anchor_weights(targets, anchor)
+    blocks = _blocks(targets, rows, prior, even)
     x = torch.cat(blocks)  # (row, in)
     absolute = damping * float(x.square().sum()) / x.shape[1]
-    asked = []
-    for index, (one, share) in enumerate(zip(wanted, shares, strict=True)):
+    rhs = []
+    for index, (one, anchor_weight) in enumerate(zip(targets, anchor_weights, strict=True)):
         if one.weight:
             down = one.down.to(x)
             own = [
                 down @ block.mT if index == other else down.new_zeros(len(down), len(block))
                 for other, block in enumerate(blocks)
             ]
-            asked.append(torch.cat(own, 1) - share * (down @ x.mT))
+            rhs.append(torch.cat(own, 1) - anchor_weight * (down @ x.mT))
     if absolute > 0 and len(x) <= x.shape[1]:
-        held, solver = _divided(torch.cat(asked), x @ x.mT, absolute)
-        beyond = held @ x
+        dual, solver = _solve_damped(torch.cat(rhs), x @ x.mT, absolute)
+        correction = dual @ x
     elif absolute > 0:
-        beyond, solver = _divided(torch.cat(asked) @ x, x.mT @ x, absolute)
+        correction, solver = _solve_damped(torch.cat(rhs) @ x, x.mT @ x, absolute)
     else:
         given = [*rows] if prior is None else [*rows, prior]
         rounded = any(block.dtype != torch.float64 for block in given)
         tolerance = ROUNDED_ROW_TOLERANCE if rounded else ROW_TOLERANCE
-        beyond = torch.cat(asked) @ torch.linalg.pinv(x, rtol=tolerance).mT
+        correction = torch.cat(rhs) @ torch.linalg.pinv(x, rtol=tolerance).mT
         solver = "eigenvalues"
-    return Fused(_assembled(wanted, shares, beyond), absolute, solver)
+    return Fused(_assembled(targets, anchor_weights, correction), absolute, solver)
 
 
 def statistics_of_rows(
-    wanted: Sequence[Wanted],
+    targets: Sequence[Target],
     rows: Sequence[Tensor],
     *,
     prior: Tensor | None = None,
     even: bool = False,
 ) -> tuple[Gram, list[Tensor]]:
-    """Return what ``fuse_from_gram`` takes, from the inputs themselves.
+    """Return the Gram matrix and projections that ``fuse_from_gram`` takes, from input rows.
 
     Args:
-        wanted: One for each concept.
-        rows: As in ``fuse_from_rows``, as are the next two.
-        prior: Added to the sum.
-        even: Whether every concept, and the prior, counts as its mean row.
+        targets: One target for each concept.
+        rows: ``(row, in)`` for each concept.
+        prior: ``(row, in)``, inputs on which nothing shall change; they are added to the Gram.
+        even: Whether each concept's rows, and the prior's, count by their mean.
 
     Returns:
         The sum of the concepts' Gram matrices times their weights, and ``(rank, in)`` for each
         concept, unweighted.
     """
-    x = torch.cat(_blocks(wanted, rows, prior, even))
+    x = torch.cat(_blocks(targets, rows, prior, even))
     matrix = x.mT @ x
     rounded = any(block.dtype != torch.float64 for block in rows)
     projected = [
         (one.down @ own.double().mT) @ own.double() / (max(1, len(own)) if even else 1)
-        for one, own in zip(wanted, rows, strict=True)
+        for one, own in zip(targets, rows, strict=True)
     ]
     return Gram(matrix, len(x), float(matrix.trace()), x.shape[1], rounded), projected
 
 
 def span_basis(downs: Sequence[Tensor]) -> Tensor:
-    """Return orthonormal rows that span those of every ``down``, ``(span, in)`` in fp64.
+    """Return orthonormal rows that span the rows of every ``down``, ``(span, in)`` in fp64.
 
-    For sites too wide for an ``(in, in)`` matrix: statistics of the inputs within this span are
-    ``(span, span)``, and the best change whose ``down`` lies in it is found from them. It is the
-    optimum where the inputs lie in the span, and otherwise fits less well than the full form.
+    Layers too wide for an ``(in, in)`` matrix use it: statistics of the inputs within this span are
+    ``(span, span)``, and the best change whose ``down`` lies in the span follows from them. That
+    change is the optimum if the inputs lie in the span; otherwise it fits less well than the full
+    form.
 
     Args:
         downs: ``(rank, in)`` each.
 
-    Reference: SSR-Merge, arXiv:2606.10617, restricts the change alike.
-    # Differs from the paper: it damps in the coordinates of the stacked rows; an orthonormal basis
-    # damps the change itself, whatever the factors' own scale.
+    Note:
+        SSR-Merge damps in the coordinates of the stacked rows. An orthonormal basis damps the
+        change itself, independent of the scale of the factors.
+
+    Reference: SSR-Merge, arXiv:2606.10617, restricts the change in the same way.
     """
     stacked = torch.cat([down.flatten(1).double() for down in downs])
     _, values, rows = torch.linalg.svd(stacked, full_matrices=False)
@@ -237,59 +238,60 @@ def span_basis(downs: Sequence[Tensor]) -> Tensor:
     return rows[values > ROUNDED_ROW_TOLERANCE * values[0]].contiguous()
 
 
-def within_span(wanted: Wanted, basis: Tensor) -> Wanted:
-    """Return the same wish in coordinates of the basis: its ``down`` is ``(rank, span)``."""
-    factors = wanted.factors
-    down = wanted.down.to(basis) @ basis.mT
+def within_span(target: Target, basis: Tensor) -> Target:
+    """Project a target into the basis: its ``down`` becomes ``(rank, span)``."""
+    factors = target.factors
+    down = target.down.to(basis) @ basis.mT
     inside = LowRank(down, factors.up.flatten(1), factors.alpha)
-    return Wanted(inside, wanted.strength, wanted.weight)
+    return Target(inside, target.strength, target.weight)
 
 
 def expanded(fused: Fused, basis: Tensor, shape: tuple[int, ...]) -> Fused:
-    """Return a change that was fused within a span as one of the whole layer.
+    """Return a change that was fused within a span as a change of the whole layer.
 
     Args:
-        fused: What ``fuse_from_gram`` returned for wishes within the span.
+        fused: Result of ``fuse_from_gram`` for targets within the span.
         basis: The span, ``(span, in)``.
-        shape: Of the layer's weight, ``(out, in, ...)``.
+        shape: Shape of the layer's weight, ``(out, in, ...)``.
     """
     down = fused.factors.down @ basis.to(fused.factors.down)
     factors = _shaped(down, fused.factors.up, shape)
     return Fused(factors, fused.damping, fused.solver)
 
 
-def _divided(
-    asked: Tensor, matrix: Tensor, damping: float, zero_below: float = 0.0
+def _solve_damped(
+    rhs: Tensor, gram: Tensor, damping: float, zero_below: float = 0.0
 ) -> tuple[Tensor, Solver]:
-    """Return ``asked @ (matrix + damping)^-1``; without damping the pseudo-inverse.
+    """Return ``rhs @ (gram + damping)^-1``, with the pseudo-inverse if there is no damping.
 
     Args:
-        asked: ``(row, in)``.
-        matrix: ``(in, in)``, positive semi-definite but for rounding.
-        damping: Absolute.
-        zero_below: Share of the largest eigenvalue below which one counts as zero undamped.
+        rhs: ``(row, in)``.
+        gram: ``(in, in)``, positive semi-definite up to rounding.
+        damping: Absolute damping, added to the diagonal.
+        zero_below: Fraction of the largest eigenvalue below which an eigenvalue counts as zero;
+            used without damping only.
     """
     if damping > 0:
-        damped = matrix.clone()
+        damped = gram.clone()
         damped.diagonal().add_(damping)
         factor, failed = torch.linalg.cholesky_ex(damped)
         if not int(failed):
-            return torch.cholesky_solve(asked.mT, factor).mT, "cholesky"
-    values, vectors = torch.linalg.eigh(matrix)
-    values = values.clamp(min=0.0)  # below zero by rounding alone
+            return torch.cholesky_solve(rhs.mT, factor).mT, "cholesky"
+    values, vectors = torch.linalg.eigh(gram)
+    values = values.clamp(min=0.0)  # negative eigenvalues are rounding
     if damping > 0:
         inverse = 1.0 / (values + damping)
     else:
         counts = values > zero_below * values[-1:]
         inverse = torch.where(counts, 1.0 / values, 0.0)
-    return (asked @ vectors * inverse) @ vectors.mT, "eigenvalues"
+    return (rhs @ vectors * inverse) @ vectors.mT, "eigenvalues"
 
 
 def _blocks(
-    wanted: Sequence[Wanted], rows: Sequence[Tensor], prior: Tensor | None, even: bool
+    targets: Sequence[Target], rows: Sequence[Tensor], prior: Tensor | None, even: bool
 ) -> list[Tensor]:
-    """Return all input rows in fp64, times the root of what each counts."""
-    weights = [one.weight for one in wanted]
+    """Return all input rows in fp64, times the square root of their weight."""
+    weights = [one.weight for one in targets]
     if prior is not None:
         rows, weights = [*rows, prior], [*weights, 1.0]
     return [
@@ -298,17 +300,20 @@ def _blocks(
     ]
 
 
-def _shares(wanted: Sequence[Wanted], anchor: Anchor) -> list[float]:
-    """Return each concept's part in the anchor: its share of the weights, or nothing."""
-    whole = sum(one.weight for one in wanted)
-    return [one.weight / whole if anchor == "average" else 0.0 for one in wanted]
+def _anchor_weights(targets: Sequence[Target], anchor: Anchor) -> list[float]:
+    """Return the multiplier of each concept's change in the anchor; 0 for the base."""
+    total = sum(one.weight for one in targets)
+    return [one.weight / total if anchor == "average" else 0.0 for one in targets]
 
 
-def _assembled(wanted: Sequence[Wanted], shares: Sequence[float], beyond: Tensor) -> LowRank:
-    kept = [(one, share) for one, share in zip(wanted, shares, strict=True) if one.weight]
-    up = torch.cat([one.up.to(beyond) for one, _ in kept], 1)
-    down = torch.cat([share * one.down.to(beyond) for one, share in kept]) + beyond
-    return _shaped(down, up, wanted[0].factors.shape)
+def _assembled(
+    targets: Sequence[Target], anchor_weights: Sequence[float], correction: Tensor
+) -> LowRank:
+    """Return the anchor plus the correction as one low-rank change."""
+    kept = [pair for pair in zip(targets, anchor_weights, strict=True) if pair[0].weight]
+    up = torch.cat([one.up.to(correction) for one, _ in kept], 1)
+    down = torch.cat([weight * one.down.to(correction) for one, weight in kept]) + correction
+    return _shaped(down, up, targets[0].factors.shape)
 
 
 def _shaped(down: Tensor, up: Tensor, shape: tuple[int, ...]) -> LowRank:
@@ -317,25 +322,25 @@ def _shaped(down: Tensor, up: Tensor, shape: tuple[int, ...]) -> LowRank:
 
 
 def _check(
-    wanted: Sequence[Wanted], given: Sequence[Tensor], what: str, damping: float, anchor: str
+    targets: Sequence[Target], given: Sequence[Tensor], what: str, damping: float, anchor: str
 ) -> None:
-    if not any(one.weight > 0 for one in wanted):
+    if not any(one.weight > 0 for one in targets):
         raise ValueError(
             "at least one concept must have a weight above 0, "
-            f"got {[one.weight for one in wanted]}; raise the weight of what shall be fused"
+            f"got {[one.weight for one in targets]}; raise the weight of what shall be fused"
         )
-    if len(given) != len(wanted):
+    if len(given) != len(targets):
         raise ValueError(
-            f"there must be one {what} for each concept, got {len(given)} for {len(wanted)}"
+            f"there must be one {what} for each concept, got {len(given)} for {len(targets)}"
         )
     if not (math.isfinite(damping) and damping >= 0):
         raise ValueError(f"damping must be 0 or a positive number, got {damping}")
     if anchor not in ("base", "average"):
         raise ValueError(f'anchor must be "base" or "average", got "{anchor}"')
-    for one in wanted[1:]:
-        if one.factors.shape != wanted[0].factors.shape:
+    for one in targets[1:]:
+        if one.factors.shape != targets[0].factors.shape:
             raise ValueError(
                 "concepts must change the same layer, "
-                f"got shapes {wanted[0].factors.shape} and {one.factors.shape}; "
+                f"got shapes {targets[0].factors.shape} and {one.factors.shape}; "
                 "fuse LoRAs of one architecture"
             )

@@ -1,4 +1,4 @@
-"""Statistics of a layer's inputs, streamed: all that gradient fusion needs of the activations."""
+"""Streamed statistics of a layer's inputs, which gradient fusion uses in place of activations."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-SPAN_TOLERANCE = 1e-6
-"""How far a unit row may lie outside a span that counts as holding it."""
+SPAN_TOLERANCE = 1e-6  # a span contains a unit row if less than this length lies outside it
 
+# Number of rows in one fp32 product. Chunks are summed in fp64, which is 10 times more accurate
+# than fp32 throughout.
 CHUNK_ROWS = 4096
-"""Rows of one fp32 product. Sums between chunks are fp64, which is 10 x nearer than all-fp32."""
 
+# If all products were fp64, eigenvalues below this fraction of the largest count as zero.
 EXACT_TOLERANCE = 1e-12
-"""Eigenvalues below this share of the largest count as zero, where all products were fp64."""
 
 
 @dataclass(frozen=True)
 class Gram:
-    """The statistics ``X^T X`` of one input site, which the layers that share it have in common.
+    """The Gram matrix ``X^T X`` of one input, shared by all layers that read this input.
 
-    Grams of the same site add up over chunks, prompts and concepts, and can be taken away again
-    (``GramStream.merge``).
+    Gram matrices of the same input can be summed over chunks, prompts and concepts, and subtracted
+    again (``GramStream.merge``).
 
     Args:
-        matrix: ``(in, in)`` in fp64, or ``(span, span)`` for inputs seen within a span.
-        rows: How many input rows were counted, whatever their weight.
-        energy: Sum of the squares of the whole input: the trace, unless it is seen within a span.
-        width: Of the whole input.
+        matrix: ``(in, in)`` in fp64, or ``(span, span)`` for inputs projected to a span.
+        rows: Number of input rows counted, whatever their weight.
+        energy: Sum of squares of the whole input: the trace, unless the input is projected.
+        width: Width of the whole input.
         rounded: Whether any of the products was computed in fp32.
-        span: ``(span, in)`` orthonormal rows in fp64 within whose span the inputs are seen; None
+        span: ``(span, in)`` orthonormal rows in fp64 to whose span the inputs are projected; None
             for the whole input.
     """
 
@@ -45,27 +45,27 @@ class Gram:
 
     @property
     def mean_eigenvalue(self) -> float:
-        """Return the energy of one direction of the input, the unit of relative damping."""
+        """Return the mean energy of one direction of the input, the unit of relative damping."""
         return self.energy / self.width
 
     @property
     def rounding(self) -> float:
-        """Return the share of the largest eigenvalue that rounding moves one by, as a rule."""
+        """Return the typical rounding error of an eigenvalue, as a fraction of the largest."""
         return torch.finfo(torch.float32).eps if self.rounded else EXACT_TOLERANCE
 
     @property
     def zero_below(self) -> float:
-        """Return the share of the largest eigenvalue below which one may be rounding alone."""
+        """Return the fraction of the largest eigenvalue below which one may be pure rounding."""
         return len(self.matrix) * self.rounding if self.rounded else self.rounding
 
     def within(self, span: Tensor | None) -> Gram:
-        """Return the statistics of the same inputs, seen within a narrower span.
+        """Return the statistics of the same inputs, projected to a narrower span.
 
         Args:
             span: ``(span, in)`` orthonormal rows; None for the whole input.
 
         Raises:
-            ValueError: They were seen within a span that doesn't hold it.
+            ValueError: The present span doesn't contain the given one.
         """
         if not span_holds(self.span, span):
             raise ValueError(
@@ -80,7 +80,10 @@ class Gram:
 
 
 def span_holds(outer: Tensor | None, inner: Tensor | None) -> bool:
-    """Return whether a span holds all rows of another, both ``(span, in)``; None holds any."""
+    """Return whether a span contains all rows of another, both ``(span, in)``.
+
+    None is the whole input, which contains any span.
+    """
     if outer is None or inner is None:
         return outer is None
     outside = inner - (inner @ outer.mT) @ outer
@@ -88,14 +91,14 @@ def span_holds(outer: Tensor | None, inner: Tensor | None) -> bool:
 
 
 class GramStream:
-    """Adds input rows up into a ``Gram``; a forward hook calls ``add`` and keeps nothing.
+    """Sums input rows into a ``Gram``; a forward hook calls ``add`` and keeps no activations.
 
     Args:
-        width: Of the layer's input.
-        span: ``(span, in)`` orthonormal rows. Given, the inputs are seen within their span alone,
-            and the statistics are ``(span, span)``: for sites too wide for ``(in, in)``.
-        device: Where the sums live. It must know fp64.
-        start: What the sums begin from, within the same span; it is taken over, never copied.
+        width: Width of the layer's input.
+        span: ``(span, in)`` orthonormal rows to whose span the inputs are projected, for inputs too
+            wide for an ``(in, in)`` matrix; None for no projection.
+        device: Device of the sums; it must support fp64.
+        start: Initial value of the sums, within the same span. Its matrix is changed in place.
     """
 
     def __init__(
@@ -123,11 +126,11 @@ class GramStream:
 
         Args:
             x: ``(..., in)``, of any float dtype.
-            label: What the input is called in an error: the layer, and the prompt.
-            weight: Of these rows in the sums; a negative one takes them away again.
+            label: Name of the input in error messages: the layer and the prompt.
+            weight: Weight of these rows in the sums; a negative weight removes them again.
 
         Raises:
-            ValueError: The width differs, or a value is not finite; nothing is counted then.
+            ValueError: The width differs, or a value is not finite. The sums are then unchanged.
         """
         rows = _checked_rows(x, self._width, label)
         with full_precision(rows.device):
@@ -142,11 +145,11 @@ class GramStream:
         self._rounded = self._rounded or x.dtype != torch.float64
 
     def merge(self, other: Gram, weight: float = 1.0) -> None:
-        """Add statistics of the same site that were collected apart.
+        """Add statistics of the same input that were collected separately.
 
         Args:
-            other: Within the same span or a wider one.
-            weight: Of them in the sums; a negative one takes them away again.
+            other: Statistics within the same span or a wider one.
+            weight: Weight of the statistics; a negative weight removes them again.
         """
         other = other.within(self._span)
         self._matrix.add_(other.matrix.to(self._matrix), alpha=weight)
@@ -155,23 +158,23 @@ class GramStream:
         self._rounded = self._rounded or other.rounded
 
     def total(self) -> Gram:
-        """Return the sums so far; later rows don't change what was returned."""
+        """Return a copy of the sums so far."""
         now = self.live()
         return replace(now, matrix=now.matrix.clone())
 
     def live(self) -> Gram:
-        """Return the sums so far without a copy: later rows change its matrix."""
+        """Return the sums so far without a copy: rows added later change its matrix."""
         energy = self._energy if self._span is not None else float(self._matrix.trace())
         return Gram(self._matrix, self._rows, energy, self._width, self._rounded, self._span)
 
 
 class ProjectedStream:
-    """Adds up ``down @ x^T x`` for several layers of a site without the ``(in, in)`` of a concept.
+    """Sums ``down @ x^T x`` for the layers that share an input, without an ``(in, in)`` matrix.
 
     Args:
         downs: ``(rank, in)`` each, by the layer's name.
-        width: Of the site's input.
-        device: Where the sums live. It must know fp64.
+        width: Width of the input.
+        device: Device of the sums; it must support fp64.
     """
 
     def __init__(
@@ -186,7 +189,7 @@ class ProjectedStream:
 
     @torch.no_grad()
     def add(self, x: Tensor, *, label: str, weight: float = 1.0) -> None:
-        """Count the rows of ``x``; the arguments and errors of ``GramStream.add``."""
+        """Count the rows of ``x``, with the arguments and errors of ``GramStream.add``."""
         rows = _checked_rows(x, self._width, label)
         with full_precision(rows.device):
             for chunk in rows.split(CHUNK_ROWS):
@@ -203,13 +206,13 @@ class ProjectedStream:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Compute fp32 products as fp32 inside: no autocast, no TF32, no bf16.
+    """Compute fp32 products in full precision inside: no autocast, no TF32, no bf16.
 
-    Damped solves square the condition of the inputs, so the 10 bits of TF32 would be all noise.
-    Autocast is switched off for this thread alone. PyTorch has no switch for one product, so the
-    backend's setting is changed and put back: a product on another thread meanwhile is exact too.
+    Damped solves square the condition of the inputs, so the 10 bits of TF32 would be pure noise.
+    Autocast is switched off for this thread only. PyTorch has no switch for a single product, so
+    the backend's setting is changed and restored; products on other threads are exact meanwhile.
     """
-    # PyTorch before 2.9 has one setting for all backends, and later ones complain about it.
+    # PyTorch before 2.9 has one setting for all backends, and later versions warn about it.
     backends = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
     switches = [backend for backend in backends if hasattr(backend, "fp32_precision")]
     before = [backend.fp32_precision for backend in switches]

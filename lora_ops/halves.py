@@ -1,4 +1,4 @@
-"""Break-for-Make's halves: who owns what, which fit, and one LoRA made of two."""
+"""Break-for-Make halves: part ownership, compatibility checks, and joining two into one LoRA."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .parametrizations.partly_learnable import split
 Role = Literal["content", "style"]
 Part = Literal["down", "up"]
 
+# Largest relative difference at which two frozen halves count as equal. bf16 files round by 0.004,
+# and the released trainer's weight decay shrinks its frozen halves by 0.009 over 9,000 steps;
+# different bases differ by about 1.4.
 BASIS_TOLERANCE = 0.02
-"""Relative difference of two frozen halves that are still one: bf16 files round by 0.004, and the
-released trainer's weight decay shrinks its frozen halves by 0.009 over 9,000 steps. Other bases
-differ by about 1.4."""
 
-# Differs from the paper: its figure gives the content the up projection, its code the down one.
+# The content owns the learnt columns of ``down``, as in the released code. The paper's figure gives
+# the content the up projection instead.
 CONTENT_OWNS: Part = "down"
-"""The released code's choice: the content owns the learnt columns of ``down``."""
 
 
 def owned_part(role: Role, content_owns: Part = CONTENT_OWNS) -> Part:
-    """Return the part that a role owns: the content the one it is given, the style the other.
+    """Return the part that a role owns: ``content_owns`` for the content, the other for the style.
 
     Raises:
-        ValueError: The role or the part is none of the two.
+        ValueError: The role or the part is not one of the two.
     """
     for value, allowed in ((role, ("content", "style")), (content_owns, ("down", "up"))):
         if value not in allowed:
@@ -43,24 +43,24 @@ def partner_part(role: Role, content_owns: Part = CONTENT_OWNS) -> Part:
     return owned_part("style" if role == "content" else "content", content_owns)
 
 
-def joined(
+def join_layer(
     content: LowRank,
     style: LowRank,
     content_owns: Part = CONTENT_OWNS,
     content_strength: float = 1.0,
     style_strength: float = 1.0,
 ) -> LowRank:
-    """Return one layer made of the owned parts of a content and a style half.
+    """Return one layer that combines the owned parts of a content and a style half.
 
-    The frozen halves are those of the half that owns ``up``, as in the released code. Strengths
-    scale the owned parts alone; at 1 every number of the result is bit-equal to a half's.
+    The frozen halves come from the half that owns ``up``, as in the released code. Strengths scale
+    the owned parts only; at a strength of 1 the parts are copied without any change.
 
     Args:
-        content: The content half's whole factors.
-        style: The style half's whole factors.
+        content: Factors of the content half, frozen and learnt parts.
+        style: Factors of the style half, frozen and learnt parts.
         content_owns: The part that the content owns.
-        content_strength: Multiplies the content's owned part.
-        style_strength: Multiplies the style's owned part.
+        content_strength: Multiplier of the content's owned part.
+        style_strength: Multiplier of the style's owned part.
 
     Reference: Xu et al. 2024, arXiv:2403.19456, and its released code.
     """
@@ -87,27 +87,27 @@ def join_halves(
     """Return all layers of a content and a style half as one ordinary low-rank LoRA.
 
     Args:
-        content: The content half by layer name.
-        style: The style half by layer name.
-        content_owns: As in ``joined``, and so are the strengths.
-        content_strength: As in ``joined``.
-        style_strength: As in ``joined``.
+        content: Layers of the content half, by name.
+        style: Layers of the style half, by name.
+        content_owns: The part that the content owns.
+        content_strength: Multiplier of the content's owned parts.
+        style_strength: Multiplier of the style's owned parts.
 
     Raises:
-        ValueError: The halves don't fit together; the message says why and names the layer.
+        ValueError: The halves don't fit together; the message gives the reason and the layer.
     """
     check_halves(content, style)
     return {
-        layer: joined(factors, style[layer], content_owns, content_strength, style_strength)
+        layer: join_layer(factors, style[layer], content_owns, content_strength, style_strength)
         for layer, factors in content.items()
     }
 
 
 def check_halves(content: Mapping[str, LowRank], style: Mapping[str, LowRank]) -> None:
-    """Refuse halves that were not trained on the same frozen halves of the same layers.
+    """Raise unless both halves were trained on the same frozen halves of the same layers.
 
     Raises:
-        ValueError: Layers, shapes, ranks, scales or frozen halves differ; the message says which.
+        ValueError: Layers, shapes, ranks, scales or frozen halves differ; the message names which.
     """
     check_layers(content, style)
     for layer, ours in content.items():
@@ -120,10 +120,10 @@ def check_halves(content: Mapping[str, LowRank], style: Mapping[str, LowRank]) -
 
 
 def check_layers(content: Mapping[str, LowRank], style: Mapping[str, LowRank]) -> None:
-    """Refuse halves of different layers, whatever their numbers.
+    """Raise unless both halves change the same layers with equal shapes, ranks and scales.
 
     Raises:
-        ValueError: Layers, shapes, ranks or scales differ; the message says which.
+        ValueError: Layers, shapes, ranks or scales differ; the message names which.
     """
     if content.keys() != style.keys():
         odd = sorted(content.keys() ^ style.keys())
@@ -147,7 +147,7 @@ def check_layers(content: Mapping[str, LowRank], style: Mapping[str, LowRank]) -
 
 
 def _named(layer: str) -> str:
-    """Return a layer's name for a message: a file may hold any text for it."""
+    """Return a layer's name for an error message, shortened: a file may hold any text."""
     return repr(layer[:80])
 
 

@@ -1,4 +1,4 @@
-"""Strength keyframes as artists write them: ``0:1, 0.5:0.3``."""
+"""Strength keyframes over the sampling run, written as ``0:1, 0.5:0.3``."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Keyframes:
-    """A factor over the sampling run: linear between keys, flat outside them.
+    """A factor over the sampling run: linear between keys, constant outside them.
 
     Args:
-        keys: Pairs of percent in 0..1, strictly rising, and the factor there.
+        keys: Pairs of a percent in 0..1, strictly increasing, and the factor at that percent.
     """
 
     keys: tuple[tuple[float, float], ...]
 
     def at(self, percent: float) -> float:
-        """Return the factor at ``percent`` of the run; 1 where there are no keys."""
+        """Return the factor at ``percent`` of the run; without keys it is 1."""
         if not self.keys:
             return 1.0
         percents = [key for key, _ in self.keys]
@@ -34,7 +34,7 @@ def parse_keyframes(text: str) -> Keyframes:
     """Return the keyframes written in ``text``; an empty text is a constant factor of 1.
 
     Raises:
-        ValueError: A key is not ``percent:factor``, lies outside 0..1 or does not rise.
+        ValueError: A key is not ``percent:factor``, lies outside 0..1 or is not above the last one.
     """
     keys: list[tuple[float, float]] = []
     for entry in filter(None, (part.strip() for part in text.split(","))):

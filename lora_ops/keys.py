@@ -1,4 +1,4 @@
-"""The grammar of LoRA file keys: strings only, and the only place that spells them."""
+"""Parse and write the keys of LoRA files; no other module spells these keys."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NamedTuple
 NATIVE_PREFIX = "diffusion_model."
 DOWN, UP, MID, ALPHA = "down", "up", "mid", "alpha"
 
+# Suffixes with which the known trainers end the keys of a low-rank layer.
 _SUFFIXES: dict[str, str] = {
     ".lora_down.weight": DOWN,
     ".lora_up.weight": UP,
@@ -26,8 +27,8 @@ _SUFFIXES: dict[str, str] = {
     ".lora_linear_layer.up.weight": UP,
     ".alpha": ALPHA,
 }
-"""How the trainers end the keys of a low-rank layer."""
 
+# Parts of the other adapter types that ComfyUI applies; this pack only passes them on.
 _OTHER_PARTS = (
     "dora_scale",
     "reshape_weight",
@@ -56,10 +57,10 @@ _OTHER_PARTS = (
     "b1.weight",
     "b2.weight",
 )
-"""Parts of the other adapters that ComfyUI applies; this pack only passes them on."""
 
+# Prefixes of UNet layers. The trainers of diffusers 0.22 write the first one, and so does the
+# released Break-for-Make code.
 _UNET_ROOTS = ("unet.unet.", "unet.", "base_model.model.")
-"""The first is what diffusers' trainers of 0.22 write; the released Break-for-Make code is one."""
 
 _UNET_BLOCKS = (
     "down_blocks.",
@@ -82,18 +83,18 @@ class FactorKeys(NamedTuple):
 
 
 class LayerPart(NamedTuple):
-    """Which layer a key belongs to, and which of its tensors it names."""
+    """A parsed key: the layer that it belongs to, and the tensor of the layer that it names."""
 
     layer: str
     part: str
 
 
 def factor_keys(layer: str) -> FactorKeys:
-    """Return the keys of a layer's factors as this pack writes them.
+    """Return the keys under which this pack writes a layer's factors.
 
     Args:
-        layer: ``lora_unet_…`` or ``lora_te…`` (kohya names), or ``diffusion_model.…`` (the
-            model's own names, with ``lora_A``/``lora_B``).
+        layer: Layer name: ``lora_unet_…`` or ``lora_te…`` (kohya names), or ``diffusion_model.…``
+            (the model's own names, with ``lora_A``/``lora_B``).
     """
     if layer.startswith(NATIVE_PREFIX):
         return FactorKeys(f"{layer}.lora_A.weight", f"{layer}.lora_B.weight", f"{layer}.alpha")
@@ -104,10 +105,10 @@ def part_key(layer: str, part: str, *, has_mid: bool = False) -> str:
     """Return the key of one part of a layer in this pack's spelling.
 
     Args:
-        layer: As ``factor_keys`` takes it.
-        part: ``DOWN``, ``UP``, ``MID``, ``ALPHA`` or another adapter's part.
-        has_mid: Whether the layer has a middle factor, which ComfyUI looks for beside kohya's
-            spelling alone.
+        layer: Layer name, in one of the two spellings of ``factor_keys``.
+        part: ``DOWN``, ``UP``, ``MID``, ``ALPHA`` or a part of another adapter type.
+        has_mid: Whether the layer has a middle factor. ComfyUI finds middle factors only next to
+            keys in kohya's spelling.
     """
     if part == MID or (has_mid and part in (DOWN, UP)):
         return f"{layer}.lora_{part}.weight"
@@ -116,7 +117,7 @@ def part_key(layer: str, part: str, *, has_mid: bool = False) -> str:
 
 
 def parse_key(key: str) -> LayerPart | None:
-    """Return the layer and the part that a key of any known trainer names; None if it is no such key."""
+    """Return the layer and part that a key names; None if no known trainer writes such keys."""
     for suffix, part in _SUFFIXES.items():
         if key.endswith(suffix):
             return LayerPart(key.removesuffix(suffix), part) if key != suffix else None
@@ -128,10 +129,10 @@ def parse_key(key: str) -> LayerPart | None:
 
 
 def kohya_layer(layer: str) -> str:
-    """Return the kohya name of a UNet layer under its diffusers path; any other name unchanged.
+    """Return the kohya name of a UNet layer given by its diffusers path; other names unchanged.
 
-    ComfyUI maps kohya's names and those of old attention processors, not those that PEFT and
-    today's diffusers write (``unet.….attn2.to_k``). The mapping is a pure renaming.
+    ComfyUI maps kohya names and those of old attention processors, but not the names that PEFT and
+    current diffusers write (``unet.….attn2.to_k``). Only the name changes.
     """
     path = layer
     for root in _UNET_ROOTS:
@@ -150,10 +151,10 @@ def changes_text_encoder(layer: str) -> bool:
 
 
 def parts_by_layer(keys: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Return each layer's keys by part, layers in the order of their first key.
+    """Return each layer's keys by part; layers are in the order of their first key.
 
     Raises:
-        ValueError: A key is of no known trainer, or two keys name the same part of a layer.
+        ValueError: No known trainer writes such a key, or two keys name the same part of a layer.
     """
     layers: dict[str, dict[str, str]] = {}
     for key in keys:

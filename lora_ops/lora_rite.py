@@ -1,4 +1,4 @@
-"""LoRA-RITE: an adaptive step that is the same for all factors of one product."""
+"""LoRA-RITE: an adaptive step that does not depend on how the product is split into factors."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .preconditioner import Damping, exact, gram, inverse_roots, require_finite,
 
 
 @dataclass(frozen=True)
-class Unmagnified:
-    """A learnt part's gradient in an orthonormal basis of the other factor.
+class UnmagnifiedGradient:
+    """The gradient of a learnt part, expressed in an orthonormal basis of the other factor.
 
     Args:
-        gradient: ``(rows, rank)``; it depends on the other factor's row space alone.
-        basis: ``(rank, width)``, the orthonormal rows.
-        root: ``(rank, rank)``; ``basis = root @ other``, and ``step @ root`` is a step of the part.
+        gradient: ``(rows, rank)``; it depends only on the row space of the other factor.
+        basis: ``(rank, width)``, orthonormal rows.
+        root: ``(rank, rank)`` with ``basis = root @ other``; ``step @ root`` is a step of the part.
     """
 
     gradient: Tensor
@@ -29,14 +29,14 @@ class Unmagnified:
 
 @dataclass(frozen=True)
 class RiteState:
-    """What a learnt part remembers between steps, in coordinates of ``basis``.
+    """Optimizer state of a learnt part, in coordinates of ``basis``.
 
     Args:
         first: First moment, ``(rows, rank)``.
         second: Second moment, ``(rank, rank)``.
-        escaped: Second moment lost to turns of the basis, a scalar.
-        basis: Of the step before, ``(rank, width)``.
-        steps: Taken so far.
+        escaped: Escaped mass, a scalar: second moment lost when the basis rotates.
+        basis: Basis of the last step, ``(rank, width)``.
+        steps: Number of steps taken.
     """
 
     first: Tensor
@@ -48,48 +48,50 @@ class RiteState:
 
 def unmagnified(
     gradients: Sequence[Tensor], others: Sequence[Tensor]
-) -> tuple[list[Unmagnified], int]:
-    """Return every gradient in a basis of its other factor, and how many of those are singular.
+) -> tuple[list[UnmagnifiedGradient], int]:
+    """Return every gradient in a basis of the other factor, and the number of singular factors.
 
-    Their plain norm is the norm in the metric of ``riemannian_gradients``. Directions in which the
-    other factor is zero get no gradient and no step.
+    The plain norm of such a gradient is its norm in the metric of ``riemannian_gradients``.
+    Directions in which the other factor is zero get no gradient and no step.
 
     Args:
-        gradients: ``(rows, rank)`` each; for a learnt ``down``, its transpose.
-        others: ``(rank, width)`` each, the whole other factor; for ``up``, its transpose.
+        gradients: ``(rows, rank)`` each, transposed for a learnt ``down``.
+        others: ``(rank, width)`` each, the whole other factor, transposed if it is ``up``.
 
     Reference: Yen et al. 2024, arXiv:2410.20625, section 3.2.
     """
     roots, singular = inverse_roots([gram(other) for other in others], Damping(0.0))
     return [
-        Unmagnified(exact(gradient) @ root.mT, root @ exact(other), root)
+        UnmagnifiedGradient(exact(gradient) @ root.mT, root @ exact(other), root)
         for gradient, other, root in zip(gradients, others, roots, strict=True)
     ], singular
 
 
 def rite_steps(
-    parts: Sequence[Unmagnified],
+    parts: Sequence[UnmagnifiedGradient],
     states: Sequence[RiteState | None],
     *,
     betas: tuple[float, float],
     tiny: float = 1e-8,
 ) -> list[tuple[Tensor, RiteState]]:
-    """Return the step of every part, ``(rows, rank)``, to be taken times the learning rate.
+    """Return the step and new state of every part; the step still lacks the learning rate.
 
-    The moments are carried from the basis of the step before into the new one; what the second
-    moment loses by that is added back to all directions, so that no direction is taken for one
-    that was never seen. Equal for all factors of one product.
+    The moments are transformed from the last step's basis into the new one. What the second moment
+    loses by this is added to all directions, so that no direction counts as never seen. The change
+    of the product is the same for all factors of one product.
 
     Args:
-        parts: As ``unmagnified`` returns them.
-        states: Of the step before; ``None`` at a part's first.
-        betas: Decay of the first and of the second moment.
-        tiny: Added to the root of the second moment.
+        parts: Gradients from ``unmagnified``.
+        states: States after the last step; ``None`` for a part without one.
+        betas: Decay rates of the first and the second moment.
+        tiny: Number added to the root of the second moment.
+
+    Note:
+        The second moment decays, as in Adam and in the authors' code; the printed algorithm sums
+        it. Decay rates are corrected for the start at zero.
 
     Reference: Yen et al. 2024, arXiv:2410.20625, algorithm 1.
     """
-    # Differs from the paper: the second moment decays, as Adam's does and the authors' code has it;
-    # the algorithm as printed adds up. Decays are corrected for the zero start.
     ranks: dict[int, list[int]] = defaultdict(list)
     for number, part in enumerate(parts):
         ranks[len(part.root)].append(number)
@@ -106,12 +108,12 @@ def rite_steps(
 
 
 def corrected_decay(beta: float, steps: int) -> float:
-    """Return the decay after ``steps`` steps that needs no bias correction: 0 at the first."""
+    """Return the decay rate after ``steps`` steps that includes bias correction: 0 at the first."""
     return beta * (1 - beta**steps) / (1 - beta ** (steps + 1))
 
 
 def _stack_steps(
-    parts: Sequence[Unmagnified],
+    parts: Sequence[UnmagnifiedGradient],
     states: Sequence[RiteState | None],
     betas: tuple[float, float],
     tiny: float,
@@ -153,7 +155,7 @@ def _stack_steps(
 
 
 def _lost(before: Tensor, carried: Tensor) -> Tensor:
-    """Return the most that any eigenvalue fell by, at most the trace's fall, ``(part,)``."""
+    """Return the largest decrease of an eigenvalue, at most the trace's decrease, ``(part,)``."""
     fell = (torch.linalg.eigvalsh(before) - torch.linalg.eigvalsh(carried)).amax(-1)
     trace = (before - carried).diagonal(dim1=-2, dim2=-1).sum(-1)
     return torch.minimum(fell, trace).clamp_min(0)
@@ -161,7 +163,7 @@ def _lost(before: Tensor, carried: Tensor) -> Tensor:
 
 def _inverse_square_roots(second: Tensor, escaped: Tensor, tiny: float) -> Tensor:
     values, vectors = torch.linalg.eigh(second)
-    # Below this they are rounding, and dividing by their root would only amplify noise.
+    # Smaller eigenvalues are rounding, and dividing by their root would only amplify noise.
     values = torch.maximum(values, singular_below(second).view(-1, 1))
     scales = 1 / ((values + escaped.view(-1, 1)).sqrt() + tiny)
     return (vectors * scales.unsqueeze(-2)) @ vectors.mT

@@ -1,4 +1,4 @@
-"""Who is heard where: regions mixed token by token, in attention and in pooled vectors.
+"""Per-token mixing of region prompts, in attention and in pooled vectors.
 
 Reference: Gu et al. 2023, arXiv:2305.18292, section 3.3.
 """
@@ -12,50 +12,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Attention of ``(q, k, v)``, each ``(batch, token, channel)``."""
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # (q, k, v), each (batch, token, channel)
 
-ROUNDING = 1e-6
-"""Soft masks that add up to 1 but for this leave nothing to the global prompt."""
+ROUNDING = 1e-6  # a token whose masks sum to 1 within this gets nothing from the global prompt
 
 
 @dataclass(frozen=True)
-class Sorted:
-    """Tokens in the order of the one prompt that each of them hears.
+class TokenOrder:
+    """A permutation that groups tokens by the one prompt that each of them attends to.
 
     Args:
-        order: ``(token,)``, indices of the tokens as they are sorted; None if they are already.
-        back: ``(token,)``, where each token stands among the sorted ones; None likewise.
-        counts: How many tokens hear each prompt, the global one first.
+        order: ``(token,)``, indices that sort the tokens by prompt; None if they are sorted.
+        inverse: ``(token,)``, the inverse permutation; None if the tokens are sorted.
+        counts: Number of tokens of each prompt, the global prompt first.
     """
 
     order: Tensor | None
-    back: Tensor | None
+    inverse: Tensor | None
     counts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """Who is heard at which token.
+    """The weight of every prompt at every token.
 
     Args:
-        coefficients: ``(1 + region, token)``, the global prompt first; a token's sum is 1.
-        places: For each row the tokens where it is heard; ``None`` means all of them.
-        alone: The tokens sorted by prompt, where each of them hears a single one; else ``None``.
+        coefficients: ``(1 + region, token)``, the global prompt first; each column sums to 1.
+        places: For each prompt, the tokens with a coefficient above 0; ``None`` means all tokens.
+        token_order: The tokens grouped by prompt, if every token has a single prompt; else None.
     """
 
     coefficients: Tensor
     places: tuple[Tensor | None, ...]
-    alone: Sorted | None = None
+    token_order: TokenOrder | None = None
 
     def to(self, like: Tensor) -> Mixing:
-        """Return it in the dtype and on the device of a tensor, once for a run."""
+        """Return the mixing in the dtype and on the device of a tensor."""
         places = tuple(None if place is None else place.to(like.device) for place in self.places)
-        alone = self.alone
-        if alone is not None and alone.order is not None and alone.back is not None:
-            there = alone.order.to(like.device), alone.back.to(like.device)
-            alone = Sorted(*there, alone.counts)
-        return Mixing(self.coefficients.to(like), places, alone)
+        grouped = self.token_order
+        if grouped is not None and grouped.order is not None and grouped.inverse is not None:
+            order, inverse = grouped.order.to(like.device), grouped.inverse.to(like.device)
+            grouped = TokenOrder(order, inverse, grouped.counts)
+        return Mixing(self.coefficients.to(like), places, grouped)
 
 
 def mix_regions(
@@ -64,15 +62,15 @@ def mix_regions(
     weights: Sequence[float] | None = None,
     blends: Sequence[float] | None = None,
 ) -> Mixing:
-    """Return the mean of the regions at every token, the global prompt where there is none.
+    """Return the weighted mean of the regions at every token; elsewhere the global prompt.
 
-    Where hard masks of equal weight overlap it is the paper's arithmetic mean. Soft masks leave
-    what they don't cover to the global prompt.
+    Where hard masks of equal weight overlap, it is the arithmetic mean of the paper. What soft
+    masks don't cover is left to the global prompt.
 
     Args:
         masks: ``(region, token)`` in 0..1.
-        weights: Of the regions against each other, 1 by default; 0 leaves a region out.
-        blends: Each region's share that is given to the global prompt, 0 by default.
+        weights: Weight of each region relative to the others, 1 by default; 0 leaves a region out.
+        blends: Fraction of each region that is given to the global prompt, 0 by default.
     """
     count = masks.shape[0]
     weight = _column(weights, 1.0, count, "weight")
@@ -81,23 +79,23 @@ def mix_regions(
     covered = masks.sum(0).clamp(max=1.0)  # (token,)
     covered = covered.where(covered < 1.0 - ROUNDING, 1.0)
     pull = masks * weight
-    whole = pull.sum(0)
-    pull = torch.where(whole > 0, pull / whole.where(whole > 0, 1.0), 0.0) * covered
+    total = pull.sum(0)
+    pull = torch.where(total > 0, pull / total.where(total > 0, 1.0), 0.0) * covered
     outside = 1.0 - covered + (pull * blend).sum(0)
     coefficients = torch.cat([outside[None], pull * (1.0 - blend)])
     places = tuple(None if bool(row.all()) else row.nonzero().flatten() for row in coefficients)
-    return Mixing(coefficients, places, _sorted(coefficients))
+    return Mixing(coefficients, places, _token_order(coefficients))
 
 
-def _sorted(coefficients: Tensor) -> Sorted | None:
+def _token_order(coefficients: Tensor) -> TokenOrder | None:
     if not bool(((coefficients == 0) | (coefficients == 1)).all()):
         return None
-    heard = coefficients.argmax(0)  # (token,)
-    order = heard.argsort(stable=True)
-    counts = tuple(torch.bincount(heard, minlength=len(coefficients)).tolist())
+    prompt = coefficients.argmax(0)  # (token,)
+    order = prompt.argsort(stable=True)
+    counts = tuple(torch.bincount(prompt, minlength=len(coefficients)).tolist())
     if bool((order.diff() == 1).all()):
-        return Sorted(None, None, counts)
-    return Sorted(order, order.argsort(), counts)
+        return TokenOrder(None, None, counts)
+    return TokenOrder(order, order.argsort(), counts)
 
 
 def _column(values: Sequence[float] | None, default: float, count: int, what: str) -> Tensor:
@@ -108,22 +106,22 @@ def _column(values: Sequence[float] | None, default: float, count: int, what: st
 
 
 def area_weights(mixed: Mixing) -> Tensor:
-    """Return everyone's share of the picture, ``(1 + region,)``, the global prompt first."""
+    """Return every prompt's fraction of the picture, ``(1 + region,)``, the global prompt first."""
     return mixed.coefficients.mean(1)
 
 
 def pooled_mean(base: Tensor, regions: Sequence[Tensor | None], mixed: Mixing) -> Tensor:
-    """Return the mean of pooled vectors, each weighted by its share of the picture.
+    """Return the mean of pooled vectors, each weighted by its prompt's area.
 
     Args:
-        base: ``(batch, channel)``, the global prompt's.
-        regions: One for each region; ``None`` is served by the global one.
-        mixed: Of any grid of the picture.
+        base: ``(batch, channel)``, the global prompt's vector.
+        regions: One vector for each region; ``None`` stands for the global prompt's vector.
+        mixed: Mixing on any grid of the picture.
     """
-    shares = area_weights(mixed).tolist()
+    areas = area_weights(mixed).tolist()
     vectors = [base, *(base if vector is None else vector for vector in regions)]
     return sum(
-        (vector * share for vector, share in zip(vectors, shares, strict=True)),
+        (vector * area for vector, area in zip(vectors, areas, strict=True)),
         torch.zeros_like(base),
     )
 
@@ -138,20 +136,22 @@ def regional_attention(
     heads: int,
     attend: Attend | None = None,
 ) -> Tensor:
-    """Return cross-attention in which each token hears the prompts of its regions.
+    """Return cross-attention in which each token attends to the prompts of its regions.
 
-    Every prompt is attended from the tokens that hear it alone, so the price is one attention over
-    the picture, not one for each region. Without regions the result is plain attention, bit-equal.
+    Attention to a prompt is computed only for the tokens that use it, so the cost is one attention
+    over the picture, not one for each region. Without regions the result is bit-equal to plain
+    attention.
 
     Args:
         q: ``(batch, token, channel)``.
         k: ``(batch, text, channel)``, the global prompt's keys.
-        v: Its values, same shape.
-        regions: Keys and values of each region, ``(batch, text_i, channel)``; ``None`` is served by
+        v: ``(batch, text, channel)``, the global prompt's values.
+        regions: Keys and values of each region, ``(batch, text_i, channel)``; ``None`` stands for
             the global prompt.
-        mixed: Of the layer's tokens, ``q.shape[1]`` of them.
-        heads: Of the layer.
-        attend: Plain attention of ``(q, k, v)``, channels as above; PyTorch's own by default.
+        mixed: Mixing of the layer's ``q.shape[1]`` tokens.
+        heads: Number of attention heads.
+        attend: Plain attention of ``(q, k, v)`` in the shapes above; by default PyTorch's scaled
+            dot-product attention.
 
     Reference: Gu et al. 2023, arXiv:2305.18292, section 3.3.
     """
@@ -169,41 +169,41 @@ def regional_attention(
         return attend(q, k, v)
     mixed = mixed.to(q)
     texts = [(k, v), *((k, v) if text is None else text for text in regions)]
-    if mixed.alone is not None:
-        return _heard_alone(q, texts, mixed.alone, attend)
+    if mixed.token_order is not None:
+        return _single_prompt_attention(q, texts, mixed.token_order, attend)
     out = torch.zeros_like(q)
     for coefficient, place, text in zip(mixed.coefficients, mixed.places, texts, strict=True):
         if place is None:
             out = out + coefficient[:, None] * attend(q, *text)
         elif len(place):
-            heard = coefficient[place, None] * attend(q[:, place], *text)
-            out = out.index_add(1, place, heard)
+            update = coefficient[place, None] * attend(q[:, place], *text)
+            out = out.index_add(1, place, update)
     return out
 
 
-def _heard_alone(
-    q: Tensor, texts: Sequence[tuple[Tensor, Tensor]], alone: Sorted, attend: Attend
+def _single_prompt_attention(
+    q: Tensor, texts: Sequence[tuple[Tensor, Tensor]], grouped: TokenOrder, attend: Attend
 ) -> Tensor:
-    """Return attention of tokens that hear one prompt each: two gathers for all prompts."""
-    sorted_q = q if alone.order is None else q[:, alone.order]
+    """Return attention of tokens that have one prompt each, with two gathers for all prompts."""
+    sorted_q = q if grouped.order is None else q[:, grouped.order]
     parts = [
         attend(part, *text)
-        for part, text in zip(sorted_q.split(alone.counts, dim=1), texts, strict=True)
+        for part, text in zip(sorted_q.split(grouped.counts, dim=1), texts, strict=True)
         if part.shape[1]
     ]
     out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-    return out if alone.back is None else out[:, alone.back]
+    return out if grouped.inverse is None else out[:, grouped.inverse]
 
 
 def mix_outputs(base: Tensor, regions: Sequence[Tensor | None], mixed: Mixing) -> Tensor:
-    """Return the mean of a layer's outputs for each prompt, token by token.
+    """Return the per-token mean of a layer's outputs for each prompt.
 
-    Where only whole outputs can be had, as of another's replacement of attention.
+    It serves where another patch replaces the attention and only whole outputs are available.
 
     Args:
-        base: ``(batch, token, channel)``, for the global prompt.
-        regions: For each region's prompt; ``None`` is served by the global one's.
-        mixed: Of the layer's tokens.
+        base: ``(batch, token, channel)``, the output for the global prompt.
+        regions: Outputs for the regions' prompts; ``None`` stands for the global prompt's output.
+        mixed: Mixing of the layer's tokens.
     """
     mixed = mixed.to(base)
     outputs = [base, *(base if output is None else output for output in regions)]
@@ -219,15 +219,16 @@ def stream_bias(
 ) -> Tensor:
     """Return the additive mask of joint attention over ``[texts, image tokens]``, fp32 on the CPU.
 
-    All prompts follow each other in one text stream. An image token hears a prompt by the
-    logarithm of its coefficient, so hard regions give 0 or minus infinity; a prompt hears itself
-    and the tokens that hear it, never another prompt; image tokens hear each other.
+    All prompts are concatenated into one text stream. The bias between an image token and a prompt
+    is the logarithm of the prompt's coefficient, so hard regions give 0 or minus infinity. A prompt
+    attends to itself and to the image tokens that use it, never to another prompt. Image tokens
+    attend to each other.
 
     Args:
-        mixed: Of the image tokens, in the stream's order.
-        lengths: Tokens of each prompt, the global one first.
-        filled: How many of them are the prompt's own; what follows is heard by nobody. All of them
-            by default.
+        mixed: Mixing of the image tokens, in the stream's order.
+        lengths: Number of tokens of each prompt, the global prompt first.
+        filled: Number of tokens of each prompt without padding; no token attends to the padding.
+            All of them by default.
 
     Returns:
         ``(text + token, text + token)``, rows for queries; add it to the scaled scores.
@@ -240,16 +241,16 @@ def stream_bias(
     size = text + mixed.coefficients.shape[1]
     bias = torch.full((size, size), float("-inf"))
     bias[text:, text:] = 0.0
-    bias.fill_diagonal_(0.0)  # a row of softmax must hear something
+    bias.fill_diagonal_(0.0)  # a row of minus infinity alone would make softmax return NaN
     begin = 0
     for coefficient, length, own in zip(
         mixed.coefficients, lengths, filled or lengths, strict=True
     ):
         end = begin + own
-        heard = coefficient.log().float()  # (token,)
+        logs = coefficient.log().float()  # (token,)
         bias[begin:end, begin:end] = 0.0
-        bias[begin:end, text:] = heard
-        bias[text:, begin:end] = heard[:, None]
+        bias[begin:end, text:] = logs
+        bias[text:, begin:end] = logs[:, None]
         begin += length
     return bias
 

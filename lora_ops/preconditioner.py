@@ -1,4 +1,4 @@
-"""The Riemannian preconditioner of low-rank factors: gradients rescaled by the other factor."""
+"""Riemannian preconditioner of low-rank factors: rescale each gradient by the other factor."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TINY = 1e-20
-"""Added under relative damping: a zero Gram is then inverted to a finite number."""
+TINY = 1e-20  # added to relative damping, so that the inverse of a zero Gram matrix is finite
 
 
 @dataclass(frozen=True)
 class Damping:
-    """What is added to the diagonal of every Gram before it is inverted.
+    """The damping that is added to the diagonal of every Gram matrix before it is inverted.
 
     Args:
-        amount: Not negative; at 0 a singular Gram gets its pseudo-inverse.
-        relative: Whether the amount counts in the Gram's mean eigenvalue, so that a step doesn't
-            depend on how magnitude is shared between the factors; else it is added as it is.
+        amount: Amount of damping, at least 0; at 0 a singular Gram matrix gets its pseudo-inverse.
+        relative: Whether the amount is in units of the Gram's mean eigenvalue, so that a step does
+            not depend on how the magnitude is split between the factors; otherwise it is absolute.
 
     Raises:
-        ValueError: The amount is negative or no number.
+        ValueError: The amount is negative or NaN.
     """
 
     amount: float = 1e-2
@@ -36,17 +35,17 @@ class Damping:
 
 @dataclass(frozen=True)
 class FactorGradients:
-    """One layer's factors and the gradients of what is learnt of them.
+    """The factors of one layer and the gradients of their learnt parts.
 
-    A gradient may be that of some columns of ``down`` or some rows of ``up``: the Grams are those
-    of the whole factors, frozen halves included, because a learnt row works through all of the
+    A gradient may cover only some columns of ``down`` or some rows of ``up``. The Gram matrices are
+    those of the whole factors, frozen halves included, because a learnt row acts through all of the
     other factor.
 
     Args:
         down: ``(rank, in, ...)``. ``A`` in the paper.
         up: ``(out, rank, ...)``. ``B`` in the paper.
-        grad_down: ``(rank, columns, ...)``, or ``None`` where no column gets a gradient.
-        grad_up: ``(rows, rank, ...)``, or ``None`` where no row gets a gradient.
+        grad_down: ``(rank, columns, ...)``, or ``None`` if no column is learnt.
+        grad_up: ``(rows, rank, ...)``, or ``None`` if no row is learnt.
 
     Raises:
         ValueError: The factors don't share the rank axis.
@@ -66,13 +65,13 @@ class FactorGradients:
 
 
 @dataclass(frozen=True)
-class Preconditioned:
-    """What the preconditioner returns.
+class PreconditionedGradients:
+    """PreconditionedGradients gradients of all layers, and statistics of the step.
 
     Args:
-        gradients: Of ``down`` and of ``up`` for every layer, in the gradients' dtype.
-        metric_norm: Length of the whole gradient in the metric, a scalar in fp32 or better.
-        singular: How many Grams got their pseudo-inverse because they were singular.
+        gradients: Gradients of ``down`` and ``up`` for every layer, in the gradients' dtype.
+        metric_norm: Norm of the whole gradient in the metric, a scalar in fp32 or better.
+        singular: Number of singular Gram matrices, which got their pseudo-inverse.
     """
 
     gradients: list[tuple[Tensor | None, Tensor | None]]
@@ -80,17 +79,19 @@ class Preconditioned:
     singular: int
 
 
-def riemannian_gradients(layers: Sequence[FactorGradients], damping: Damping) -> Preconditioned:
+def riemannian_gradients(
+    layers: Sequence[FactorGradients], damping: Damping
+) -> PreconditionedGradients:
     """Return each factor's gradient times the inverse Gram matrix of the other factor.
 
-    Both Grams are those before the step. With no damping, a step along the result changes
-    ``up @ down`` alike for all factors of one product: ``(S^-1 down, up S)`` for any invertible S.
-    The norm is ``sqrt(<g_up', g_up> + <g_down', g_down>)``, which is as independent of S; a plain
-    norm is not. Computed in fp32 or better.
+    Both Gram matrices are taken before the step. Without damping, a step along the result changes
+    ``up @ down`` equally for all factors of one product: ``(S^-1 down, up S)`` for any invertible
+    S. The norm is ``sqrt(<g_up', g_up> + <g_down', g_down>)``, which is independent of S too; a
+    plain norm is not. Computed in fp32 or better.
 
     Args:
-        layers: Of any ranks; Grams of equal rank are inverted together.
-        damping: Of all Grams.
+        layers: Layers of any ranks; Gram matrices of equal rank are inverted together.
+        damping: Damping of all Gram matrices.
 
     Reference: Zhang & Pilanci 2024, arXiv:2402.02347.
     """
@@ -114,7 +115,7 @@ def riemannian_gradients(layers: Sequence[FactorGradients], damping: Damping) ->
             squares.append(square)
         gradients.append((down, up))
     total = torch.stack(squares).sum() if squares else torch.zeros(())
-    return Preconditioned(gradients, total.clamp_min(0).sqrt(), singular)
+    return PreconditionedGradients(gradients, total.clamp_min(0).sqrt(), singular)
 
 
 def gram(factor: Tensor) -> Tensor:
@@ -128,26 +129,26 @@ def gram(factor: Tensor) -> Tensor:
 
 
 def inverse_grams(grams: Sequence[Tensor], damping: Damping) -> tuple[list[Tensor], int]:
-    """Return the inverse of every damped Gram, and how many needed a pseudo-inverse.
+    """Return the inverse of every damped Gram matrix, and the number of pseudo-inverses.
 
     Args:
         grams: ``(rank, rank)`` each.
-        damping: Of all of them.
+        damping: Damping of all Gram matrices.
     """
     roots, singular = inverse_roots(grams, damping)
     return [root.mT @ root for root in roots], singular
 
 
 def inverse_roots(grams: Sequence[Tensor], damping: Damping) -> tuple[list[Tensor], int]:
-    """Return a matrix ``R`` per damped Gram whose ``R^T R`` is the inverse, and the singular ones.
+    """Return ``R`` with ``R^T R`` the inverse of each damped Gram, and the number of singular ones.
 
-    ``R @ factor`` has orthonormal rows. Grams of equal rank go through one batched Cholesky. In a
-    singular Gram, directions below its precision count as zero and are left out: ``R^T R`` is then
-    the pseudo-inverse.
+    ``R @ factor`` has orthonormal rows. Gram matrices of equal rank share one batched Cholesky
+    decomposition. In a singular Gram matrix, directions below its precision count as zero and are
+    left out: ``R^T R`` is then the pseudo-inverse.
 
     Args:
         grams: ``(rank, rank)`` each.
-        damping: Of all of them.
+        damping: Damping of all Gram matrices.
     """
     stacks: dict[int, list[int]] = defaultdict(list)
     for number, matrix in enumerate(grams):
@@ -164,21 +165,21 @@ def inverse_roots(grams: Sequence[Tensor], damping: Damping) -> tuple[list[Tenso
 
 
 def exact(tensor: Tensor) -> Tensor:
-    """Return the tensor in fp32, or as it is in a better dtype."""
+    """Return the tensor in fp32, or unchanged if its dtype is more precise."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def singular_below(stack: Tensor) -> Tensor:
-    """Return the eigenvalue under which a Gram's directions are rounding, ``(batch,)``."""
+    """Return the eigenvalue below which the directions of a Gram are rounding, ``(batch,)``."""
     rank = stack.shape[-1]
     return rank * torch.finfo(stack.dtype).eps * stack.diagonal(dim1=-2, dim2=-1).amax(-1)
 
 
 def require_finite(stack: Tensor) -> None:
-    """Refuse matrices that no factors of a sound run have.
+    """Raise unless all numbers are finite.
 
     Raises:
-        RuntimeError: A number is infinite or none at all.
+        RuntimeError: A number is infinite or NaN.
     """
     broken = len(stack) - int(stack.isfinite().all(-1).all(-1).sum())
     if broken:
@@ -217,7 +218,7 @@ def _inverse_root(stack: Tensor) -> tuple[Tensor, int]:
 
 
 def _rescaled(gradient: Tensor, axis: int, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradient times the inverse over its rank axis, and the product of both."""
+    """Return the gradient times the inverse along its rank axis, and its dot product with both."""
     wide = exact(gradient)
     inverse = inverse.to(wide.dtype)
     if axis and wide.ndim == 2:

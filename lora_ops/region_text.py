@@ -1,4 +1,4 @@
-"""Regions as text: the editor's JSON, and rows of columns such as ``1,2,1 / 1``."""
+"""Parse and write regions as text: the editor's JSON, and layouts such as ``1,2,1 / 1``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .regions import Box, Region
 
 Path = tuple[str | int, ...]
 
-_NUMBERS: dict[str, tuple[float, float]] = {
+_NUMBERS: dict[str, tuple[float, float]] = {  # numeric fields of a region with their bounds
     "x": (0.0, 1.0),
     "y": (0.0, 1.0),
     "width": (0.0, 1.0),
@@ -24,27 +24,24 @@ _NUMBERS: dict[str, tuple[float, float]] = {
     "start_percent": (0.0, 1.0),
     "end_percent": (0.0, 1.0),
 }
-"""The numbers of a region and their bounds."""
 
 _NEEDED = ("name", "x", "y", "width", "height")
 _OPTIONAL = ("feather", "weight", "blend", "start_percent", "end_percent", "colour")
-_EDITOR = "editor"
-"""What the editor keeps for itself beside the regions."""
+_EDITOR = "editor"  # key under which the editor stores its own settings
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+')
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}\Z")
-_SLACK = 1e-6
-"""How far sums of typed numbers may lie beyond the picture's border."""
+_SLACK = 1e-6  # sums of typed numbers may exceed the picture's border by this
 
 
 def parse_regions(text: str) -> tuple[Region, ...]:
     """Return the regions of ``{"regions": [{"name": ..., "x": ..., ...}]}``; empty text has none.
 
-    ``x``, ``y``, ``width`` and ``height`` are shares of the picture, between 0 and 1. Spaces around
-    a name are none of it.
+    ``x``, ``y``, ``width`` and ``height`` are fractions of the picture, between 0 and 1. Spaces
+    around a name are stripped.
 
     Raises:
-        ValueError: The text has a mistake; the line and the reason are named.
+        ValueError: The text has a mistake; the message gives its line and the reason.
     """
     if not text.strip():
         return ()
@@ -80,9 +77,9 @@ def parse_regions(text: str) -> tuple[Region, ...]:
 
 
 def regions_text(regions: Sequence[Region]) -> str:
-    """Return the JSON of regions, one on each line; what is at its default is left out.
+    """Return the JSON of regions, one on each line; fields at their default are left out.
 
-    Masks are not written: their regions come from pictures.
+    Masks are not written: regions with masks come from pictures.
     """
     rows = []
     for region in regions:
@@ -99,13 +96,13 @@ def regions_text(regions: Sequence[Region]) -> str:
 
 
 def parse_layout(text: str) -> tuple[Region, ...]:
-    """Return the regions of rows of columns, left to right, then top to bottom.
+    """Return the regions of a layout of rows and columns, left to right, then top to bottom.
 
-    They are ``region 1`` and so on.
+    Their names are ``region 1``, ``region 2`` and so on.
 
     ``1,2,1 / 1`` is a row of three columns, the middle one twice as wide, above a row of one. Rows
-    are equally high unless they begin with a height: ``3: 1,2,1 / 1: 1``. A new line begins a row
-    as well. An empty text has no regions.
+    are equally high unless they begin with a height: ``3: 1,2,1 / 1: 1``. A new line starts a row,
+    as a slash does. An empty text has no regions.
 
     Args:
         text: The layout.
@@ -139,7 +136,7 @@ def parse_layout(text: str) -> tuple[Region, ...]:
 
 
 def _edges(sizes: Sequence[float | None]) -> list[tuple[float, float]]:
-    """Return each part's two edges; neighbours have the same one, and the last is exactly 1."""
+    """Return the two edges of each part; neighbours share an edge, and the last is exactly 1."""
     ends = list(accumulate(size or 0.0 for size in sizes))
     edges = [0.0, *(end / ends[-1] for end in ends[:-1]), 1.0]
     return list(pairwise(edges))
@@ -227,7 +224,7 @@ def _lines(text: str) -> dict[Path, int]:
     """Return the line of every key and every list entry of a valid JSON text, by its path.
 
     Raises:
-        ValueError: An object has a key twice, of which JSON would keep the last.
+        ValueError: An object has a key twice, of which a JSON parser would keep only the last.
     """
     found: dict[Path, int] = {(): 1}
     tokens = [
@@ -238,7 +235,7 @@ def _lines(text: str) -> dict[Path, int]:
 
 
 def _walk(tokens: Iterator[tuple[str, int]], path: Path, found: dict[Path, int]) -> int:
-    """Read one value, note the lines inside it, and return the line on which it begins."""
+    """Read one value, record the lines inside it, and return the line on which it begins."""
     token, first = next(tokens)
     if token == "{":
         for token, line in tokens:
@@ -277,7 +274,7 @@ def _with_first(
 
 
 def _rounded(number: float) -> float:
-    """Return a sum or difference without its last digits, so that neighbours' edges meet."""
+    """Return a sum or difference without its last digits, so that edges of neighbours are equal."""
     return round(number, 12)
 
 

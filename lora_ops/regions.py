@@ -1,4 +1,4 @@
-"""Regions of a picture as masks on any grid of cells or tokens.
+"""Convert regions of a picture to masks on any grid of cells or tokens.
 
 Reference: Gu et al. 2023, arXiv:2305.18292, section 3.3.
 """
@@ -15,20 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CellRule = Literal["centre", "paper"]
+# Rules for the cells of a box: "centre" takes the cells whose centre lies in the box, and at least
+# one; "paper" takes only cells that lie entirely in the box.
 CELL_RULES: tuple[CellRule, ...] = ("centre", "paper")
-"""How a box becomes cells: those whose centre it holds and at least one, or whole cells alone."""
 
+# In cells: an edge within this distance of a cell's centre counts as lying on it, so that
+# neighbouring boxes agree on the cell.
 TIE = 1e-9
-"""In cells: an edge this near to a cell's centre lies upon it, so neighbours agree."""
 
-_BEYOND = 1e6
-"""In shares of an area: farther than the feather of any picture reaches."""
+_BEYOND = 1e6  # in fractions of an area: farther than any feather reaches
 
 Grid = tuple[int, int]
 
 
 class Box(NamedTuple):
-    """A rectangle in shares of the picture's width and height."""
+    """A rectangle in fractions of the picture's width and height."""
 
     left: float
     top: float
@@ -47,18 +48,19 @@ class Cells(NamedTuple):
 
 @dataclass(frozen=True)
 class Region:
-    """A named part of the picture, of any size of picture.
+    """A named part of the picture, independent of the picture's size.
 
     Args:
-        name: What a prompt calls it by.
-        box: In shares of the picture.
-        feather: Width of the soft edge, half of it outside, as a share of the shorter side.
-        weight: Against other regions where they overlap.
-        blend: Share of the global prompt inside.
-        start_percent: Of the sampling run, from which on the region acts.
-        end_percent: Of the sampling run, up to which it acts.
-        colour: What an editor draws it in, ``#rrggbb``.
-        mask: ``(h, w)`` in 0..1, over the whole picture; given, it takes the place of the box.
+        name: Name by which region prompts select the region.
+        box: Rectangle in fractions of the picture.
+        feather: Width of the soft edge, half of it outside the box, as a fraction of the shorter
+            side.
+        weight: Weight relative to other regions where they overlap.
+        blend: Fraction of the global prompt inside the region.
+        start_percent: Fraction of the sampling run at which the region starts to act.
+        end_percent: Fraction of the sampling run at which it stops.
+        colour: Colour in the editor, ``#rrggbb``.
+        mask: ``(h, w)`` in 0..1 over the whole picture; it replaces the box.
 
     Raises:
         ValueError: The box is inverted, empty or not finite.
@@ -92,9 +94,9 @@ def token_grid(height: int, width: int, tokens: int) -> Grid:
     """Return the rows and columns of a layer with ``tokens`` tokens.
 
     Args:
-        height: Of the latent or the picture.
-        width: Of the latent or the picture.
-        tokens: Of the layer. Each level halves both sides, rounding up.
+        height: Height of the latent or the picture.
+        width: Width of the latent or the picture.
+        tokens: Number of tokens of the layer. Each level halves both sides, rounding up.
 
     Raises:
         ValueError: No level has that many tokens.
@@ -113,16 +115,18 @@ def token_grid(height: int, width: int, tokens: int) -> Grid:
 def cells(box: Box, grid: Grid, rule: CellRule = "centre") -> Cells:
     """Return the cells of a box.
 
-    The paper's rule shrinks the box to whole cells, and may leave none of them. ``p / size`` must
-    have been divided before it is multiplied by the cells here: rounding decides on the border.
-
-    # Differs from the paper: by default a cell belongs to the box that holds its centre, so that
-    # neighbours share all cells between them, and a box keeps a cell at the coarsest level.
+    The paper's rule shrinks the box to whole cells and may leave none. Pixel positions must be
+    divided by the size before this function multiplies by the number of cells, because rounding
+    decides to which side a cell on the border belongs.
 
     Args:
-        box: In shares of the picture; what lies outside is ignored.
+        box: Rectangle in fractions of the picture; parts outside the picture are ignored.
         grid: Rows and columns.
         rule: One of ``CELL_RULES``.
+
+    Note:
+        By default a cell belongs to the box that contains its centre, unlike in the paper, so that
+        neighbouring boxes leave no cell out and a box keeps one cell at the coarsest level.
     """
     if rule not in CELL_RULES:
         raise ValueError(f'rule must be "centre" or "paper", got "{rule}"')
@@ -144,16 +148,16 @@ def _centred_cells(low: float, high: float, count: int) -> tuple[int, int]:
     if first >= last:
         first = min(math.floor((low + high) / 2 * count), math.ceil(high * count) - 1)
         last = first + 1
-    # What reaches in from outside by less than a cell's half has its cells there, and keeps none.
+    # A box that reaches into the picture by less than half a cell has no cells there.
     first, last = max(first, 0), min(last, count)
     return (first, last) if first < last else (0, 0)
 
 
 def region_mask(region: Region, grid: Grid, *, rule: CellRule = "centre") -> Tensor:
-    """Return how much each cell belongs to the region, ``grid``, fp32 on the CPU, in 0..1.
+    """Return the region's mask on the grid, ``(rows, columns)`` in 0..1, fp32 on the CPU.
 
-    A feather and a mask give values between. Under the rule ``centre`` a region that is smaller
-    than a cell keeps one in full, as long as it holds anything.
+    A feather or a mask gives values between 0 and 1. Under the rule ``centre`` a region that is
+    smaller than a cell, but not empty, gets one full cell.
     """
     if region.mask is not None:
         return _averaged_mask(region.mask, grid, keep=rule == "centre")
@@ -166,16 +170,16 @@ def region_mask(region: Region, grid: Grid, *, rule: CellRule = "centre") -> Ten
     down = _soft_cells(region.box.top, region.box.bottom, grid[0], reach)
     across = _soft_cells(region.box.left, region.box.right, grid[1], reach)
     mask = (down[:, None] * across).float()
-    # A feather below a cell fades nothing at this level: a faint region is a small one then.
+    # A feather below one cell softens nothing at this level, so a faint mask means a small region.
     if rule == "centre" and reach < 1 and held.bottom and held.right and float(mask.max()) < 0.5:
         mask[(held.top + held.bottom) // 2, (held.left + held.right) // 2] = 1.0
     return mask
 
 
 def _soft_cells(low: float, high: float, count: int, reach: float) -> Tensor:
-    """Return a box smoothed along one axis: neighbours' values add up to 1 at every cell.
+    """Return a box smoothed along one axis; values of neighbouring boxes sum to 1 at every cell.
 
-    The border of the picture, at 0 and at 1, is no edge.
+    The picture's border, at 0 and at 1, is not smoothed.
     """
     centres = torch.arange(count, dtype=torch.float64) + 0.5
     begun = (0.5 + (centres - low * count) / reach).clamp(0, 1) if low != 0 else 1.0
@@ -199,7 +203,7 @@ def token_masks(regions: Sequence[Region], grid: Grid, *, rule: CellRule = "cent
 
 
 def covered_regions(regions: Sequence[Region], grid: Grid) -> list[tuple[int, tuple[int, ...]]]:
-    """Return the index of each region that later ones cover wholly, and the indices of those."""
+    """Return each region that later ones cover completely, and those regions, all as indices."""
     masks = token_masks(regions, grid)
     found = []
     for i, mask in enumerate(masks):
@@ -210,12 +214,12 @@ def covered_regions(regions: Sequence[Region], grid: Grid) -> list[tuple[int, tu
 
 
 def softened(mask: Tensor, feather: float) -> Tensor:
-    """Return a mask ``(h, w)`` whose edges fade over the feather; the picture's border is no edge.
+    """Return a mask ``(h, w)`` with edges softened by the feather, except at the picture's border.
 
     Args:
-        mask: In 0..1.
-        feather: Width of the soft edge, as a share of the shorter side; below a pixel it does
-            nothing.
+        mask: ``(h, w)`` in 0..1.
+        feather: Width of the soft edge, as a fraction of the shorter side; a width below one pixel
+            changes nothing.
     """
     reach = round(feather * min(mask.shape) / 2)
     if reach < 1:
@@ -226,16 +230,16 @@ def softened(mask: Tensor, feather: float) -> Tensor:
 
 
 def within_area(region: Region, area: Box, shape: Grid) -> Region | None:
-    """Return the region as a part of the picture sees it, or ``None`` where it lies outside.
+    """Return the region relative to a part of the picture, or ``None`` if it lies outside the part.
 
     Args:
-        region: Of the whole picture.
-        area: The part, in shares of the picture.
-        shape: Height and width of the whole picture or latent, for the feather.
+        region: Region of the whole picture.
+        area: The part, in fractions of the picture.
+        shape: Height and width of the whole picture or latent, which the feather refers to.
     """
     wide, high = area.right - area.left, area.bottom - area.top
     box = region.box
-    reach = region.feather * min(shape) / 2  # of the soft edge beyond the box, in cells
+    reach = region.feather * min(shape) / 2  # width of the soft edge outside the box, in cells
     left, right = _faded(box.left, box.right, reach / shape[1])
     top, bottom = _faded(box.top, box.bottom, reach / shape[0])
     if region.mask is None and (
@@ -256,14 +260,14 @@ def within_area(region: Region, area: Box, shape: Grid) -> Region | None:
 
 
 def _faded(low: float, high: float, reach: float) -> tuple[float, float]:
-    """Return both edges with what fades beyond them; the picture's border fades nothing."""
+    """Return both edges moved outwards by the soft edge, except at the picture's border."""
     return (low - reach if low > 0 else low), (high + reach if high < 1 else high)
 
 
 def _seen(low: float, high: float, start: float, size: float) -> tuple[float, float]:
-    """Return both edges in the area's shares: 0 and 1 for the picture's border alone.
+    """Return both edges in fractions of the area; only the picture's border gives exactly 0 or 1.
 
-    A border that the area does not reach stays beyond any feather.
+    A picture border outside the area is moved beyond the reach of any feather.
     """
     first, last = (low - start) / size, (high - start) / size
     if first == 0 and low > 0:
@@ -286,10 +290,10 @@ def strength_map(
     """Return a strength for every cell, ``grid`` in fp32; later regions overwrite earlier ones.
 
     Args:
-        regions: In the order in which they are laid down; soft edges fade over what lies below.
-        strengths: One for each region.
+        regions: Regions from the bottom to the top; soft edges blend with what lies below.
+        strengths: One strength for each region.
         grid: Rows and columns of a residual's level.
-        outside: The strength where there is no region.
+        outside: Strength outside all regions.
         rule: One of ``CELL_RULES``.
 
     Reference: Gu et al. 2023, arXiv:2305.18292, section 3.3 with the released adapter weights.

@@ -1,4 +1,4 @@
-"""A few of a layer's input rows, kept to tell how well a change serves them."""
+"""Sample a layer's input rows, to measure the error of a change on them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 class RowSample:
-    """Keeps rows of every call, drawn evenly, ``limit`` of them in all at most.
+    """Keeps a random sample of rows, spread evenly over all calls.
 
     Args:
-        limit: Rows to keep of all calls together.
-        calls: How many calls of ``add`` there will be; each gives its part, which is none of some
-            where there are more of them than rows to keep.
-        generator: On the CPU; decides which rows are kept.
+        limit: Maximum number of rows kept from all calls together.
+        calls: Number of calls of ``add`` that will follow; with more calls than rows to keep, some
+            calls contribute no row.
+        generator: CPU generator that selects the rows.
     """
 
     def __init__(self, limit: int, calls: int, generator: torch.Generator):
@@ -23,14 +23,14 @@ class RowSample:
 
     @torch.no_grad()
     def add(self, rows: Tensor) -> None:
-        """Keep some rows of ``(row, in)``, all of them where they are few."""
+        """Keep some rows of ``(row, in)``, or all if they are few."""
         before = self._seen * self._limit // self._calls
         self._seen += 1
-        share = self._seen * self._limit // self._calls - before
-        if share == 0:
+        count = self._seen * self._limit // self._calls - before
+        if count == 0:
             return
-        if len(rows) > share:
-            chosen = torch.randperm(len(rows), generator=self._generator)[:share]
+        if len(rows) > count:
+            chosen = torch.randperm(len(rows), generator=self._generator)[:count]
             rows = rows[chosen.to(rows.device)]
         self._kept.append(rows.detach().to("cpu", torch.float32, copy=True))
 

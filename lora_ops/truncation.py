@@ -1,4 +1,4 @@
-"""Smaller factors for the same or nearly the same change."""
+"""Reduce the rank of a low-rank change, exactly or with the smallest loss."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from torch import Tensor
 
 from .factors import LowRank
 
-ZERO_BELOW = 1e-7
-"""Singular values below this share of the largest are rounding of fp32 factors."""
+ZERO_BELOW = 1e-7  # smaller singular values, relative to the largest, are rounding of fp32 factors
 
 
 @dataclass(frozen=True)
-class Truncated:
-    """Factors of a lower rank, and what they cost.
+class Truncation:
+    """A change of lower rank, and what the truncation cost.
 
     Args:
-        factors: With a scale of 1.
-        kept: Share of the change's energy on the inputs, 1 where nothing was cut.
-        loss: By how much the damped objective of fusion grew.
+        factors: Factors of the lower rank, with a scale of 1.
+        kept: Fraction of the change's energy on the inputs that is kept; 1 if nothing was cut.
+        loss: Increase of the damped objective of fusion.
     """
 
     factors: LowRank
@@ -29,10 +28,10 @@ class Truncated:
 
 
 def refactored(factors: LowRank) -> LowRank:
-    """Return the same change with as many ranks as it needs, at most ``min(out, in)``.
+    """Return the same change at its smallest rank, which is at most ``min(out, in)``.
 
-    Both factors carry the same part of the magnitude, and the scale is 1. A change of nothing keeps
-    one rank, so that it stays a LoRA. Computed in fp64, returned in the factors' dtype.
+    The magnitude is split equally between both factors, and the scale is 1. A change of zero keeps
+    rank 1, so that it remains a LoRA. Computed in fp64, returned in the factors' dtype.
     """
     if factors.rank == 0:
         down = factors.down.new_zeros(1, *factors.shape[1:])
@@ -53,19 +52,19 @@ def truncated(
     damping: float = 0.0,
     rank: int | None = None,
     energy: float | None = None,
-) -> Truncated:
-    """Return the change of a lower rank whose outputs are nearest, best of all of that rank.
+) -> Truncation:
+    """Return the change of lower rank whose outputs are nearest to those of the given change.
 
-    Energy is that of the layer's outputs on the inputs, ``tr(change (gram + damping) change^T)``.
-    For a fused change, which is the optimum of the damped objective, the energy that is cut is
-    exactly what the objective loses.
+    The energy is that of the layer's outputs, ``tr(change (gram + damping) change^T)``. For a fused
+    change, which is the optimum of the damped objective, the energy that is cut is exactly the
+    increase of the objective.
 
     Args:
         factors: The change.
         gram: ``(in, in)``, sum of the inputs' Gram matrices.
-        damping: Absolute, as in ``Fused.damping``.
-        rank: The rank to keep.
-        energy: The share of the energy to keep, above 0 and at most 1.
+        damping: Absolute damping, from ``Fused.damping``.
+        rank: Rank to keep.
+        energy: Fraction of the energy to keep, above 0 and at most 1.
 
     Raises:
         ValueError: Not exactly one of rank and energy is given, or it lies out of range.
@@ -79,44 +78,44 @@ def truncated(
     metric = core @ gram @ core.mT + damping * (core @ core.mT)
     values, vectors = torch.linalg.eigh((metric + metric.mT) / 2)
     values, vectors = values.flip(0).clamp(min=0.0), vectors.flip(1)
-    whole = float(values.sum())
+    total = float(values.sum())
     if energy is not None:
-        enough = values.cumsum(0) >= energy * whole
+        enough = values.cumsum(0) >= energy * total
         rank = int(enough.nonzero()[0]) + 1 if energy < 1 else exact.rank
     if rank is None or rank >= exact.rank:
-        return Truncated(exact, 1.0, 0.0)
+        return Truncation(exact, 1.0, 0.0)
     kept = vectors[:, :rank]
     small = refactored(_like(factors, kept.mT @ core, q_up.to(gram) @ kept))
     loss = float(values[rank:].sum())
-    return Truncated(small, 1.0 - loss / whole if whole else 1.0, loss)
+    return Truncation(small, 1.0 - loss / total if total else 1.0, loss)
 
 
 def factorised(change: Tensor, *, energy: float, most: int) -> tuple[LowRank, float]:
-    """Return the nearest factors of a dense change, and the share of its energy that they keep.
+    """Return the nearest factors of a dense change, and the fraction of its energy that they keep.
 
-    For changes that are stored in other forms than two factors. Computed in fp64, returned in fp32.
+    It serves changes that are not stored as two factors. Computed in fp64, returned in fp32.
 
     Args:
         change: ``(out, in)`` or ``(out, in, kh, kw)``.
-        energy: The share of the squared norm to keep, above 0 and at most 1.
-        most: The largest rank; where it does not suffice, less energy is kept.
+        energy: Fraction of the squared norm to keep, above 0 and at most 1.
+        most: Maximum rank; if it is too small, less energy is kept.
 
     Reference: Eckart & Young 1936.
     """
     left, values, right = torch.linalg.svd(change.flatten(1).double(), full_matrices=False)
     energies = values.square().cumsum(0)
-    whole = float(energies[-1])
-    if whole == 0.0:
+    total = float(energies[-1])
+    if total == 0.0:
         shape = (1, *change.shape[1:])
         ones = (1,) * (change.ndim - 2)
         return LowRank(torch.zeros(shape), torch.zeros(change.shape[0], 1, *ones)), 1.0
-    needed = int((energies < energy * whole).sum()) + 1
+    needed = int((energies < energy * total).sum()) + 1
     present = int((values > ZERO_BELOW * values[0]).sum())
     rank = min(needed, present, most)
     half = values[:rank].sqrt()
     down = (half[:, None] * right[:rank]).float().reshape(rank, *change.shape[1:])
     up = (left[:, :rank] * half).float().reshape(-1, rank, *(1,) * (change.ndim - 2))
-    return LowRank(down, up), min(1.0, float(energies[rank - 1]) / whole)
+    return LowRank(down, up), min(1.0, float(energies[rank - 1]) / total)
 
 
 def _triangles(factors: LowRank) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""How near learnt embeddings lie to a vocabulary: a kernel density per dimension, in closed form."""
+"""Kernel density of a text encoder's vocabulary, as a penalty on learnt embeddings."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+# Bandwidth that the released research code uses for CLIP-L; its penalty has a weight of 0.002.
 RELEASED_BANDWIDTH = 0.5
-"""The released research code's for CLIP-L; its weight of the penalty is 0.002."""
 
-_TERMS = 40
-_READ_AT_ONCE = 4096  # rows of a vocabulary
+_TERMS = 40  # terms of the series
+_CHUNK_ROWS = 4096  # vocabulary rows summed at once
 
 
 @dataclass(frozen=True)
 class VocabularyDensity:
     """The density of a vocabulary's rows in each dimension, under a Gaussian kernel.
 
-    A sum over fifty thousand rows in every step would cost more than the step: the kernel is wide
-    beside the vocabulary, so its series in the distance from the mean is summed once, term by term
-    (the fast Gauss transform, Greengard & Strain 1991).
+    A sum over fifty thousand rows in every step would cost more than the step. The kernel is wide
+    compared with the vocabulary, so its series in the distance from the mean is summed once, term
+    by term (the fast Gauss transform, Greengard & Strain 1991).
 
     Args:
         centre: Mean row, ``(dim,)``.
-        moments: ``(term, dim)``, the mean over the vocabulary of ``e^k exp(-e^2)``, where ``e`` is a
-            row's distance from the centre in ``sqrt(2)`` bandwidths.
+        moments: ``(term, dim)``, the mean over the vocabulary of ``e^k exp(-e^2)``, where ``e`` is
+            the distance of a row from the centre in units of ``sqrt(2)`` bandwidths.
         bandwidth: Standard deviation of the kernel.
     """
 
@@ -40,9 +40,9 @@ class VocabularyDensity:
 
         Args:
             vocabulary: ``(word, dim)``, any float dtype and device.
-            bandwidth: Of the kernel, above 0.
+            bandwidth: Standard deviation of the kernel, above 0.
         """
-        parts = vocabulary.detach().split(_READ_AT_ONCE)
+        parts = vocabulary.detach().split(_CHUNK_ROWS)
         sums = torch.zeros(_TERMS, vocabulary.shape[1], dtype=torch.float64)
         total = sum((part.double().cpu().sum(dim=0) for part in parts), start=sums[0].clone())
         centre = total / len(vocabulary)
@@ -55,13 +55,14 @@ class VocabularyDensity:
         return VocabularyDensity(centre.float(), (sums / len(vocabulary)).float(), bandwidth)
 
     def penalty(self, rows: Tensor) -> Tensor:
-        """Return the rows' summed ``-log`` density beside the vocabulary's mean row, a scalar.
+        """Return the summed ``-log`` density of the rows relative to the mean row, a scalar.
 
         Densities are summed over the dimensions before the logarithm, as in the released code. The
-        released sum lacks the mean row's share, a constant without a gradient.
+        released sum omits the density of the mean row, a constant without a gradient.
 
         Args:
-            rows: ``(..., dim)``, fp32; within some bandwidths of the vocabulary in each dimension.
+            rows: ``(..., dim)`` in fp32, within a few bandwidths of the vocabulary in each
+                dimension.
 
         Reference: Gu et al. 2023, arXiv:2305.18292, released research code.
         """

@@ -1,4 +1,4 @@
-"""When things are learnt: torch and lora_ops only."""
+"""The training loop, its recipes and optimizers; it imports only torch and lora_ops."""
 
 from .config import TrainingConfig
 from .denoiser import Denoiser, Example

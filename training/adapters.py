@@ -1,4 +1,4 @@
-"""Adapters while they are learnt: named parts per site, live or detached."""
+"""Adapters during training: named parts per site, trainable or detached."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class TrainedAdapter:
     """One adapter over all its sites.
 
     Args:
-        parametrization: How the parts make the factors.
-        parts: Tensors by site and part name; learnt ones are parameters, the others plain tensors.
-        rates: What multiplies the learning rate, by part; 1 where none is named.
-        site_rates: What multiplies it besides, by site; 1 where none is named.
+        parametrization: Parametrisation that converts the parts to factors.
+        parts: Tensors by site and part name: parameters if they are learnt, else plain tensors.
+        rates: Multipliers of the learning rate by part; 1 for parts without an entry.
+        site_rates: Further multipliers by site; 1 for sites without an entry.
     """
 
     parametrization: Parametrization
@@ -31,11 +31,11 @@ class TrainedAdapter:
     site_rates: Mapping[str, float] = field(default_factory=dict)
 
     def rate(self, site: str, part: str) -> float:
-        """Return what multiplies the learning rate of a site's part."""
+        """Return the multiplier of the learning rate of a site's part."""
         return self.rates.get(part, 1.0) * self.site_rates.get(site, 1.0)
 
     def factors(self, site: str, frozen: frozenset[str], like: Tensor) -> LowRank | None:
-        """Return the factors at ``site`` with the frozen parts detached, ``None`` off its sites."""
+        """Return the factors at ``site`` with the frozen parts detached; None at other sites."""
         parts = self.parts.get(site)
         if parts is None:
             return None
@@ -83,14 +83,14 @@ def new_adapter(
 ) -> TrainedAdapter:
     """Return an adapter at its initial values, fp32 on ``device``.
 
-    Each site's draw depends on (seed, adapter name, site name) alone; a parametrisation may make
-    parts depend on less, such as a basis. Parts that several sites share stay one tensor.
+    Random values of a site depend only on (seed, adapter name, site name); a parametrisation may
+    let parts depend on less, such as a basis. Parts that several sites share remain one tensor.
 
     Raises:
         ValueError: The rank doesn't fit a site; the message names the site.
     """
     moved: dict[int, Tensor] = {}
-    drawn: list[Tensor] = []  # keeps ids unique while they serve as keys
+    drawn: list[Tensor] = []  # keeps the tensors alive, so that their ids stay unique as keys
     parts: dict[str, dict[str, Tensor]] = {}
     for key, site in sites.items():
         try:

@@ -1,4 +1,4 @@
-"""Captions of a concept's pictures: its name set into what the user wrote, or into templates."""
+"""Captions of a concept's pictures: insert the name into the user's captions and into templates."""
 
 from __future__ import annotations
 
@@ -33,40 +33,38 @@ PERSON = (
     "{} in the picture",
     "a candid photo of {}",
 )
+# Sentences around a caption, by the name of the user's choice; one of them is drawn at random.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "as written": ("{}",),
     "object": OBJECT,
     "person": PERSON,
 }
-"""What is written around a caption: nothing, or one of several sentences at random."""
 
-WORDINGS = 12
-"""Of one picture: its caption's parts in other orders, in other templates."""
+WORDINGS = 12  # wordings per picture, which differ in the order of the caption's parts and template
 
 
 def names_concept(caption: str, name: str) -> bool:
-    """Return whether a caption holds ``<name>``, in any case."""
+    """Return whether a caption contains ``<name>``, in upper or lower case."""
     return f"<{name_key(name)}>" in name_key(caption)
 
 
 def with_name(caption: str, name: str) -> str:
-    """Return the caption with ``<name>``, put in front where it has none."""
+    """Return the caption with ``<name>``, which is put in front if it is missing."""
     if names_concept(caption, name):
         return caption
     return f"<{name}>, {caption}" if caption else f"<{name}>"
 
 
 def wordings(caption: str, kind: str, seed: int, picture: int) -> list[str]:
-    """Return a picture's caption in several wordings, each once, drawn from the seed.
+    """Return distinct random wordings of a picture's caption.
 
-    The parts between commas change their order, the first one excepted; a template goes around
-    them.
+    The parts between commas, except the first, are shuffled, and a template is put around them.
 
     Args:
-        caption: With the concept's name.
+        caption: Caption with the concept's name.
         kind: One of ``TEMPLATES``.
-        seed: Of the run.
-        picture: Its number.
+        seed: Seed of the run.
+        picture: Number of the picture.
 
     Reference: Gu et al. 2023, arXiv:2305.18292, released code.
     """
@@ -84,7 +82,7 @@ def wordings(caption: str, kind: str, seed: int, picture: int) -> list[str]:
 
 
 def captions_without_name(captions: Sequence[str], name: str) -> list[int]:
-    """Return the numbers, from 1, of captions that were written without the name."""
+    """Return the numbers, counted from 1, of captions without the name."""
     return [
         number
         for number, caption in enumerate(captions, start=1)

@@ -1,4 +1,4 @@
-"""Frozen settings of a training run, validated where they are made."""
+"""Frozen configuration of a training run, validated on construction."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ PACKINGS = ("batched", "sequential")
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """One run, every default resolved.
+    """Configuration of one run, with all defaults resolved.
 
     Args:
-        steps: Training steps; each ends in one update.
-        rank: Of every adapter.
-        learning_rate: Of the optimiser, at its highest.
-        seed: Of every draw.
-        weight_decay: Decoupled decay.
+        steps: Number of training steps; each ends in one update.
+        rank: LoRA rank of every adapter.
+        learning_rate: Highest learning rate of the schedule.
+        seed: Seed of all random numbers.
+        weight_decay: Decoupled weight decay.
         optimizer: One of ``OPTIMIZERS``.
-        packing: ``batched`` runs all rows of a step in one forward where shapes allow and takes
-            one optimiser step; ``sequential`` takes one forward and one optimiser step per row,
-            the order of the released Pair code.
+        packing: ``batched`` runs all rows of a step in one forward pass if their shapes allow it
+            and takes one optimizer step; ``sequential`` takes one forward pass and one optimizer
+            step per row, in the order of the released Pair code.
         schedule: One of ``SCHEDULES``.
-        warmup: Steps over which the rate rises from nothing.
-        passes: Forwards that a step's rows are spread over at least; their gradients add up.
-        rows_per_pass: Rows in one forward at most; 0 is no limit.
-        max_grad_norm: Longer gradients are shortened to it; 0 leaves them.
-        timesteps: How noise levels are drawn, one of ``TIMESTEPS`` without ``auto``.
-        timestep_shift: Of ``shifted``.
-        min_snr_gamma: Of the min-SNR weighting; 0 weighs all noise levels alike.
-        noise_offset: Share of noise that is constant over a channel.
-        caption_dropout: Share of rows that are trained without their caption.
-        ema_decay: Of the average that is kept as the result; 0 keeps the last step's.
-        outside_mask: What a picture still counts outside its mask, 0 to 1.
-        damping: Of the preconditioned optimisers, in each Gram's mean eigenvalue.
+        warmup: Number of steps over which the learning rate rises from zero.
+        passes: Minimum number of forward passes per step; their gradients are summed.
+        rows_per_pass: Maximum number of rows in one forward pass; 0 is no limit.
+        max_grad_norm: Maximum norm of the gradient, to which longer ones are clipped; 0 is off.
+        timesteps: Distribution of the noise levels, one of ``TIMESTEPS`` without ``auto``.
+        timestep_shift: Shift of the ``shifted`` distribution.
+        min_snr_gamma: Gamma of the min-SNR weighting; 0 weights all noise levels equally.
+        noise_offset: Fraction of the noise that is constant over a channel.
+        caption_dropout: Fraction of rows that are trained without their caption.
+        ema_decay: Decay of the moving average that is the result; 0 keeps the last step's values.
+        outside_mask: Weight of a picture outside its mask, 0 to 1.
+        damping: Damping of the preconditioned optimizers, relative to each Gram's mean eigenvalue.
     """
 
     steps: int
@@ -85,17 +85,17 @@ class TrainingConfig:
         timesteps: str = "uniform",
         packing: Literal["batched", "sequential"] = "batched",
     ) -> TrainingConfig:
-        """Return the run of these settings; the arguments are what a family's defaults decide.
+        """Return the configuration for a user's settings and a family's resolved defaults.
 
         Args:
-            settings: Of the user; a negative weight decay and automatic timesteps are resolved.
-            steps: As above, and so are the next three.
-            rank: As above.
-            learning_rate: As above.
-            seed: As above.
-            weight_decay: Where the settings leave it to the family.
-            timesteps: Where the settings leave it to the family.
-            packing: As above.
+            settings: The user's settings.
+            steps: Number of training steps.
+            rank: LoRA rank of every adapter.
+            learning_rate: Highest learning rate of the schedule.
+            seed: Seed of all random numbers.
+            weight_decay: The family's weight decay, for a negative one in the settings.
+            timesteps: The family's distribution of noise levels, for ``auto`` in the settings.
+            packing: ``batched`` or ``sequential``.
         """
         return cls(
             steps=steps,
@@ -122,9 +122,9 @@ class TrainingConfig:
 
     @property
     def depends_on_total(self) -> bool:
-        """Return whether step n of this run would be another if it had more steps."""
+        """Return whether a step depends on the total number of steps, as in a decaying schedule."""
         return self.schedule != "constant"
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain values for metadata and digests."""
+        """Return the fields as plain values for metadata and digests."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""What the training loop needs of a base model; `nodes/trainer/denoiser.py` fulfils it."""
+"""The interface of a base model in training; `nodes/trainer/denoiser.py` implements it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Example:
-    """One image as the denoiser sees it.
+    """One encoded training image with its conditioning.
 
     Args:
-        latent: ``(channel, ...)`` without a batch axis, as the model takes it, fp32 on the CPU.
-        cond: The caption's conditioning in the bridge's own form; the loop only passes it on. A
-            callable is called anew each step with the learnt embeddings by name and returns it.
-        mask: What each cell of the latent counts, ``(1, ...)`` of the latent's size in 0..1; all
-            alike without one.
-        uncond: The empty caption's conditioning, for caption dropout.
+        latent: ``(channel, ...)`` without a batch axis, in the model's scale, fp32 on the CPU.
+        cond: The caption's conditioning, opaque to the loop. A callable is called in each step with
+            the learnt embeddings by name and returns the conditioning.
+        mask: Weight of each latent cell, ``(1, ...)`` of the latent's size in 0..1; None weights
+            all cells equally.
+        uncond: Conditioning of the empty caption, for caption dropout.
     """
 
     latent: Tensor
@@ -35,11 +35,11 @@ class Denoiser(Protocol):
     device: torch.device
 
     def sigma_at(self, share: Tensor) -> Tensor:
-        """Return the noise levels at ``share`` in [0, 1) of the model's table, ``(batch,)``."""
+        """Return the noise levels at a fraction in [0, 1) of the model's schedule, ``(batch,)``."""
         ...
 
     def noised(self, latent: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """Return the model's own forward process, all ``(batch, channel, ...)``."""
+        """Return the noised latents of the model's forward process, ``(batch, channel, ...)``."""
         ...
 
     def output_scale(self, sigma: Tensor, like: Tensor) -> Tensor:
@@ -47,22 +47,22 @@ class Denoiser(Protocol):
         ...
 
     def pack_key(self, example: Example) -> Hashable:
-        """Return a key that is equal for examples that fit into one forward."""
+        """Return a key that is equal for examples that fit into one forward pass."""
         ...
 
     def denoise(self, x: Tensor, sigma: Tensor, conds: Sequence[Any]) -> Tensor:
-        """Return the prediction of the clean latent, differentiable, one cond per row."""
+        """Return the differentiable prediction of the clean latents, with one cond per row."""
         ...
 
 
 @runtime_checkable
-class ShowsAttention(Protocol):
-    """A denoiser that can tell where its layers look at the learnt words."""
+class ExposesAttention(Protocol):
+    """A denoiser that exposes cross-attention maps of the learnt words."""
 
     def attention(self) -> Sequence[Tensor]:
-        """Return the maps of the last ``denoise``, differentiable, ``(row, word, h, w)`` per size.
+        """Return the differentiable maps of the last ``denoise``, ``(row, word, h, w)`` per size.
 
-        Each is the mean over the heads and the layers of one size; none where the conds watch no
-        word.
+        Each map is the mean over the heads and layers of one size. There are none if the conds mark
+        no words.
         """
         ...

@@ -1,4 +1,4 @@
-"""Defaults of every supported model family, with their source."""
+"""Model families and their training defaults, with the source of each default."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PairDefaults:
-    """Pair Customization's settings for one family.
+    """Default settings of Pair Customization for one family.
 
     Args:
         steps: Training steps.
-        rank: Of the content and of the style adapter.
-        learning_rate: Of AdamW.
-        weight_decay: Of AdamW.
-        basis_seed: Of the orthonormal bases.
-        source: Whose values these are, for the node's text.
+        rank: LoRA rank of the content and the style adapter.
+        learning_rate: Learning rate of AdamW.
+        weight_decay: Weight decay of AdamW.
+        basis_seed: Seed of the orthonormal bases.
+        source: Origin of these values, for the node's text.
     """
 
     steps: int
@@ -28,16 +28,16 @@ class PairDefaults:
 
 @dataclass(frozen=True)
 class PlainDefaults:
-    """The ordinary LoRA's settings for one family; alpha is the rank.
+    """Default settings of the ordinary LoRA for one family; alpha is the rank.
 
     Args:
         steps: Training steps.
-        rank: Of the adapter.
-        learning_rate: Of AdamW.
-        weight_decay: Of AdamW.
-        timesteps: How noise levels are drawn from the model's own table.
-        resolution: Side of the square whose area large pictures are brought to, in pixels.
-        source: Whose values these are, for the node's text.
+        rank: LoRA rank of the adapter.
+        learning_rate: Learning rate of AdamW.
+        weight_decay: Weight decay of AdamW.
+        timesteps: Distribution of noise levels over the model's schedule.
+        resolution: Side in pixels of the square to whose area large pictures are scaled.
+        source: Origin of these values, for the node's text.
     """
 
     steps: int
@@ -51,16 +51,16 @@ class PlainDefaults:
 
 @dataclass(frozen=True)
 class HalfDefaults:
-    """Break-for-Make's settings for one family; alpha is the rank.
+    """Default settings of Break-for-Make for one family; alpha is the rank.
 
     Args:
         steps: Training steps of a half.
-        make_steps: Of the joint fine-tune.
-        rank: Of the adapter.
-        learning_rate: Of the owned part, and of both in the fine-tune.
-        weight_decay: Of the learnt parts.
-        partner_rate: What multiplies the partner's learning rate.
-        source: Whose values these are, for the node's text.
+        make_steps: Training steps of the joint fine-tune.
+        rank: LoRA rank of the adapter.
+        learning_rate: Learning rate of the owned part, and of both parts in the fine-tune.
+        weight_decay: Weight decay of the learnt parts.
+        partner_rate: Multiplier of the partner's learning rate.
+        source: Origin of these values, for the node's text.
     """
 
     steps: int
@@ -74,16 +74,16 @@ class HalfDefaults:
 
 @dataclass(frozen=True)
 class ConceptDefaults:
-    """ED-LoRA's settings for one family; alpha is the rank.
+    """Default settings of ED-LoRA for one family; alpha is the rank.
 
     Args:
         steps: Training steps.
-        rank: Of the adapter.
-        learning_rate: Of the adapter in the denoiser.
+        rank: LoRA rank of the adapter.
+        learning_rate: Learning rate of the adapter in the denoiser.
         text_rate: Learning rate of the adapter in the text encoder.
         word_rate: Learning rate of the words' embeddings.
-        weight_decay: Of all three.
-        source: Whose values these are, for the node's text.
+        weight_decay: Weight decay of adapters and embeddings.
+        source: Origin of these values, for the node's text.
     """
 
     steps: int
@@ -95,25 +95,25 @@ class ConceptDefaults:
     source: str
 
 
+# Used for every family: the paper has one set, with a thousand steps for persons and scenes.
 CONCEPT = ConceptDefaults(1000, 4, 1e-4, 1e-5, 1e-3, 1e-2, "the paper's, for SD1.5")
-"""Of every family: the paper has one set, a thousand steps for persons and scenes."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A model family as the pack knows it.
+    """A supported model family.
 
     Args:
-        name: Shown to users and stored in files.
-        architecture: ``modelspec.architecture`` of its LoRAs.
-        base_version: ``ss_base_model_version`` of its LoRAs.
+        name: Name for users and in files.
+        architecture: Value of ``modelspec.architecture`` in its LoRAs.
+        base_version: Value of ``ss_base_model_version`` in its LoRAs.
         resolution: Shorter side of a pair's pictures in pixels.
-        multiple: Image sides must be a multiple of this many pixels.
+        multiple: Number of pixels of which image sides must be a multiple.
         kohya_keys: Whether its files use kohya names; otherwise ``diffusion_model.`` names.
         pair: Defaults of Pair Customization.
         plain: Defaults of the ordinary LoRA.
         half: Defaults of Break-for-Make.
-        distilled: Whether the model may be guidance-distilled, which deserves a warning.
+        distilled: Whether the model may be guidance-distilled, for which the node warns.
         concept: Defaults of ED-LoRA.
     """
 
@@ -135,7 +135,7 @@ _FLUX_PORT = PairDefaults(1500, 32, 1e-5, 1e-2, 42, "the authors' Flux port's")
 _UNET_OURS = PairDefaults(750, 64, 1e-5, 1e-4, 123846, "ours, after the paper's for SDXL")
 _DIT_OURS = PairDefaults(1500, 32, 1e-5, 1e-2, 42, "ours, after the authors' Flux port")
 
-# The released content script ignores its steps and takes 9,000; the style script's 1,000 is taken.
+# The released content script ignores its setting and takes 9,000 steps; this is the style script's.
 _SDXL_HALF = HalfDefaults(1000, 1000, 64, 1e-4, 1e-2, 0.1, "the released scripts', for SDXL")
 _HALF_OURS = HalfDefaults(
     1000, 1000, 64, 1e-4, 1e-2, 0.1, "ours, after the released scripts for SDXL"
@@ -150,9 +150,9 @@ def _unet(resolution: int) -> PlainDefaults:
 
 
 def _dit(timesteps: str, resolution: int = 1024) -> PlainDefaults:
-    # A flow model's own table is shifted already: by 3 for SD3 and Z-Image, 8 for Wan 2.1, e^1.15
-    # for Flux.1 and Qwen-Image, e^2.02 for Flux.2. Uniform draws from it are "shifted" elsewhere,
-    # logit-normal ones are Esser et al.'s, arXiv:2403.03206, for SD3 at 1024 pixels.
+    # The schedule of a flow model is already shifted: by 3 for SD3 and Z-Image, 8 for Wan 2.1, e^1.15
+    # for Flux.1 and Qwen-Image, e^2.02 for Flux.2. Uniform samples from it are what other trainers
+    # call "shifted"; logit-normal is that of Esser et al., arXiv:2403.03206, for SD3 at 1024 pixels.
     return PlainDefaults(1500, 16, 1e-4, 1e-2, timesteps, resolution, _DIT_SOURCE)
 
 
@@ -262,4 +262,3 @@ FAMILIES: dict[str, Family] = {
         ),
     )
 }
-"""Every supported family by name."""

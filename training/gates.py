@@ -1,8 +1,8 @@
-"""The one gated-adapter mechanism: low-rank forward hooks, gated per batch row and per token.
+"""Gated adapters: forward hooks that add low-rank terms per batch row and per token.
 
-Training, style guidance and regions all add low-rank terms to the outputs of untouched modules.
-Which rows of a batch get which term is decided by gates that the caller sets around each model
-call; outside such a call the hooks do nothing.
+Training, style guidance and regions all add low-rank terms to the outputs of unchanged modules.
+Gates, which the caller sets around each model call, select the terms of each row of the batch;
+outside such a call the hooks do nothing.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ..lora_ops import LowRank, forward_delta
 
 @dataclass(frozen=True)
 class Site:
-    """One place that an adapter changes: a module, or a slice of a fused module's output.
+    """A layer that an adapter changes: a module, or a slice of a fused module's output.
 
     Args:
         module: A linear layer or a convolution of the base model.
-        shape: Of the weight that is changed, ``(out, in, ...)``.
+        shape: Shape of the weight that is changed, ``(out, in, ...)``.
         start: First output channel of the slice; ``None`` for the whole output.
-        rate: What multiplies the learning rate of what is learnt here, such as a text encoder's.
+        rate: Multiplier of the learning rate at this site, such as that of a text encoder.
     """
 
     module: nn.Module
@@ -37,52 +37,51 @@ class Site:
 
     @property
     def convolution(self) -> dict[str, tuple[int, ...]]:
-        """Return stride, padding and dilation of the module, nothing for a linear layer."""
+        """Return stride, padding and dilation of the module; empty for a linear layer."""
         if len(self.shape) == 2:
             return {}
         return {name: getattr(self.module, name) for name in ("stride", "padding", "dilation")}
 
 
-class TokenShares(Protocol):
-    """How much of an adapter each token of a row gets, layer by layer; told apart by identity."""
+class TokenWeights(Protocol):
+    """Per-token weights of an adapter, layer by layer; compared by identity."""
 
     def at(self, site: str, output: Tensor) -> Tensor | None:
-        """Return the shares at ``site`` as ``forward_delta`` takes them, ``None`` for no term.
+        """Return the weights at ``site`` in the form of ``forward_delta``, or None for no term.
 
         Args:
             site: Name of the site.
-            output: The layer's output, whose dtype and device the shares have: ``(row, token,
-                channel)``, ``(row, channel)``, or ``(row, channel, h, w)`` of a convolution.
+            output: The layer's output, which determines dtype and device of the weights: ``(row,
+                token, channel)``, ``(row, channel)``, or ``(row, channel, h, w)`` of a convolution.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Gate:
-    """How one row uses one adapter.
+    """The settings with which one row uses one adapter.
 
     Args:
-        strength: Multiplies the adapter's term.
-        frozen: Parts whose parameters are detached for this row; gradient still flows through x.
-        shares: Multiply each token's and each rank's part of the term; everywhere 1 by default.
-        off: Sites at which this row goes without the adapter.
+        strength: Multiplier of the adapter's term.
+        frozen: Parts whose parameters are detached for this row; gradients still flow through x.
+        token_weights: Weights of the term by token and rank; 1 everywhere by default.
+        off: Sites at which this row does not use the adapter.
     """
 
     strength: float = 1.0
     frozen: frozenset[str] = frozenset()
-    shares: TokenShares | None = None
+    token_weights: TokenWeights | None = None
     off: frozenset[str] = frozenset()
 
 
-RowGates = Mapping[str, Gate]
-"""Gates of one row by adapter name; an adapter that is not named is off."""
+RowGates = Mapping[str, Gate]  # gates of one row by adapter name; adapters that are missing are off
 
 
 class Adapter(Protocol):
-    """Where the hooks get the factors of a site from."""
+    """The source of a site's factors for the hooks."""
 
     def factors(self, site: str, frozen: frozenset[str], like: Tensor) -> LowRank | None:
-        """Return the factors at ``site``, or ``None`` where this adapter changes nothing.
+        """Return the factors at ``site``, or None if this adapter does not change it.
 
         Args:
             site: Name of the site.
@@ -107,7 +106,7 @@ class GatedAdapters:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Hold the hooks on the modules; they are removed whatever ends the block."""
+        """Attach the hooks to the modules inside the block, and remove them at its end."""
         by_module: dict[nn.Module, list[tuple[str, Site]]] = defaultdict(list)
         for name, site in self.sites.items():
             by_module[site.module].append((name, site))
@@ -135,12 +134,12 @@ class GatedAdapters:
                 return output
             x = args[0]
             groups = _groups(self._rows, x.shape[0])
-            if x.shape[0] != len(self._rows) and any(gate.shares for _, gate in groups):
+            if x.shape[0] != len(self._rows) and any(gate.token_weights for _, gate in groups):
                 raise RuntimeError(
                     "a layer must see the call's rows whole where its tokens are told apart, got "
                     f"{x.shape[0]} for {len(self._rows)}; remove the node that tiles the layers"
                 )
-            # With gradients the base's output may be saved for backward: the sum gets a copy.
+            # With gradients the base's output may be saved for backward, so the sum uses a copy.
             total = output.clone() if groups and torch.is_grad_enabled() else output
             for name, site in here:
                 for (adapter_name, gate), rows in groups.items():
@@ -155,10 +154,10 @@ class GatedAdapters:
 
 
 def _groups(rows: Sequence[RowGates], batch: int) -> dict[tuple[str, Gate], slice | list[int]]:
-    """Return the batch indices of every (adapter, gate) in use, as a slice where contiguous.
+    """Return the batch indices of every (adapter, gate) in use, as a slice if contiguous.
 
-    A module may see several entries per row (frames, windows): the rows are then repeated in
-    place, as the models unfold them.
+    A module may receive several entries per row (frames, windows). The rows are then repeated in
+    place, in the order in which the models unfold them.
     """
     if not rows or batch % len(rows):
         raise RuntimeError(
@@ -186,13 +185,15 @@ def _add_term(
     name: str,
     site: Site,
 ) -> None:
-    shares = None
-    if gate.shares is not None:
-        shares = gate.shares.at(name, total)
-        if shares is None:
+    rank_weights = None
+    if gate.token_weights is not None:
+        rank_weights = gate.token_weights.at(name, total)
+        if rank_weights is None:
             return
-        shares = shares.to(x.dtype)
-    term = forward_delta(x[rows], factors, **site.convolution, shares=shares).to(total.dtype)
+        rank_weights = rank_weights.to(x.dtype)
+    term = forward_delta(x[rows], factors, **site.convolution, rank_weights=rank_weights).to(
+        total.dtype
+    )
     if gate.strength != 1.0:
         term = term * gate.strength
     if site.start is not None:

@@ -1,4 +1,4 @@
-"""The only training loop of the pack."""
+"""The training loop that all trainers of the pack share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .config import TrainingConfig
 from .denoiser import Denoiser
 from .files.checkpoint import Checkpoint
 from .gates import GatedAdapters, Site
-from .noise_levels import min_snr_weights, share_at
+from .noise_levels import min_snr_weights, sample_timestep
 from .objective import output_errors
 from .optimizers.factor_optimizer import FactorOptimizer
 from .progress import Callback, Event
@@ -37,21 +37,22 @@ def train(
     facts: Mapping[str, Any] | None = None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Trained:
-    """Run the recipe's steps and return what its adapters have learnt.
+    """Run the recipe's steps and return the trained adapters.
 
-    All of step n follows from (seed, n, sample), so the packing changes no draw, and a run that
-    goes on from a checkpoint ends as an undisturbed one. A callback that raises ends the run at
-    once, one that returns true ends it as finished; the hooks are removed whatever ends it.
+    The random numbers of step n depend only on (seed, n, sample). Packing therefore does not change
+    them, and a run that is resumed from a checkpoint ends like an uninterrupted one. A callback
+    that raises ends the run at once; a callback that returns true ends it as finished. The hooks
+    are always removed.
 
     Args:
         denoiser: The base model.
-        sites: Where the adapters act.
-        recipe: The rows of every step.
-        config: Steps, rank, learning rate, seed, optimiser, packing and the rest.
-        callbacks: Called with an ``Event`` after every step.
-        start: A checkpoint of an equal run to go on from.
+        sites: Sites of the adapters, by name.
+        recipe: Recipe that chooses the rows of every step.
+        config: Configuration of the run.
+        callbacks: Functions that are called with an ``Event`` after every step.
+        start: Checkpoint of an equal run from which this run is resumed.
         facts: Plain values that checkpoints carry; those of ``start`` win.
-        warn: Told, once and in a sentence, what the optimiser must leave out.
+        warn: Function that receives warnings of the optimizer, each once and as a sentence.
 
     Raises:
         ValueError: There is no site, or the rank doesn't fit one.
@@ -72,10 +73,10 @@ def train(
 
 
 def take_step(session: Session, recipe: Recipe) -> dict[str, float]:
-    """Take one training step and return its losses by curve; the session is whole afterwards.
+    """Take one training step and return its losses by curve; the session stays consistent.
 
     Raises:
-        RuntimeError: The loss or the gradient is not a finite number; the session is as before.
+        RuntimeError: The loss or the gradient is not a finite number; the session is rolled back.
     """
     config, step = session.config, session.step
     rows = [_captioned(row, config, step) for row in recipe.rows(step, config.seed)]
@@ -85,29 +86,29 @@ def take_step(session: Session, recipe: Recipe) -> dict[str, float]:
     loss = 0.0
     updates = updates_of(rows, config)
     try:
-        session.take_carried()
+        session.restore_pending_gradients()
         for left, update in enumerate(updates, start=1 - len(updates)):
             for pack in packs(session.denoiser, update, config):
                 loss += _backward(session, pack, errors)
-            session.words.settle()
+            session.words.drop_stopped_gradients()
             moved = session.moved(update[0].moves)
             _require_finite(loss, session, "loss")
             _require_finite(_clip(session, moved.values()), session, "gradient")
             if left:
-                session.remember(moved)
+                session.snapshot(moved)
             else:
-                session.whole = False
+                session.consistent = False
             session.update(moved)
-    except BaseException:  # a cancel too must not leave half a step
-        session.take_back()
+    except BaseException:  # a cancel must not leave a half-applied step either
+        session.rollback()
         raise
-    session.forget()
+    session.commit()
     losses = {name: sum(values) / len(values) for name, values in errors.items()}
     losses = {"loss": loss, **losses}
     for name, value in losses.items():
         session.curves[name].append(value)
     session.update_average()
-    session.step, session.whole = step + 1, True
+    session.step, session.consistent = step + 1, True
     return losses
 
 
@@ -122,8 +123,8 @@ def updates_of(rows: Sequence[Row], config: TrainingConfig) -> list[list[Row]]:
 
 
 def _backward(session: Session, pack: Sequence[Row], errors: dict[str, list[float]]) -> float:
-    """Add the pack's gradient to the parameters' and its rows' errors to ``errors``."""
-    # Backward stays inside the gates: a block that is recomputed there needs its rows again.
+    """Accumulate the gradient of a pack of rows and append the rows' errors to ``errors``."""
+    # Backward runs inside the gates, because checkpointed blocks are recomputed with their rows.
     with session.gates.gated([row.gates for row in pack]):
         found = row_errors(
             denoiser=session.denoiser,
@@ -149,9 +150,9 @@ def row_errors(
     step: int,
     words: LearntWords | None = None,
 ) -> Tensor:
-    """Return each row's mean squared error in one forward, ``(row,)``, differentiable.
+    """Return each row's differentiable mean squared error in one forward pass, ``(row,)``.
 
-    Where words are learnt and kept to their masks, what that asks is added.
+    If words are learnt with penalties, such as on their attention, the penalties are added.
     """
     device = denoiser.device
     words = words or LearntWords()
@@ -162,11 +163,13 @@ def row_errors(
             for row in rows
         ]
     )
-    share = torch.stack([share_at(config, step, row.sample) for row in rows])
+    share = torch.stack([sample_timestep(config, step, row.sample) for row in rows])
     sigma = denoiser.sigma_at(share.to(device))
     x = denoiser.noised(latent, noise.to(device), sigma)
     with gates.gated([row.gates for row in rows]):
-        denoised = denoiser.denoise(x, sigma, [words.said(row.example.cond) for row in rows])
+        denoised = denoiser.denoise(
+            x, sigma, [words.conditioning(row.example.cond) for row in rows]
+        )
     counts = _counts(rows, latent, config.outside_mask)
     errors = output_errors(denoised, latent, denoiser.output_scale(sigma, latent), counts)
     if config.min_snr_gamma:
@@ -176,7 +179,7 @@ def row_errors(
 
 
 def _counts(rows: Sequence[Row], latent: Tensor, outside: float) -> Tensor | None:
-    """Return what each latent cell counts, ``(row, 1, ...)``, ``None`` where all count alike."""
+    """Return the weight of each latent cell, ``(row, 1, ...)``; None if all weights are equal."""
     masks = [row.example.mask for row in rows]
     if all(mask is None for mask in masks):
         return None
@@ -186,10 +189,10 @@ def _counts(rows: Sequence[Row], latent: Tensor, outside: float) -> Tensor | Non
 
 
 def _captioned(row: Row, config: TrainingConfig, step: int) -> Row:
-    """Return the row, without its caption where the draw drops it.
+    """Return the row, with the empty caption if caption dropout selects it.
 
     Raises:
-        ValueError: The row has no empty caption to take instead.
+        ValueError: The row's example has no empty caption.
     """
     if not config.caption_dropout:
         return row
@@ -206,7 +209,7 @@ def _captioned(row: Row, config: TrainingConfig, step: int) -> Row:
 def packs(
     denoiser: Denoiser, rows: Sequence[Row], config: TrainingConfig
 ) -> Iterable[Sequence[Row]]:
-    """Yield the rows in groups that fit into one forward, no larger than the run allows."""
+    """Yield the rows in groups that fit into one forward pass within the configured limits."""
     groups: dict[Hashable, list[Row]] = defaultdict(list)
     for row in rows:
         groups[tuple(row.example.latent.shape), denoiser.pack_key(row.example)].append(row)
@@ -217,10 +220,10 @@ def packs(
 
 
 def _clip(session: Session, moved: Iterable[nn.Parameter]) -> float:
-    """Shorten the gradient where it is longer than the run allows and return its length."""
+    """Clip the gradient to the configured norm and return its norm before clipping."""
     most = session.config.max_grad_norm or float("inf")
     if isinstance(session.optimizer, FactorOptimizer):
-        most = float("inf")  # it clips in its own metric: a plain clip would break its invariance
+        most = float("inf")  # the optimizer clips in its own metric
     return torch.nn.utils.clip_grad_norm_(moved, most).item()
 
 

@@ -1,4 +1,4 @@
-"""What a run holds in memory: counted over a step that is rehearsed without numbers."""
+"""Estimate the memory of a run by executing one step on the meta device."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes that a run needs on its device.
+    """Number of bytes that a run needs on its device.
 
     Args:
-        weights: Of the base.
-        learnt: Adapters with their gradients, the optimiser's state and the average.
-        activations: All else at the highest point of a step.
+        weights: Bytes of the base's weights.
+        learnt: Bytes of adapters with their gradients, the optimizer's state and the average.
+        activations: Bytes of everything else at the peak of a step.
     """
 
     weights: int
@@ -34,23 +34,24 @@ class MemoryNeed:
 
     @property
     def total(self) -> int:
-        """Return all of it together."""
+        """Return the sum of all parts."""
         return self.weights + self.learnt + self.activations
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors made inside the block that are alive, and their peak.
+    """Counts the bytes of all live tensors created inside the block, and their peak.
 
-    It counts by storage, so views cost nothing; tensors on the meta device count as real ones.
+    Bytes are counted by storage, so views are free; tensors on the meta device count like real
+    ones.
 
     Args:
-        known: Tensors that count nothing, such as the base's weights.
+        known: Tensors that are not counted, such as the base's weights.
     """
 
     def __init__(self, known: Iterable[Tensor] = ()):
         super().__init__()
         self.live = self.peak = 0
-        self._known = [tensor.untyped_storage() for tensor in known]  # keeps their addresses taken
+        self._known = [tensor.untyped_storage() for tensor in known]  # keeps addresses in use
         self._seen = {_address(storage) for storage in self._known}
 
     def __torch_dispatch__(
@@ -60,12 +61,12 @@ class LiveBytes(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Return what the function gives and count the tensors that are new."""
+        """Return the function's result and count its new tensors."""
         result = function(*args, **(kwargs or {}))
         for value in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(value, Tensor):
                 self._count(value)
-        # Convolutions work on copies in a layout of their own.
+        # Convolutions work on copies in another memory layout.
         working = _bytes(args) if function in _CONVOLUTIONS else 0
         self.peak = max(self.peak, self.live + working)
         return result
@@ -94,7 +95,7 @@ def _bytes(values: Any) -> int:
 
 
 def optimizer_bytes(optimizer: Optimizer) -> int:
-    """Return what an optimiser keeps of its parameters between steps, in fp32.
+    """Return the bytes of an optimizer's state in fp32.
 
     Adafactor keeps a row and a column of each matrix.
     """

@@ -1,4 +1,4 @@
-"""Which noise levels a run draws, and what each of them counts."""
+"""Sample training timesteps, and weight the loss by noise level."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from torch import Tensor
 
 from .config import TrainingConfig
 from .denoiser import Denoiser
-from .randomness import generator_for, share_for
+from .randomness import generator_for, uniform_timestep
 
-_BELOW_ONE = 1 - 2**-24  # the largest of fp32
+_BELOW_ONE = 1 - 2**-24  # the largest fp32 number below 1
 
 
-def share_at(config: TrainingConfig, step: int, sample: int) -> Tensor:
-    """Return a draw in [0, 1) of the model's table of noise levels, a scalar.
+def sample_timestep(config: TrainingConfig, step: int, sample: int) -> Tensor:
+    """Return one training timestep as a fraction in [0, 1) of the model's schedule, a scalar.
 
-    ``uniform`` as in Ho et al. 2020; ``logit-normal`` is the sigmoid of a standard normal, Esser
-    et al. 2024, arXiv:2403.03206, section 3.1; ``shifted`` moves a uniform draw towards noise by
-    ``s u / (1 + (s - 1) u)``, the same paper's equation 23.
+    ``uniform`` follows Ho et al. 2020. ``logit-normal`` is the sigmoid of a standard normal, Esser
+    et al. 2024, arXiv:2403.03206, section 3.1. ``shifted`` moves a uniform sample towards noise by
+    ``s u / (1 + (s - 1) u)``, equation 23 of the same paper.
     """
-    share = share_for(config.seed, step, sample)
+    share = uniform_timestep(config.seed, step, sample)
     if config.timesteps == "logit-normal":
         generator = generator_for(config.seed, "sigma", step, sample)
         share = torch.sigmoid(torch.randn((), generator=generator))
@@ -30,17 +30,17 @@ def share_at(config: TrainingConfig, step: int, sample: int) -> Tensor:
 
 
 def min_snr_weights(denoiser: Denoiser, sigma: Tensor, like: Tensor, gamma: float) -> Tensor:
-    """Return what each row's output error counts under min-SNR weighting, ``(batch,)``.
+    """Return the min-SNR weight of each row's output error, ``(batch,)``.
 
-    The clean latent's error counts ``min(SNR, gamma)``. An output error is that error over ``b``,
-    so it counts ``min(SNR, gamma) b^2``: ``min(SNR, gamma) / SNR`` for eps and
-    ``min(SNR, gamma) / (SNR + 1)`` for v.
+    The error of the clean latent has weight ``min(SNR, gamma)``. The output error is this error
+    divided by ``b``, so its weight is ``min(SNR, gamma) b^2``: ``min(SNR, gamma) / SNR`` for eps
+    and ``min(SNR, gamma) / (SNR + 1)`` for v.
 
     Args:
-        denoiser: Its forward process gives the signal-to-noise ratio.
-        sigma: ``(batch,)``.
-        like: Latents ``(batch, channel, ...)``; only shape, dtype and device are read.
-        gamma: 5 in the paper.
+        denoiser: Base model, whose forward process gives the signal-to-noise ratio.
+        sigma: Noise levels, ``(batch,)``.
+        like: Latents ``(batch, channel, ...)``, of which only shape, dtype and device are used.
+        gamma: Upper limit of the weight; 5 in the paper.
 
     Reference: Hang et al. 2023, arXiv:2303.09556, section 3.4.
     """

@@ -15,13 +15,14 @@ def output_errors(
 
     Args:
         denoised: ``(batch, channel, ...)`` predicted clean latents.
-        latent: Same shape, the true ones.
+        latent: ``(batch, channel, ...)`` true clean latents.
         output_scale: ``b``, broadcastable to the same shape.
-        counts: What each cell counts, ``(batch, 1, ...)``, not all zero in a row; the mean is
-            then over what counts.
+        counts: Weight of each cell, ``(batch, 1, ...)``, not all zero in a row; the result is the
+            weighted mean.
 
-    # Differs from the papers: Mix-of-Show's released code divides a masked sum over all channels
-    by the mask's sum over one, which is the number of channels times this mean.
+    Note:
+        Mix-of-Show's released code divides a masked sum over all channels by the mask's sum over
+        one channel, which is this mean times the number of channels.
 
     Reference: Ho et al. 2020, arXiv:2006.11239, equation 14; Salimans & Ho 2022, arXiv:2202.00512.
     """

@@ -1,6 +1,6 @@
-"""What the loop tells the outside after every step.
+"""The event that the training loop passes to its callbacks after every step.
 
-A callback that raises ends the run; one that returns true ends it as finished.
+A callback that raises ends the run; a callback that returns true ends it as finished.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ class Event:
     """One finished training step.
 
     Args:
-        step: Steps done so far, from 1.
-        steps: Steps in all.
+        step: Number of steps done, counted from 1.
+        steps: Total number of steps.
         loss: Sum of the rows' weighted losses.
         losses: Mean loss by row name, such as ``content`` and ``style``.
-        session: The run, whole: it may be looked at, drawn with and kept, never changed.
+        session: The run in a consistent state; callbacks may read it, sample with it and save it,
+            but not change it.
     """
 
     step: int

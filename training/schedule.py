@@ -1,4 +1,4 @@
-"""The learning rate's course over a run."""
+"""Learning rate schedules."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from .config import TrainingConfig
 def rate_at(step: int, config: TrainingConfig) -> float:
     """Return the learning rate of step ``step``, counted from 0.
 
-    It rises evenly over ``config.warmup`` steps, then stays, or falls towards nothing at the run's
-    end in a line or in half a cosine.
+    It rises linearly over ``config.warmup`` steps. Then it is constant, or decays to zero at the
+    end of the run, linearly or as half a cosine.
     """
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup

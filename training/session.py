@@ -1,4 +1,4 @@
-"""A run while it lasts: what is learnt, its optimiser and average, taken up and set down whole."""
+"""The state of a run in progress: learnt parameters, optimizer, average, and their checkpoints."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from .denoiser import Denoiser
 from .files.checkpoint import Checkpoint
 from .gates import GatedAdapters, Site
 from .optimizers.by_name import make_optimizer
-from .recipes.rows import LearnsWords, Recipe
+from .recipes.rows import Recipe, WordRecipe
 from .words import LearntWords, Words
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run has learnt.
+    """The result of a run.
 
     Args:
         adapters: Factors by adapter and site, fp32 on the CPU.
         losses: The curve ``loss`` of the weighted sum, and one curve by row name with a number for
-            every step that had such a row.
-        steps: Steps it took.
-        embeddings: Of the learnt words by name, ``(..., dim)``, fp32 on the CPU.
+            every step with such a row.
+        steps: Number of steps taken.
+        embeddings: Embeddings of the learnt words by name, ``(..., dim)``, fp32 on the CPU.
     """
 
     adapters: Mapping[str, Mapping[str, LowRank]]
@@ -41,15 +41,15 @@ class Trained:
 
 
 class Session:
-    """Adapters, optimiser, average and curves of one run.
+    """Adapters, optimizer, average and loss curves of one run.
 
     Args:
         denoiser: The base model.
-        sites: Where the adapters act.
-        recipe: Names the adapters.
-        config: Of the run.
+        sites: Sites of the adapters, by name.
+        recipe: Recipe that defines the adapters.
+        config: Configuration of the run.
         facts: Plain values that its checkpoints carry.
-        warn: Told, once and in a sentence, what the optimiser must leave out.
+        warn: Function that receives warnings of the optimizer, each once and as a sentence.
 
     Raises:
         ValueError: There is no site, or the rank doesn't fit one.
@@ -83,19 +83,20 @@ class Session:
             for name, kind in recipe.adapters().items()
         }
         self.gates = GatedAdapters(sites, self.adapters)
-        said = recipe.words() if isinstance(recipe, LearnsWords) else Words()
+        said = recipe.words() if isinstance(recipe, WordRecipe) else Words()
         self.words = LearntWords(said, denoiser.device)
         self.parameters = dict(self._named_parameters())
         self.optimizer = make_optimizer(self.adapters.values(), config, warn, self.words)
         self.average = self._copies() if config.ema_decay else {}
         self.curves: dict[str, list[float]] = defaultdict(list)
-        self.carried: dict[str, Tensor] = {}
-        """Gradients that wait for the next update of their parts; outside a step there are none
-        on the parameters."""
+        # Gradients that are kept for the next update of their parts; between steps the parameters
+        # themselves have none.
+        self.pending_gradients: dict[str, Tensor] = {}
         self.step = 0
-        self.whole = True
-        """False where a step broke off that can't be taken back: such a state is not kept."""
-        self._before: dict[str, tuple[Tensor, dict[str, Any]]] = {}
+        self.consistent = (
+            True  # False after a step that failed and can't be undone; never saved then
+        )
+        self._snapshots: dict[str, tuple[Tensor, dict[str, Any]]] = {}
 
     def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, adapter in self.adapters.items():
@@ -110,7 +111,7 @@ class Session:
         return {name: value.detach().clone() for name, value in self.parameters.items()}
 
     def moved(self, parts: frozenset[str] | None) -> dict[str, nn.Parameter]:
-        """Return the parameters of the parts that an update moves; ``None`` is all."""
+        """Return the parameters of the parts that an update changes; None is all parts."""
         if parts is None:
             return self.parameters
         return {
@@ -119,13 +120,13 @@ class Session:
             if name.rpartition("/")[2] in parts
         }
 
-    def take_carried(self) -> None:
-        """Put the gradients that wait on the parameters: a step begins."""
-        for name, gradient in self.carried.items():
+    def restore_pending_gradients(self) -> None:
+        """Restore pending gradients to the parameters, at the start of a step."""
+        for name, gradient in self.pending_gradients.items():
             self.parameters[name].grad = gradient.clone()
 
     def update(self, moved: Mapping[str, nn.Parameter]) -> None:
-        """Move these parameters by their gradients, which are gone then; the others keep theirs."""
+        """Take an optimizer step for ``moved`` only; the other parameters keep their gradients."""
         waiting = {
             name: parameter.grad
             for name, parameter in self.parameters.items()
@@ -142,37 +143,37 @@ class Session:
         for parameter in self.parameters.values():
             parameter.grad = None
 
-    def remember(self, moved: Mapping[str, nn.Parameter]) -> None:
-        """Copy what the coming update changes; ``take_back`` puts it in place again."""
+    def snapshot(self, moved: Mapping[str, nn.Parameter]) -> None:
+        """Copy the state that the next update changes; ``rollback`` restores it."""
         for name, parameter in moved.items():
-            if parameter.grad is not None and name not in self._before:
+            if parameter.grad is not None and name not in self._snapshots:
                 state = _copied(self.optimizer.state.get(parameter, {}))
-                self._before[name] = (parameter.detach().clone(), state)
+                self._snapshots[name] = (parameter.detach().clone(), state)
 
-    def forget(self) -> None:
-        """Drop the copies and keep the gradients that wait: the step is done."""
-        self._before.clear()
-        self.carried = {
+    def commit(self) -> None:
+        """Drop the copies and keep the pending gradients, at the end of a step."""
+        self._snapshots.clear()
+        self.pending_gradients = {
             name: parameter.grad
             for name, parameter in self.parameters.items()
             if parameter.grad is not None
         }
         self._drop_gradients()
 
-    def take_back(self) -> None:
-        """Undo the updates of a step that broke off between two of them."""
+    def rollback(self) -> None:
+        """Undo the updates of a step that failed between two of them."""
         self._drop_gradients()
         with torch.no_grad():
-            for name, (value, state) in self._before.items():
+            for name, (value, state) in self._snapshots.items():
                 parameter = self.parameters[name]
                 parameter.copy_(value)
                 self.optimizer.state.pop(parameter, None)
                 if state:
                     self.optimizer.state[parameter] = state
-        self._before.clear()
+        self._snapshots.clear()
 
     def update_average(self) -> None:
-        """Move the average towards what is learnt; early steps move it faster."""
+        """Update the moving average of the learnt parameters, with faster decay in early steps."""
         if self.average:
             decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
@@ -181,7 +182,7 @@ class Session:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Put the average in the adapters' place inside the block, where there is one."""
+        """Replace the learnt parameters by their average inside the block, if there is one."""
         learnt = self._copies() if self.average else {}
         with torch.no_grad():
             for name in learnt:
@@ -194,10 +195,10 @@ class Session:
                     self.parameters[name].copy_(value)
 
     def trained(self) -> Trained:
-        """Return what has been learnt so far: the average, where one is kept.
+        """Return the present result: the average if there is one, else the learnt parameters.
 
         Raises:
-            RuntimeError: It is no longer made of finite numbers.
+            RuntimeError: The learnt parameters are not finite.
         """
         self._require_finite()
         with self.averaged():
@@ -207,15 +208,15 @@ class Session:
         return Trained(layers, curves, self.step, embeddings)
 
     def checkpoint(self) -> Checkpoint:
-        """Return all that the next step needs, copied to the CPU.
+        """Return the complete state for the next step, copied to the CPU.
 
         Raises:
-            RuntimeError: What is learnt is no longer made of finite numbers.
+            RuntimeError: The learnt parameters are not finite.
         """
         self._require_finite()
         tensors = {f"learnt/{name}": value for name, value in self.parameters.items()}
         tensors |= {f"average/{name}": value for name, value in self.average.items()}
-        tensors |= {f"carried/{name}": value for name, value in self.carried.items()}
+        tensors |= {f"carried/{name}": value for name, value in self.pending_gradients.items()}
         scalars: dict[str, Any] = {}
         for name, parameter in self.parameters.items():
             for entry, value in self.optimizer.state.get(parameter, {}).items():
@@ -229,10 +230,10 @@ class Session:
         return Checkpoint(self.step, copies, scalars, curves, self.facts)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint of an equal run.
+        """Load a checkpoint of an equal run.
 
         Raises:
-            ValueError: It holds other layers than this run trains.
+            ValueError: The checkpoint's layers are not those that this run trains.
         """
         learnt = {name for name in checkpoint.tensors if name.startswith("learnt/")}
         if learnt != {f"learnt/{name}" for name in self.parameters}:
@@ -244,7 +245,7 @@ class Session:
         parameters = [part for group in self.optimizer.param_groups for part in group["params"]]
         numbers = {id(part): number for number, part in enumerate(parameters)}
         states: dict[int, dict[str, Any]] = {}
-        self.carried = {}
+        self.pending_gradients = {}
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(checkpoint.tensors[f"learnt/{name}"])
@@ -258,10 +259,10 @@ class Session:
                     if key.startswith(prefix)
                 }
                 if state:
-                    # The optimiser changes them, and tensors made in inference mode can't be.
+                    # The optimizer changes them in place, which inference tensors don't allow.
                     states[numbers[id(parameter)]] = _copied(state)
                 if (waiting := checkpoint.tensors.get(f"carried/{name}")) is not None:
-                    self.carried[name] = waiting.to(parameter, copy=True)
+                    self.pending_gradients[name] = waiting.to(parameter, copy=True)
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
         self.curves = defaultdict(
             list, {name: list(values) for name, values in checkpoint.curves.items()}

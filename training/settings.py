@@ -1,4 +1,4 @@
-"""What all trainers share and a user may set, checked where it is made."""
+"""User settings that all trainers share, validated on construction."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ SCHEDULES = ("constant", "linear", "cosine")
 TIMESTEPS = ("auto", "uniform", "logit-normal", "shifted")
 MEMORY = ("as set", "8 GB", "12 GB", "24 GB")
 
-# They change memory, time or what is looked at, not what is learnt beyond rounding: a run that ran
-# out of memory goes on with other values of these.
+# These settings affect memory, time or previews, but not the result beyond rounding: a run that ran
+# out of memory can continue with other values of them.
 _WITHOUT_EFFECT = frozenset(
     {
         "memory",
@@ -39,45 +39,45 @@ def require(holds: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What all trainers share; new fields go to the end, with a default that changes nothing.
+    """Settings that all trainers share; new fields go to the end, with a default that is neutral.
 
     Args:
-        precision: Of the base's computation. ``auto`` keeps the one it is loaded in, except that
-            fp16, whose small gradients vanish, becomes bf16 where the device has it, else fp32.
-            Adapters are always learnt in fp32.
+        precision: Precision of the base's computation. ``auto`` keeps the loaded one, except that
+            fp16, in which small gradients vanish, becomes bf16 if the device supports it, else
+            fp32. Adapters are always trained in fp32.
         resolution: Shorter side in pixels that images are resized to; 0 is the family's default.
         flip: Mirror every image never, always (as the released Pair code does) or at random.
         optimizer: One of ``OPTIMIZERS``.
-        weight_decay: Decoupled decay; negative is the family's default.
-        targets: Which layers get an adapter, one of ``TARGETS``.
-        batch_size: Samples per forward; for pairs, the noise levels that a step takes.
-        schedule: Course of the learning rate, one of ``SCHEDULES``.
-        warmup: Steps over which the rate rises.
-        accumulation: Forwards of ``batch_size`` samples whose gradients add up to one update.
-        max_grad_norm: Longer gradients are shortened to it; 0 leaves them.
-        timesteps: How noise levels are drawn; ``auto`` is the method's or family's default.
-        timestep_shift: Of ``shifted``; above 1 draws more of the noisy levels.
-        min_snr_gamma: Hang et al.'s weighting; 0 is off, 5 is theirs.
-        noise_offset: Share of noise that is constant over a channel; 0 is off.
-        caption_dropout: Share of rows that are trained without their caption.
-        ema_decay: Of the averaged adapter that becomes the result; 0 is off.
-        outside_mask: What a picture counts outside its mask, 0 to 1.
-        target_pattern: Layers by name instead of ``targets``: glob patterns, parted by spaces or
-            commas; one with ``-`` in front leaves layers out.
-        memory: A preset for a card, one of ``MEMORY``; it sets the next three.
+        weight_decay: Decoupled weight decay; negative is the family's default.
+        targets: Layers that get an adapter, one of ``TARGETS``.
+        batch_size: Samples per forward pass; for pairs, the number of noise levels per step.
+        schedule: Learning rate schedule, one of ``SCHEDULES``.
+        warmup: Number of steps over which the learning rate rises.
+        accumulation: Number of forward passes of ``batch_size`` samples per update.
+        max_grad_norm: Maximum norm of the gradient, to which longer ones are clipped; 0 is off.
+        timesteps: Distribution of noise levels; ``auto`` is the method's or family's default.
+        timestep_shift: Shift of the ``shifted`` distribution; above 1 favours noisy levels.
+        min_snr_gamma: Gamma of the min-SNR weighting; 0 is off, 5 is the paper's.
+        noise_offset: Fraction of the noise that is constant over a channel; 0 is off.
+        caption_dropout: Fraction of rows that are trained without their caption.
+        ema_decay: Decay of the moving average that becomes the result; 0 is off.
+        outside_mask: Weight of a picture outside its mask, 0 to 1.
+        target_pattern: Layers by name instead of ``targets``: glob patterns, separated by spaces or
+            commas; a pattern with ``-`` in front excludes layers.
+        memory: Preset for a card, one of ``MEMORY``; it sets the next three.
         checkpointing: Recompute each block in backward: less memory, a third slower.
-        offload: Keep the base's weights in ordinary memory, on the device only while in use; implies
+        offload: Keep the base's weights in main memory, on the device only while in use; implies
             checkpointing, without which backward would hold every weight on the device.
-        rows_per_pass: Rows in one forward at most; 0 is no limit.
-        save_every_steps: Steps between checkpoints; 0 goes by minutes alone.
-        save_every_minutes: Minutes between checkpoints; 0 goes by steps alone.
-        keep_checkpoints: How many are kept.
-        preview_every: Steps between preview pictures; 0 draws none.
-        preview_prompt: What a preview shows; empty is the trainer's own prompt.
-        preview_seed: Of the previews' noise.
-        damping: Of the preconditioned optimisers, in each Gram's mean eigenvalue; 0 is none.
-        text_encoder_rate: Learning rate of an adapter in the text encoder, CLIP-L and CLIP-G; 0
-            leaves it as it is.
+        rows_per_pass: Maximum number of rows in one forward pass; 0 is no limit.
+        save_every_steps: Steps between checkpoints; 0 uses only minutes.
+        save_every_minutes: Minutes between checkpoints; 0 uses only steps.
+        keep_checkpoints: Number of checkpoints to keep.
+        preview_every: Steps between preview pictures; 0 is off.
+        preview_prompt: Prompt of the previews; empty is the trainer's own prompt.
+        preview_seed: Seed of the previews' noise.
+        damping: Damping of the preconditioned optimizers, relative to each Gram's mean eigenvalue;
+            0 is off.
+        text_encoder_rate: Learning rate of an adapter in CLIP-L and CLIP-G; 0 trains none.
 
     Raises:
         ValueError: A value is outside its range; the message names field and value.
@@ -161,13 +161,13 @@ class TrainingSettings:
 
     @property
     def samples(self) -> int:
-        """Return the samples that one update learns from."""
+        """Return the number of samples per update."""
         return self.batch_size * self.accumulation
 
-    def deciding(self) -> dict[str, Any]:
-        """Return what decides a result and differs from the default.
+    def identity_fields(self) -> dict[str, Any]:
+        """Return the non-default settings that change the result, as part of the run's id.
 
-        Defaults are left out, so that a later setting changes no older run's id.
+        Defaults are left out, so that a new setting does not change the ids of older runs.
         """
         return {
             field.name: getattr(self, field.name)

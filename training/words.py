@@ -1,4 +1,4 @@
-"""Learnt words: embedding rows that are trained beside the adapters, and how far they may go."""
+"""Learnt words: embeddings that are trained together with the adapters, and their penalties."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from torch import Tensor, nn
 
 from ..lora_ops.attention_regulariser import attention_penalty
 from ..lora_ops.vocabulary_density import VocabularyDensity
-from .denoiser import Denoiser, ShowsAttention
+from .denoiser import Denoiser, ExposesAttention
 
 
 @dataclass(frozen=True)
 class Words:
-    """Which embeddings a recipe learns, and how.
+    """The embeddings that a recipe trains, and their training settings.
 
     Args:
-        starts: First values by name, ``(..., dim)`` each; the name is the text encoder's.
-        rates: What multiplies the learning rate, by name; 1 where none is named.
-        norms: Mean norm of a row of each vocabulary, by name.
-        stop: Mean norm of the learnt rows, in their vocabulary's, at which all of them stay as
-            they are for the rest of the run; 0 never stops them.
-        attention: Weight of what keeps the words' attention within the pictures' masks; 0 is off.
-        fill_mask: Whether the last word must also fill the mask rather than only stay within it.
-        density: Weight of what draws the rows to their vocabulary; 0 is off.
-        vocabularies: Densities by name, where there is such a weight.
+        starts: Initial values by name of the text encoder, ``(..., dim)`` each.
+        rates: Multipliers of the learning rate by name; 1 for names without an entry.
+        norms: Mean norm of the embeddings in each vocabulary, by name.
+        stop: Mean norm of the learnt embeddings, relative to their vocabulary's, at which their
+            training stops for the rest of the run; 0 is off.
+        attention: Weight of the penalty on the words' attention outside the masks; 0 is off.
+        fill_mask: Whether the last word's attention must also fill the mask.
+        density: Weight of the penalty that pulls embeddings to their vocabulary; 0 is off.
+        vocabularies: Densities of the vocabularies by name, if there is a density weight.
 
     Raises:
-        ValueError: A stop is given without the norms that it is measured in.
+        ValueError: A stop is given without norms, to which it is relative.
     """
 
     starts: Mapping[str, Tensor] = field(default_factory=dict)
@@ -52,13 +52,13 @@ class Words:
 
 
 class LearntWords:
-    """The embeddings of one run while they are learnt.
+    """The embeddings of one run during training.
 
-    The vocabulary's own rows are no parameters, so only these ever change.
+    The vocabulary's embeddings are not parameters, so only the learnt ones change.
 
     Args:
-        words: Where they start; none without it.
-        device: Of the parameters.
+        words: Initial embeddings and settings; None for no words.
+        device: Device of the parameters.
     """
 
     def __init__(self, words: Words | None = None, device: torch.device | None = None):
@@ -75,14 +75,14 @@ class LearntWords:
             for name, rows in self.parameters.items()
         ]
 
-    def said(self, cond: Any) -> Any:
-        """Return a caption's conditioning, made of what is learnt where it is a callable."""
+    def conditioning(self, cond: Any) -> Any:
+        """Return a caption's conditioning; a callable is evaluated with the learnt embeddings."""
         return cond(self.parameters) if callable(cond) else cond
 
-    def settled(self) -> bool:
-        """Return whether the rows have grown so far that they stay as they are.
+    def training_stopped(self) -> bool:
+        """Return whether the embeddings have reached the norm at which their training stops.
 
-        It follows from the rows alone, so a run that goes on decides as one that never stopped.
+        It depends only on the embeddings, so a resumed run decides like an uninterrupted one.
         """
         if not self._words.stop or not self.parameters:
             return False
@@ -92,21 +92,21 @@ class LearntWords:
         ]
         return bool(torch.cat(shares).mean() >= self._words.stop)
 
-    def settle(self) -> None:
-        """Drop the rows' gradients once they are settled: neither steps nor decay reach them."""
-        if self.settled():
+    def drop_stopped_gradients(self) -> None:
+        """Drop the embeddings' gradients once their training has stopped; decay stops too."""
+        if self.training_stopped():
             for rows in self.parameters.values():
                 rows.grad = None
 
     def penalties(self, denoiser: Denoiser, masks: Sequence[Tensor | None]) -> Tensor | None:
-        """Return what is asked of the words besides, ``(row,)`` or a scalar; ``None`` if nothing is.
+        """Return the extra losses on the embeddings, ``(row,)`` or a scalar; None without any.
 
-        That is their attention outside the masks and, alike in every row, their distance from the
-        vocabulary.
+        They are the words' attention outside the masks and, equal in all rows, their distance from
+        the vocabulary.
 
         Args:
-            denoiser: After the forward of these rows.
-            masks: Of the rows, ``(1, height, width)`` each; a row without one costs nothing.
+            denoiser: Base model after the forward pass of these rows.
+            masks: Masks of the rows, ``(1, height, width)`` each; None adds no loss to a row.
         """
         outside, away = self._attention(denoiser, masks), self._distance()
         if outside is None or away is None:
@@ -123,7 +123,7 @@ class LearntWords:
     def _attention(self, denoiser: Denoiser, masks: Sequence[Tensor | None]) -> Tensor | None:
         if not self._words.attention or all(mask is None for mask in masks):
             return None
-        if not isinstance(denoiser, ShowsAttention) or not (maps := denoiser.attention()):
+        if not isinstance(denoiser, ExposesAttention) or not (maps := denoiser.attention()):
             return None
         size = next(mask.shape for mask in masks if mask is not None)
         everywhere = torch.ones(size)
@@ -132,5 +132,5 @@ class LearntWords:
         return self._words.attention * penalty
 
     def result(self) -> dict[str, Tensor]:
-        """Return the embeddings as they are, fp32 on the CPU."""
+        """Return the present embeddings, fp32 on the CPU."""
         return {name: rows.detach().float().cpu().clone() for name, rows in self.parameters.items()}

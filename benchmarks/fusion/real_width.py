@@ -206,7 +206,7 @@ def _factors(outputs: int, width: int, generator: Any) -> Any:
 def _site(site: Site) -> dict[str, Any]:
     """Seconds and memory of one site's statistics and solution."""
     generator = torch.Generator().manual_seed(site.width + site.outputs)
-    wanted = [Wanted(_factors(site.outputs, site.width, generator)) for _ in range(CONCEPTS)]
+    wanted = [Target(_factors(site.outputs, site.width, generator)) for _ in range(CONCEPTS)]
     inputs = [torch.randn(site.rows, site.width, generator=generator) for _ in range(CONCEPTS)]
     stage = "text" if "text encoder" in site.kind else "spatial"
     few = "cross" in site.kind

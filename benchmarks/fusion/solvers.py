@@ -20,7 +20,7 @@ from pack.lora_ops import (
     GramStream,
     LowRank,
     ProjectedStream,
-    Wanted,
+    Target,
     damping_at_norm,
     delta,
     expanded,
@@ -95,7 +95,7 @@ class Statistics:
         tensors = [self.gram.matrix, *self.projected, *([] if self.span is None else [self.span])]
         return sum(one.nbytes for one in tensors)
 
-    def inside(self, wanted: Sequence[Wanted]) -> list[Wanted]:
+    def inside(self, wanted: Sequence[Target]) -> list[Target]:
         """The wishes in the coordinates of the statistics."""
         return [one if self.span is None else within_span(one, self.span) for one in wanted]
 
@@ -104,7 +104,7 @@ def whole_base(base: Any, concepts: Sequence[Any]) -> list[dict[str, Any]]:
     """Every layer of the toy base that changes, on the very activations of a fusion."""
     seconds: dict[Any, float] = {}
 
-    def dense(wanted: Sequence[Wanted], rows: Sequence[Tensor], iterations: int) -> float:
+    def dense(wanted: Sequence[Target], rows: Sequence[Tensor], iterations: int) -> float:
         key = wanted[0].factors.shape, sum(map(len, rows)), iterations
         if key not in seconds:
             seconds[key] = dense_seconds(wanted, rows, iterations)
@@ -117,16 +117,16 @@ def whole_base(base: Any, concepts: Sequence[Any]) -> list[dict[str, Any]]:
     ]
 
 
-def activations(base: Any, concepts: Sequence[Any]) -> list[tuple[str, list[Wanted], list[Tensor]]]:
+def activations(base: Any, concepts: Sequence[Any]) -> list[tuple[str, list[Target], list[Tensor]]]:
     """Stage, wishes and all input rows of every layer, as a fusion of the paper's kind meets them."""
-    found: list[tuple[str, list[Wanted], list[Tensor]]] = []
+    found: list[tuple[str, list[Target], list[Tensor]]] = []
     from_grams, from_rows = fusion_stages.solve_from_grams, fusion_stages.solve_from_rows
 
-    def wishes(layer: Any, members: Sequence[Any]) -> list[Wanted]:
+    def wishes(layer: Any, members: Sequence[Any]) -> list[Target]:
         ones = (1,) * (len(layer.shape) - 2)
         nothing = LowRank(torch.zeros(0, *layer.shape[1:]), torch.zeros(layer.shape[0], 0, *ones))
         return [
-            Wanted(member.factors.get(layer.name, nothing), member.concept.strength)
+            Target(member.factors.get(layer.name, nothing), member.concept.strength)
             for member in members
         ]
 
@@ -188,7 +188,7 @@ def wide_layer(stage: str, width: int, outputs: int, rows: int) -> dict[str, Any
     for _ in range(CONCEPTS):
         down = torch.randn(RANK, width, generator=generator) / width**0.5
         up = torch.randn(outputs, RANK, generator=generator) * 0.1
-        wanted.append(Wanted(LowRank(down, up)))
+        wanted.append(Target(LowRank(down, up)))
         centre = torch.randn(1, width, generator=generator) * 0.5
         inputs.append((torch.randn(count, width, generator=generator) + centre) * spread @ turned)
     found = compared(stage, wanted, inputs, dense_seconds)
@@ -206,9 +206,9 @@ def wide_layer(stage: str, width: int, outputs: int, rows: int) -> dict[str, Any
 
 def compared(
     stage: str,
-    wanted: Sequence[Wanted],
+    wanted: Sequence[Target],
     rows: Sequence[Tensor],
-    dense: Callable[[Sequence[Wanted], Sequence[Tensor], int], float],
+    dense: Callable[[Sequence[Target], Sequence[Tensor], int], float],
 ) -> dict[str, Any]:
     """Objective, norm and seconds of both on one layer, and a curve over damping.
 
@@ -254,7 +254,7 @@ def compared(
 
 
 def lbfgs_within_outputs(
-    wanted: Sequence[Wanted], rows: Sequence[Tensor], iterations: int
+    wanted: Sequence[Target], rows: Sequence[Tensor], iterations: int
 ) -> Tensor:
     """The dense change that the authors' recipe reaches, ``(out, in)``, found in less time.
 
@@ -264,12 +264,12 @@ def lbfgs_within_outputs(
     sum to more than 1 its first trial step is longer: PyTorch divides it by that sum.
     """
     basis, _ = torch.linalg.qr(torch.cat([one.up for one in wanted], 1))  # (out, sum of ranks)
-    inside = [Wanted(LowRank(one.down.float(), (basis.mT @ one.up).float())) for one in wanted]
+    inside = [Target(LowRank(one.down.float(), (basis.mT @ one.up).float())) for one in wanted]
     basis = basis.float()
     return basis @ lbfgs_on_activations(inside, rows, iterations, outputs=len(basis))
 
 
-def dense_seconds(wanted: Sequence[Wanted], rows: Sequence[Tensor], iterations: int) -> float:
+def dense_seconds(wanted: Sequence[Target], rows: Sequence[Tensor], iterations: int) -> float:
     """Seconds of their recipe on the whole weight, from its first iterations."""
     started = time.perf_counter()
     lbfgs_on_activations(wanted, rows, TIMED)
@@ -277,7 +277,7 @@ def dense_seconds(wanted: Sequence[Wanted], rows: Sequence[Tensor], iterations: 
 
 
 def lbfgs_on_activations(
-    wanted: Sequence[Wanted],
+    wanted: Sequence[Target],
     rows: Sequence[Tensor],
     iterations: int,
     outputs: int | None = None,
@@ -323,7 +323,7 @@ def lbfgs_on_activations(
     return best
 
 
-def statistics_of(wanted: Sequence[Wanted], rows: Sequence[Tensor]) -> Statistics:
+def statistics_of(wanted: Sequence[Target], rows: Sequence[Tensor]) -> Statistics:
     """A layer's statistics, within the span of all wishes where its input is too wide."""
     width = rows[0].shape[1]
     span = span_basis([one.factors.down for one in wanted]) if width > WIDEST else None
@@ -339,7 +339,7 @@ def statistics_of(wanted: Sequence[Wanted], rows: Sequence[Tensor]) -> Statistic
 
 def closed(
     stage: str,
-    wanted: Sequence[Wanted],
+    wanted: Sequence[Target],
     rows: Sequence[Tensor],
     statistics: Statistics | None,
     damping: float | None = None,
@@ -363,7 +363,7 @@ def closed(
     return expanded(found, statistics.span, wanted[0].factors.shape).factors
 
 
-def _error(change: Tensor, wanted: Sequence[Wanted], rows: Sequence[Tensor]) -> float:
+def _error(change: Tensor, wanted: Sequence[Target], rows: Sequence[Tensor]) -> float:
     total = 0.0
     for one, x in zip(wanted, rows, strict=True):
         for part in x.split(CHUNK):

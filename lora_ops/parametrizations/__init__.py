@@ -1,4 +1,4 @@
-"""How an adapter spends its parameters: one file per idea, one line per idea here."""
+"""Adapter parametrisations: one file for each, registered by name in ``PARAMETRIZATIONS``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .plain import Plain
 
 
 class Parametrization(Protocol):
-    """What every parametrisation can do with the named tensors (parts) of one layer."""
+    """The interface of a parametrisation: it works on the named tensors (parts) of one layer."""
 
     @property
     def starts_at_base(self) -> bool:
@@ -28,15 +28,15 @@ class Parametrization(Protocol):
         """Return the parts of a layer whose base weight has ``shape`` ``(out, in, ...)``.
 
         Args:
-            shape: Of the base weight.
-            rank: Of the factors.
-            generator: Of the run, for what each run draws anew.
-            site: The layer's name, for what must not depend on the run.
+            shape: Shape of the base weight.
+            rank: Rank of the factors.
+            generator: The run's generator, for parts that differ between runs.
+            site: The layer's name, which seeds parts that are the same in all runs.
         """
         ...
 
     def trainable(self) -> frozenset[str]:
-        """Return the names of the parts that are learnt; the others stay as drawn."""
+        """Return the names of the learnt parts; the others keep their initial values."""
         ...
 
     def factors(self, parts: Mapping[str, Tensor]) -> LowRank:
@@ -44,9 +44,9 @@ class Parametrization(Protocol):
         ...
 
 
+# All parametrisations by name; the contract tests run over this table.
 PARAMETRIZATIONS: dict[str, type[Parametrization]] = {
     "plain": Plain,
     "orthogonal_rows": OrthogonalRows,
     "partly_learnable": PartlyLearnable,
 }
-"""Every parametrisation by name; the contract tests run over this table."""

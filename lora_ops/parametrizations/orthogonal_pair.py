@@ -12,8 +12,7 @@ from torch import Tensor
 from ..bases import disjoint_bases
 from ..factors import LowRank
 
-RELEASED_BASIS_SEED = 123846
-"""Seed of the authors' SDXL bases; their files equal ours when it is kept."""
+RELEASED_BASIS_SEED = 123846  # seed of the authors' SDXL bases; it reproduces their files
 
 
 @dataclass(frozen=True)
@@ -21,11 +20,11 @@ class OrthogonalRows:
     """Freeze ``down`` at the content or the style rows of a basis and learn ``up`` from zero.
 
     Content and style rows are orthogonal by construction, so the two adapters read disjoint
-    directions of every layer's input. The basis depends on (seed, width, rank) alone.
+    directions of every layer's input. The basis depends only on (seed, width, rank).
 
     Args:
-        role: Which rows of the basis: the first ``rank`` for content, the next ``rank`` for style.
-        basis_seed: Of the basis.
+        role: Rows of the basis to use: the first ``rank`` for content, the next ``rank`` for style.
+        basis_seed: Seed of the basis.
 
     Reference: Jones et al. 2024, arXiv:2405.01536, section 3.2.
     """
@@ -64,9 +63,9 @@ class OrthogonalRows:
         return {"down": down, "up": torch.zeros(shape[0], rank)}
 
     def trainable(self) -> frozenset[str]:
-        """Return ``up`` alone: the rows stay as drawn."""
+        """Return ``up`` only; the rows of ``down`` are frozen."""
         return frozenset({"up"})
 
     def factors(self, parts: Mapping[str, Tensor]) -> LowRank:
-        """Return the parts as they are."""
+        """Return the two parts unchanged, as factors."""
         return LowRank(parts["down"], parts["up"])

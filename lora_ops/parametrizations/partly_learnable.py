@@ -1,4 +1,4 @@
-"""Break-for-Make: half of each projection frozen at a shared basis, the other half learnt."""
+"""Break-for-Make: freeze half of each projection at a shared basis and learn the other half."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ from ..factors import LowRank
 Start = Literal["orthogonal", "released", "exact", "gaussian"]
 STARTS: tuple[Start, ...] = get_args(Start)
 
-RELEASED_ROWS = 1280
-"""Rows of the orthonormal matrix that the released code draws, whatever the layer's width."""
+RELEASED_ROWS = 1280  # rows of the orthonormal matrix in the released code, for layers of any width
 
-_FORMAT = 1
-"""Of the draw; another number is another basis under the same seed."""
+_FORMAT = 1  # version of the random draw; a new number gives another basis for the same seed
 
-_RELEASED_ENDS = ("to_q", "to_k", "to_v")
+_RELEASED_ENDS = ("to_q", "to_k", "to_v")  # layers with an orthonormal basis in the released code
 
 
 @dataclass(frozen=True)
@@ -31,23 +29,22 @@ class PartlyLearnable:
     """Freeze the top rows of ``up`` and the left columns of ``down`` and learn the rest.
 
     With ``up = [up_frozen; up]`` and ``down = [down_frozen, down]`` one concept owns the learnt
-    columns and another the learnt rows. The frozen halves depend on (layer name, shape, rank,
-    ``basis_seed``, ``start``) alone, never on the run or the adapter, so halves that are trained
-    apart fit together.
+    columns and another the learnt rows. The frozen halves depend only on (layer name, shape, rank,
+    ``basis_seed``, ``start``), never on the run or the adapter, so halves that are trained
+    separately fit together.
 
     Args:
-        basis_seed: Of the frozen halves.
-        start: ``orthogonal`` draws one matrix with orthonormal columns per layer and shares its
-            rows out to both frozen halves. ``released`` does what the authors' code does: that
-            only in square query, key and value layers, elsewhere a Gaussian beside a frozen half
-            of zeros. ``exact`` splits the rank, so that the frozen halves' product is zero and
-            training starts at the base. ``gaussian`` draws halves of the orthogonal ones' size
-            without their prior, to compare with.
-        given: Layers by name that training starts from in place of a draw; nothing of them is
-            drawn again.
+        basis_seed: Seed of the frozen halves.
+        start: Initialisation. ``orthogonal`` draws one matrix with orthonormal columns per layer
+            and splits its rows between both frozen halves. ``released`` follows the authors' code:
+            it does the same in square query, key and value layers only, and elsewhere combines a
+            Gaussian ``down`` with a frozen ``up`` of zeros. ``exact`` splits the rank, so that the
+            product of the frozen halves is zero and training starts at the base. ``gaussian`` draws
+            halves of the same size without orthogonality, for comparison.
+        given: Layers by name that training starts from in place of a random initialisation.
 
     Raises:
-        ValueError: The start is none of the four.
+        ValueError: The start is not one of the four.
 
     Reference: Xu et al. 2024, arXiv:2403.19456, and its released code.
     """
@@ -62,20 +59,20 @@ class PartlyLearnable:
 
     @property
     def starts_at_base(self) -> bool:
-        """Return whether the change is zero before training: the frozen halves' product counts."""
+        """Return whether the change is zero before training, frozen halves included."""
         return self.start == "exact" and self.given is None
 
     def init(
         self, shape: tuple[int, ...], rank: int, generator: torch.Generator, site: str = ""
     ) -> dict[str, Tensor]:
-        """Return the frozen and the learnt halves, or those of the layer that is given.
+        """Return the frozen and the learnt halves, or those of the given layer.
 
-        Learnt columns start as the released code's, Gaussian of deviation ``1 / rank``, or at
-        zero where ``exact`` asks for it; learnt rows start at zero.
+        Learnt columns start from a Gaussian of deviation ``1 / rank``, as in the released code, or
+        at zero with ``exact``. Learnt rows start at zero.
 
         Raises:
-            ValueError: The rank exceeds half the layer's smaller side, or the given layers lack
-                this one or have another shape or rank.
+            ValueError: The rank exceeds half the layer's smaller side, or this layer is missing
+                from the given layers or has another shape or rank there.
         """
         check_rank(shape, rank)
         if self.given is not None:
@@ -98,13 +95,13 @@ class PartlyLearnable:
         return frozenset({"down", "up"})
 
     def factors(self, parts: Mapping[str, Tensor]) -> LowRank:
-        """Return both factors whole, frozen halves first."""
+        """Return both whole factors, with the frozen halves first."""
         down = torch.cat([parts["down_frozen"], parts["down"]], dim=1)
         return LowRank(down, torch.cat([parts["up_frozen"], parts["up"]], dim=0))
 
 
 def check_rank(shape: tuple[int, ...], rank: int, start: Start = "orthogonal") -> None:
-    """Refuse a rank that the frozen halves of a layer can't hold.
+    """Raise unless the frozen halves of a layer can have the rank.
 
     Raises:
         ValueError: The rank exceeds half the layer's smaller side, or ``exact`` can't split it.
@@ -128,17 +125,21 @@ def frozen_halves(
     """Return the left columns of ``down`` and the top rows of ``up`` of one layer.
 
     Args:
-        site: The layer's name; it decides the draw.
-        shape: Of the base weight, ``(out, in, ...)``.
-        rank: Inner width.
-        basis_seed: Of the draw.
-        start: As in ``PartlyLearnable``.
+        site: The layer's name, which is part of the seed.
+        shape: Shape of the base weight, ``(out, in, ...)``.
+        rank: Rank of the factors.
+        basis_seed: Seed of the frozen halves.
+        start: Initialisation, described in ``PartlyLearnable``.
 
     Returns:
         ``(rank, in // 2, ...)`` and ``(out // 2, rank, ...)``, fp32 on the CPU.
 
     Raises:
-        ValueError: As ``check_rank``.
+        ValueError: The rank exceeds half the layer's smaller side, or ``exact`` can't split it.
+
+    Note:
+        The released code draws 1,280 rows and fails on a wider layer; here such a layer uses as
+        many rows as it is wide.
     """
     check_rank(shape, rank, start)
     generator = _generator(site, shape, rank, basis_seed)
@@ -156,8 +157,6 @@ def frozen_halves(
         down[:first] = _orthonormal_columns(columns, first, generator).mT
         up[:, first:] = _orthonormal_columns(rows, rank - first, generator)
     elif shape[0] == shape[1] and len(shape) == 2 and site.endswith(_RELEASED_ENDS):
-        # Differs from the paper: the released 1,280 rows don't fit a wider layer and end the run;
-        # there the layer's width is taken.
         size = max(RELEASED_ROWS, shape[1])
         basis = _orthonormal_columns(size, rank, generator)
         order = torch.randperm(size, generator=generator)
@@ -171,7 +170,7 @@ def frozen_halves(
 
 
 def split(factors: LowRank) -> dict[str, Tensor]:
-    """Return the four parts that ``PartlyLearnable.factors`` puts together, as views."""
+    """Return the four parts that ``PartlyLearnable.factors`` concatenates, as views."""
     columns, rows = factors.down.shape[1] // 2, factors.up.shape[0] // 2
     return {
         "down_frozen": factors.down[:, :columns],
@@ -184,15 +183,16 @@ def split(factors: LowRank) -> dict[str, Tensor]:
 def basis_digest(
     shapes: Mapping[str, tuple[int, ...]], rank: int, basis_seed: int, start: Start
 ) -> str:
-    """Return the name of a whole set of frozen halves, 16 hexadecimal digits.
+    """Return an identifier of a whole set of frozen halves, 16 hexadecimal digits.
 
-    It names what the halves are drawn from, not their bytes: machines may round a draw otherwise.
+    It is a hash of what determines the halves, not of their bytes, because machines may round the
+    random numbers differently.
 
     Args:
-        shapes: Of the base weights by layer name, in any order.
-        rank: Inner width.
-        basis_seed: Of the draw.
-        start: As in ``PartlyLearnable``.
+        shapes: Shapes of the base weights by layer name, in any order.
+        rank: Rank of the factors.
+        basis_seed: Seed of the frozen halves.
+        start: Initialisation, described in ``PartlyLearnable``.
     """
     layers = sorted((name, list(shape)) for name, shape in shapes.items())
     text = json.dumps([_FORMAT, start, basis_seed, rank, layers])
@@ -223,9 +223,9 @@ def _generator(site: str, shape: tuple[int, ...], rank: int, basis_seed: int) ->
 
 
 def _orthonormal_columns(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Return a ``(rows, columns)`` matrix with orthonormal columns, uniform among all such."""
+    """Return a uniformly random ``(rows, columns)`` matrix with orthonormal columns."""
     gaussian = torch.randn(rows, columns, generator=generator)
-    # In fp64, so that the rounding of another LAPACK hardly ever reaches the fp32 result.
+    # fp64 keeps the rounding differences between LAPACK versions out of the fp32 result.
     basis, triangle = torch.linalg.qr(gaussian.double())
-    # LAPACK leaves the signs open: with a positive diagonal the draw is unique.
+    # LAPACK does not fix the signs; a positive diagonal makes the result unique.
     return (basis * triangle.diagonal().sign()).float()

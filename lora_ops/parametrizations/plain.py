@@ -1,4 +1,4 @@
-"""The ordinary LoRA: both factors learnt, ``up`` starts at zero."""
+"""The ordinary LoRA: learn both factors, with ``up`` starting at zero."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ DOWN_STARTS = ("uniform", "normal")
 
 @dataclass(frozen=True)
 class Plain:
-    """Learn ``down`` and ``up`` freely, with a scale of 1.
+    """Learn ``down`` and ``up`` without constraints, with a scale of 1.
 
     Args:
-        start: How ``down`` is drawn: ``uniform`` within ``1 / sqrt(in)``, or ``normal`` with a
-            spread of ``1 / rank``, as Hu et al.'s first released code has it.
+        start: Distribution of the initial ``down``: ``uniform`` within ``1 / sqrt(in)``, or
+            ``normal`` with a deviation of ``1 / rank``, as in the first code of Hu et al.
 
     Raises:
-        ValueError: The start is none of the two.
+        ValueError: The start is not one of the two.
 
     Reference: Hu et al. 2021, arXiv:2106.09685, section 4.1.
     """
@@ -56,5 +56,5 @@ class Plain:
         return frozenset({"down", "up"})
 
     def factors(self, parts: Mapping[str, Tensor]) -> LowRank:
-        """Return the parts as they are."""
+        """Return the two parts unchanged, as factors."""
         return LowRank(parts["down"], parts["up"])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...training.files.half import AS_SAID, as_half, half_facts, half_layers
+from ...training.files.half import AS_SAID, as_half, half_layers, half_metadata
 from ...training.files.lora_state import LoraState, metadata_of
 from ..lora.files import load_lora, save_lora
 
@@ -58,7 +58,7 @@ def save_half(
         ValueError: It is no half, or ``save_lora`` refuses it.
         RuntimeError: As ``save_lora`` has it.
     """
-    facts = half_facts(half)
+    facts = half_metadata(half)
     half_layers(half)
     words = trigger.strip() or metadata_of(half).get(_TRIGGER, "") or facts.token
     return save_lora(half, filename, precision, model=model, trigger=words, image=image)

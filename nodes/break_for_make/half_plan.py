@@ -14,7 +14,7 @@ from ...lora_ops import PartlyLearnable, basis_digest
 from ...lora_ops.halves import Part, Role
 from ...lora_ops.parametrizations.partly_learnable import Start, check_rank
 from ...training import Family, TrainingConfig, TrainingSettings
-from ...training.files.half import HalfFacts
+from ...training.files.half import HalfMetadata
 from ...training.gates import Site
 from ..bridge.conditioning import require_clip
 from ..bridge.digests import clip_digest, content_digest, model_digest, vae_digest
@@ -111,7 +111,7 @@ class HalfPlan:
     resolution: int
     partner_rate: float
     projections: PartlyLearnable
-    facts: HalfFacts
+    facts: HalfMetadata
     pictures: list[Picture]
     auxiliary: list[Picture]
     drawn: list[str]
@@ -151,7 +151,7 @@ def plan_half(request: HalfRequest) -> HalfPlan:
         resolution=resolution,
         partner_rate=request.partner_rate or defaults.partner_rate,
         projections=projections,
-        facts=HalfFacts(request.role, basis, request.content_owns, token),
+        facts=HalfMetadata(request.role, basis, request.content_owns, token),
         pictures=pictures,
         auxiliary=auxiliary,
         drawn=drawn,
@@ -171,7 +171,7 @@ def run_pieces(request: HalfRequest, plan: HalfPlan) -> dict[str, Any]:
         "prompts": prompts,
         "tokens": [content_digest(request.clip.tokenize(prompt)) for prompt in prompts],
         "settings": {
-            **request.settings.deciding(),
+            **request.settings.identity_fields(),
             "rank": plan.config.rank,
             "learning_rate": plan.config.learning_rate,
             "weight_decay": plan.config.weight_decay,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...lora_ops import LowRank, PartlyLearnable
-from ...lora_ops.halves import Part, joined
+from ...lora_ops.halves import Part, join_layer
 from ...training import Gate, LoraState, Trained, lora_state, metadata_of
 from ...training.files.half import BASIS, OWNER, TOKEN, check_fit, half_layers
 from ...training.files.metadata import as_metadata
@@ -117,7 +117,7 @@ def _made(content: LoraState, style: LoraState, *strengths: float) -> LoraState:
     content_owns = check_fit(content, style)
     ours, other = half_layers(content), half_layers(style)
     layers = {
-        layer: joined(factors, other[layer], content_owns, *strengths)
+        layer: join_layer(factors, other[layer], content_owns, *strengths)
         for layer, factors in ours.items()
     }
     return lora_state(layers, {**_metadata(content, style), **_strengths(*strengths)})
@@ -128,7 +128,7 @@ def _scaled(
 ) -> dict[str, LowRank]:
     """Return a made LoRA with its owned parts scaled."""
     return {
-        layer: joined(factors, factors, content_owns, *strengths)
+        layer: join_layer(factors, factors, content_owns, *strengths)
         for layer, factors in layers.items()
     }
 
@@ -179,7 +179,7 @@ def _made_lora(plan: MakePlan, trained: Trained, identity: str, whole: LoraState
         "pastiche.stages": f"break, make with {trained.steps} steps",
         "pastiche.run_id": identity,
         "pastiche.steps": trained.steps,
-        "pastiche.config": {**plan.settings.deciding(), **plan.config.as_json()},
+        "pastiche.config": {**plan.settings.identity_fields(), **plan.config.as_json()},
     }
     return lora_state(trained.adapters[LORA], as_metadata(metadata))
 

@@ -171,7 +171,7 @@ def run_pieces(request: MakeRequest, plan: MakePlan) -> dict[str, Any]:
         "prompts": prompts,
         "tokens": [content_digest(clip.tokenize(prompt)) for prompt in prompts],
         "settings": {
-            **plan.settings.deciding(),
+            **plan.settings.identity_fields(),
             "learning_rate": plan.config.learning_rate,
             "weight_decay": plan.config.weight_decay,
             "resolution": plan.resolution,

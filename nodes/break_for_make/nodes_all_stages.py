@@ -111,7 +111,7 @@ class TrainB4M(io.ComfyNode):
                     "learning_rate",
                     "How far a step goes. 0 is the default of 0.0001, the released scripts'.",
                 ),
-                seed_input("Of all noise, noise levels and drawn pictures."),
+                seed_input("Seed for all noise, noise levels and sampled pictures."),
                 io.String.Input(
                     "run_name",
                     default="my_content_and_style",

@@ -84,7 +84,7 @@ class HalfSheet(io.ComfyNode):
                     tooltip="Multiplies what each style half owns. Lower it if styles spoil the "
                     "contents.",
                 ),
-                seed_input("Of the noise, the same for every picture of the sheet."),
+                seed_input("Seed of the noise, which is the same for every picture of the sheet."),
                 io.Int.Input(
                     "steps",
                     default=20,
@@ -120,8 +120,8 @@ class HalfSheet(io.ComfyNode):
                     min=16,
                     max=8192,
                     step=8,
-                    tooltip="Of each picture, in pixels: a multiple of 8, of 16 for SD3, Flux and "
-                    "other transformers.",
+                    tooltip="Width of each picture in pixels: a multiple of 8, or of 16 for SD3, "
+                    "Flux and other transformers.",
                 ),
                 io.Int.Input(
                     "height",
@@ -129,7 +129,8 @@ class HalfSheet(io.ComfyNode):
                     min=16,
                     max=8192,
                     step=8,
-                    tooltip="Of each picture, in pixels: a multiple like the width.",
+                    tooltip="Height of each picture in pixels: a multiple of 8, or of 16 for SD3, "
+                    "Flux and other transformers.",
                 ),
                 io.Boolean.Input(
                     "labels",

@@ -17,7 +17,7 @@ from .make import make_loras
 from .make_plan import MakeRequest
 from .train_half import train_half
 
-_SEED = "Of all noise, noise levels and drawn pictures; equal seeds give equal results."
+_SEED = "Seed for all noise, noise levels and sampled pictures; the same seed repeats the run."
 _STRENGTH: dict[str, Any] = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01}
 
 
@@ -95,8 +95,8 @@ class TrainHalf(io.ComfyNode):
                 ),
                 rate_input(
                     "learning_rate",
-                    "Of the part that the half owns. 0 is the default of 0.0001, the "
-                    "released scripts'.",
+                    "Learning rate of the part that the half owns. 0 is the default of 0.0001, "
+                    "which the released scripts use.",
                 ),
                 seed_input(_SEED),
                 io.String.Input(
@@ -147,7 +147,7 @@ class TrainHalf(io.ComfyNode):
                     min=0,
                     max=LARGEST_SEED,
                     advanced=True,
-                    tooltip="Of the frozen parts: halves fit only with an equal one.",
+                    tooltip="Seed of the frozen parts. Halves fit together only with equal seeds.",
                 ),
                 io.Image.Input(
                     "auxiliary_images",
@@ -259,13 +259,14 @@ class Make(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1_000_000,
-                    tooltip="Of the joint training; 0 joins the halves as they are. The released "
-                    "script allows 1000 and keeps every 50th: a few hundred bring the two into "
-                    "balance. Needs all inputs below.",
+                    tooltip="Steps of joint training; 0 joins the halves without it. The released "
+                    "script allows 1000 and keeps every 50th: a few hundred balance content and "
+                    "style. Joint training needs all inputs below.",
                 ),
                 rate_input(
                     "learning_rate",
-                    "Of the joint training. 0 is the default of 0.0001, the released script's.",
+                    "Learning rate of the joint training. 0 is the default of 0.0001, which the "
+                    "released script uses.",
                 ),
                 seed_input(_SEED),
                 io.String.Input(
@@ -278,8 +279,8 @@ class Make(io.ComfyNode):
                     options=list(OPTIMIZERS),
                     default="Scaled AdamW",
                     advanced=True,
-                    tooltip="Of the joint training; the settings' own is not used. Scaled AdamW "
-                    "is the paper's: neither half learns faster for being larger.",
+                    tooltip="Optimizer of the joint training, which overrides the settings. Scaled "
+                    "AdamW is the paper's: a half does not learn faster because it is larger.",
                 ),
                 io.Model.Input("model", optional=True, tooltip="The base, for joint training."),
                 io.Clip.Input("clip", optional=True, tooltip="Its text encoder."),

@@ -11,7 +11,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...training.files.half import half_facts
+from ...training.files.half import half_metadata
 from ...training.files.lora_state import LoraState
 from ..bridge.conditioning import encode_prompt
 from ..bridge.drawing import DrawingBar, Sampling, draw, require_size
@@ -173,7 +173,7 @@ def _words(role: str, halves: Sequence[LoraState], given: Sequence[str]) -> list
             f"{len(lines)}; leave out what is too much"
         )
     lines += [""] * (len(halves) - len(lines))
-    return [line or half_facts(half).token for line, half in zip(lines, halves, strict=True)]
+    return [line or half_metadata(half).token for line, half in zip(lines, halves, strict=True)]
 
 
 def _named(role: str, words: Sequence[str]) -> list[str]:

@@ -110,8 +110,8 @@ class TrainConcept(io.ComfyNode):
                     "How far a step moves the LoRA in the denoiser. 0 is the paper's 0.0001.",
                 ),
                 seed_input(
-                    "Of all noise, noise levels and captions; equal seeds give equal "
-                    "results. Words are learnt with some luck: try another where one fails."
+                    "Seed for all noise, noise levels and captions; the same seed repeats the run. "
+                    "Results vary with the seed: try another one if a training fails."
                 ),
                 io.String.Input(
                     "run_name",

@@ -153,8 +153,8 @@ class SaveConcept(io.ComfyNode):
                     options=list(PRECISIONS),
                     default="fp16",
                     tooltip=(
-                        "Of the LoRA: fp16 halves the file and rounds eight times finer than "
-                        "bf16; fp32 keeps every bit. The words' rows are always fp16."
+                        "Precision of the LoRA: fp16 halves the file and rounds eight times finer "
+                        "than bf16; fp32 keeps every bit. The words' embeddings are always fp16."
                     ),
                 ),
                 io.Boolean.Input(

@@ -210,7 +210,7 @@ def run_pieces(request: ConceptRequest, plan: ConceptPlan) -> dict[str, Any]:
         "captions": plan.captions,
         "tokens": [content_digest(request.clip.tokenize(text)) for text in bare],
         "settings": {
-            **plan.settings.deciding(),
+            **plan.settings.identity_fields(),
             "rank": plan.config.rank,
             "learning_rate": plan.config.learning_rate,
             "text_rate": plan.text_rate,

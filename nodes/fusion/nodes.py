@@ -83,7 +83,7 @@ class GradientFusion(io.ComfyNode):
                     default=0,
                     min=0,
                     max=4096,
-                    tooltip="Of every layer at most. 0: as many as it takes, no loss at all.",
+                    tooltip="Maximum rank of each layer; 0 keeps every rank, without any loss.",
                 ),
                 io.Float.Input(
                     "energy",
@@ -101,7 +101,7 @@ class GradientFusion(io.ComfyNode):
                     default=20,
                     min=1,
                     max=1000,
-                    tooltip="In which each prompt is drawn once, without guidance: 20 as a rule.",
+                    tooltip="Sampling steps of each prompt, without guidance. 20 is a good default.",
                 ),
                 io.Int.Input(
                     "size",
@@ -111,7 +111,7 @@ class GradientFusion(io.ComfyNode):
                     step=8,
                     tooltip="Side of the square pictures that are drawn; 0 is the base's own.",
                 ),
-                seed_input("Of the noise that concepts are drawn from."),
+                seed_input("Seed of the noise from which the concepts are sampled."),
                 io.String.Input(
                     "prior_prompts",
                     default="",

@@ -13,7 +13,7 @@ from ...lora_ops import (
     Fused,
     Gram,
     LowRank,
-    Wanted,
+    Target,
     concept_error,
     damped_objective,
     expanded,
@@ -143,12 +143,12 @@ def solve_from_rows(
     return changes, results
 
 
-def _wanted(layer: FusedLayer, member: Member) -> Wanted:
+def _wanted(layer: FusedLayer, member: Member) -> Target:
     factors = member.factors.get(layer.name)
     if factors is None:
         ones = (1,) * (len(layer.shape) - 2)
         factors = LowRank(torch.zeros(0, *layer.shape[1:]), torch.zeros(layer.shape[0], 0, *ones))
-    return Wanted(factors, member.concept.strength, member.weight)
+    return Target(factors, member.concept.strength, member.weight)
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class _Cut:
 
 
 def _limited(
-    fused: Fused, wanted: Sequence[Wanted], parts: Sequence[Tensor], gram: Gram, solving: Solving
+    fused: Fused, wanted: Sequence[Target], parts: Sequence[Tensor], gram: Gram, solving: Solving
 ) -> tuple[LowRank, _Cut]:
     """Return the change with no more ranks than it needs or is allowed, and what that costs."""
     if not solving.limited:
@@ -183,7 +183,7 @@ def _shaped(factors: LowRank, shape: tuple[int, ...]) -> LowRank:
 
 def _result(
     layer: FusedLayer,
-    wanted: Sequence[Wanted],
+    wanted: Sequence[Target],
     change: LowRank,
     samples: Sequence[Tensor | None],
     fused: Fused,

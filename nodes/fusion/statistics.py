@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...lora_ops import Gram, GramStream, LowRank, span_holds
 from ...training.files.concept import Concept
-from ...training.runs.fusion_store import FiledGrams, FusionStore, MemberStatistics, StoredSum
+from ...training.runs.fusion_store import FusionStore, LazyGrams, MemberStatistics, StoredSum
 from .activations import InputWatch
 from .layers import FusedLayer
 
@@ -233,7 +233,7 @@ def _complete(own: MemberStatistics, survey: Survey, member: Member) -> bool:
 
 def _kept_gram(
     store: FusionStore | None, digest: str, spans: Mapping[str, Tensor | None]
-) -> FiledGrams | None:
+) -> LazyGrams | None:
     """Return a member's own Grams if they have all sites, within spans that hold these."""
     grams = None if store is None else store.gram(digest)
     if grams is None or not set(spans) <= set(grams):

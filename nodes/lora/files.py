@@ -15,7 +15,7 @@ from torch import Tensor
 from ...training.files.file_name import relative_name
 from ...training.files.lora_file import in_precision, rank_and_alpha, read_lora
 from ...training.files.lora_state import LoraState, metadata_of
-from ...training.files.metadata import DATES, FileFacts, file_metadata
+from ...training.files.metadata import DATES, FileMetadata, file_metadata
 from ...training.files.tensor_file import holds, pack_tensors, write_new
 from ..bridge.families import identify
 from .folders import ENDING, announce, candidates, lora_path, taken_by, writable_folder
@@ -69,7 +69,7 @@ def save_lora(
     """
     name = relative_name(filename.strip().removesuffix(ENDING), "filename")
     packed = pack_tensors(in_precision(lora, precision))
-    facts = FileFacts(
+    facts = FileMetadata(
         title=name.name,
         date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         tensor_digest=packed.digest,

@@ -93,7 +93,7 @@ class TrainPair(io.ComfyNode):
                     "How far a step goes. 0 is the family's default: 0.00001 for SDXL "
                     "(the paper) and Flux (the authors' port), and for the others (ours).",
                 ),
-                seed_input("Of all noise and noise levels; equal seeds give equal results."),
+                seed_input("Seed for all noise and noise levels; the same seed repeats the run."),
                 io.String.Input(
                     "run_name",
                     default="my_style",

@@ -111,7 +111,7 @@ def run_pieces(request: PairRequest, plan: PairPlan) -> dict[str, Any]:
     are a piece because they hold the embeddings that a prompt names.
     """
     settings = {
-        **request.settings.deciding(),
+        **request.settings.identity_fields(),
         "rank": plan.config.rank,
         "learning_rate": plan.config.learning_rate,
         "weight_decay": plan.config.weight_decay,

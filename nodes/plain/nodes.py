@@ -74,7 +74,7 @@ class TrainPlainLora(io.ComfyNode):
                     "How far a step goes. 0 is the default of 0.0001, that of diffusers' "
                     "DreamBooth LoRA.",
                 ),
-                seed_input("Of all noise and noise levels; equal seeds give equal results."),
+                seed_input("Seed for all noise and noise levels; the same seed repeats the run."),
                 io.String.Input(
                     "run_name",
                     default="my_lora",

@@ -143,7 +143,7 @@ def run_pieces(request: PlainRequest, plan: PlainPlan) -> dict[str, Any]:
     pieces: dict[str, Any] = {
         "method": "plain",
         "settings": {
-            **settings.deciding(),
+            **settings.identity_fields(),
             "rank": plan.config.rank,
             "learning_rate": plan.config.learning_rate,
             "weight_decay": plan.config.weight_decay,

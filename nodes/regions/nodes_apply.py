@@ -69,7 +69,7 @@ class RegionPrompt(io.ComfyNode):
                     max=10.0,
                     step=0.05,
                     round=0.001,
-                    tooltip="Of the LoRA and of the concepts' LoRAs in this region.",
+                    tooltip="Strength of the LoRA and of the concepts' LoRAs in this region.",
                 ),
                 RegionPromptsType.Input(
                     "region_prompts",

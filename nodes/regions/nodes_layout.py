@@ -21,7 +21,7 @@ def _size_input(name: str) -> io.Int.Input:
         min=16,
         max=_LARGEST_SIDE,
         step=8,
-        tooltip=f"Of the picture, in pixels; a connected picture's {name} is taken instead.",
+        tooltip=f"Picture {name} in pixels; the {name} of a connected picture takes precedence.",
     )
 
 
@@ -140,8 +140,8 @@ class Regions(io.ComfyNode):
             ],
             outputs=[
                 _regions_output(),
-                io.Int.Output(display_name="width", tooltip="Of the picture, for Empty Latent."),
-                io.Int.Output(display_name="height", tooltip="Of the picture, for Empty Latent."),
+                io.Int.Output(display_name="width", tooltip="Picture width, for Empty Latent."),
+                io.Int.Output(display_name="height", tooltip="Picture height, for Empty Latent."),
             ],
         )
 
@@ -307,7 +307,7 @@ class ShowRegions(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Of the colours over the picture.",
+                    tooltip="Opacity of the colours over the picture.",
                 ),
                 io.String.Input(
                     "region",

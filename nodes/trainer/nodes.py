@@ -50,9 +50,9 @@ class TrainingSettingsNode(io.ComfyNode):
                     "precision",
                     options=list(PRECISIONS),
                     default="auto",
-                    tooltip="Of the base's computation. auto keeps the precision the base is "
-                    "loaded in, except that fp16 becomes bf16 or fp32. What is learnt is always "
-                    "kept in fp32.",
+                    tooltip="Precision of the base's computation. auto keeps the precision in which "
+                    "the base is loaded, except that fp16 becomes bf16 or fp32. Trained weights are "
+                    "always kept in fp32.",
                 ),
                 io.Int.Input(
                     "resolution",
@@ -182,7 +182,8 @@ class TrainingSettingsNode(io.ComfyNode):
                     round=0.001,
                     optional=True,
                     advanced=True,
-                    tooltip="Of shifted: above 1 draws more of the noisy levels, 1 is uniform.",
+                    tooltip="Shift of the shifted schedule; above 1 favours noisy timesteps, 1 is "
+                    "uniform.",
                 ),
                 io.Float.Input(
                     "min_snr_gamma",
@@ -316,7 +317,7 @@ class TrainingSettingsNode(io.ComfyNode):
                     control_after_generate=io.ControlAfterGenerate.fixed,
                     optional=True,
                     advanced=True,
-                    tooltip="Of the noise that every preview starts from.",
+                    tooltip="Seed of the noise that every preview starts from.",
                 ),
                 io.Float.Input(
                     "damping",
@@ -327,9 +328,9 @@ class TrainingSettingsNode(io.ComfyNode):
                     round=1e-8,
                     optional=True,
                     advanced=True,
-                    tooltip="Of Scaled SGD and Scaled AdamW: keeps a factor that is still small "
-                    "from taking huge steps, as a share of its mean. 0 takes none; very large "
-                    "makes Scaled AdamW AdamW.",
+                    tooltip="Damping of Scaled SGD and Scaled AdamW, relative to each factor's mean. "
+                    "It prevents huge steps while a factor is small; 0 is off, and a very large "
+                    "value turns Scaled AdamW into AdamW.",
                 ),
                 io.Float.Input(
                     "text_encoder_rate",

@@ -169,7 +169,7 @@ def _encoded(event: Event, cond: TrainingCond | LearntCond, gates: RowGates) -> 
     """Return a prompt as the model takes it, of what is learnt by now."""
     session = event.session
     with session.gates.gated([gates]):
-        return cast(ComfyDenoiser, session.denoiser).encoded([session.words.said(cond)])[0]
+        return cast(ComfyDenoiser, session.denoiser).encoded([session.words.conditioning(cond)])[0]
 
 
 def _is_first(sampling: Any, sigmas: Tensor) -> bool:

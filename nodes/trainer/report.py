@@ -41,7 +41,11 @@ def shared_metadata(
         "pastiche.resolution": resolution,
         "pastiche.flip": request.settings.flip,
         "pastiche.base_patched": bool(request.model.patches),
-        "pastiche.config": {**request.settings.deciding(), **config.as_json(), "steps": steps},
+        "pastiche.config": {
+            **request.settings.identity_fields(),
+            **config.as_json(),
+            "steps": steps,
+        },
     }
 
 

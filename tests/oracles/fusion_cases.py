@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from least_squares import fused_densely, wave
 from pack.lora_ops import LowRank, delta
-from pack.lora_ops.fusion import Wanted, fuse_from_gram
+from pack.lora_ops.fusion import Target, fuse_from_gram
 from pack.lora_ops.gram import Gram, GramStream
 
 WIDTH, OUT, RANK = 12, 5, 2
@@ -17,7 +17,7 @@ def gram_of(rows: torch.Tensor, weight: float = 1.0, span: torch.Tensor | None =
     return stream.total()
 
 
-def sum_of(grams: list[Gram], wanted: list[Wanted]) -> Gram:
+def sum_of(grams: list[Gram], wanted: list[Target]) -> Gram:
     stream = GramStream(grams[0].width, span=grams[0].span)
     for gram, one in zip(grams, wanted, strict=True):
         stream.merge(gram, one.weight)
@@ -36,20 +36,20 @@ def projected(down: torch.Tensor, gram: Gram) -> torch.Tensor:
     return down.flatten(1).to(gram.matrix) @ gram.matrix
 
 
-def golden_concepts() -> tuple[list[Wanted], list[torch.Tensor]]:
+def golden_concepts() -> tuple[list[Target], list[torch.Tensor]]:
     """The two concepts of F1 in methods/mix_of_show.md, section 5."""
     wanted, rows = [], []
     for i in range(2):
         down = 0.5 * wave(RANK, WIDTH, rate=0.7 + 0.3 * i, phase=0.5)
         up = 0.5 * wave(OUT, RANK, rate=1.3 + 0.2 * i, phase=0.3)
-        wanted.append(Wanted(LowRank(down, up)))
+        wanted.append(Target(LowRank(down, up)))
         rows.append(wave(3, WIDTH, rate=0.37 + 0.21 * i, phase=0.2 + i))
     return wanted, rows
 
 
 def concepts(
     count: int = 3, row_count: int = 20, seed: int = 0, width: int = WIDTH
-) -> tuple[list[Wanted], list[torch.Tensor]]:
+) -> tuple[list[Target], list[torch.Tensor]]:
     """Concepts of mixed ranks, strengths and weights, with more rows than the layer is wide."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -59,13 +59,13 @@ def concepts(
     wanted, rows = [], []
     for i in range(count):
         factors = LowRank(draw(RANK + i, width), draw(OUT, RANK + i), alpha=1.5)
-        wanted.append(Wanted(factors, strength=0.7 + 0.3 * i, weight=1.0 + 0.5 * i))
+        wanted.append(Target(factors, strength=0.7 + 0.3 * i, weight=1.0 + 0.5 * i))
         spread = torch.linspace(1.0, 0.05, width, dtype=torch.float64)
         rows.append(draw(row_count + i, width) * spread)
     return wanted, rows
 
 
-def two_sines() -> tuple[list[Wanted], list[torch.Tensor]]:
+def two_sines() -> tuple[list[Target], list[torch.Tensor]]:
     """F2: the golden generator through a second sine, with more rows than the layer is wide."""
     wanted, _ = golden_concepts()
     rows = [
@@ -87,7 +87,7 @@ def fuse(wanted, rows, **settings):
 
 
 def gram_lbfgs(
-    wanted: list[Wanted], projected: list[torch.Tensor], gram: Gram, *, iterations: int
+    wanted: list[Target], projected: list[torch.Tensor], gram: Gram, *, iterations: int
 ) -> torch.Tensor:
     """Return the dense change ``(out, in)`` that the paper's optimiser reaches from no change.
 
@@ -129,7 +129,7 @@ def gram_lbfgs(
     return best
 
 
-def dense(wanted: list[Wanted]) -> list[torch.Tensor]:
+def dense(wanted: list[Target]) -> list[torch.Tensor]:
     return [delta(one.factors) * one.strength for one in wanted]
 
 

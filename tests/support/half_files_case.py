@@ -8,7 +8,7 @@ from pack.lora_ops.parametrizations.partly_learnable import basis_digest
 from pack.nodes.break_for_make.nodes_files import LoadHalf, SaveHalf
 from pack.nodes.bridge.families import identify
 from pack.nodes.trainer.target_layers import training_sites
-from pack.training.files.half import HalfFacts
+from pack.training.files.half import HalfMetadata
 from pack.training.files.lora_state import lora_state
 
 RANK = 4
@@ -29,7 +29,7 @@ def half_of(model, role="content", *, start="orthogonal", owner=CONTENT_OWNS, ba
         parts["up"] = torch.randn(parts["up"].shape, generator=generator) * 0.05
         parts["down"] = torch.randn(parts["down"].shape, generator=generator) / shape[1] ** 0.5
         layers[name] = kind.factors(parts)
-    facts = HalfFacts(role, basis_digest(shapes, RANK, basis_seed, start), owner, TOKENS[role])
+    facts = HalfMetadata(role, basis_digest(shapes, RANK, basis_seed, start), owner, TOKENS[role])
     architecture = {"modelspec.architecture": identify(model).architecture}
     return lora_state(layers, {**architecture, **facts.as_metadata()})
 

@@ -8,7 +8,7 @@ from pack.nodes.break_for_make.nodes_sheet import HalfSheet
 from pack.nodes.bridge.drawing import Sampling
 from pack.nodes.bridge.families import identify
 from pack.nodes.trainer.target_layers import training_sites
-from pack.training.files.half import HalfFacts
+from pack.training.files.half import HalfMetadata
 from pack.training.files.lora_state import LoraState, lora_state
 from pair_inputs import vae_for
 from tiny import tiny, tiny_vae
@@ -31,7 +31,7 @@ def half_of(name: str, role: str, token: str, seed: int = 0) -> LoraState:
         parts["up"] = torch.randn(parts["up"].shape, generator=generator) * 0.2
         parts["down"] = torch.randn(parts["down"].shape, generator=generator) * 0.1
         layers[key] = kind.factors(parts)
-    facts = HalfFacts(role, basis_digest(shapes, 4, 0, "orthogonal"), token=token)
+    facts = HalfMetadata(role, basis_digest(shapes, 4, 0, "orthogonal"), token=token)
     architecture = {"modelspec.architecture": identify(model).architecture}
     return lora_state(layers, {**architecture, **facts.as_metadata()})
 

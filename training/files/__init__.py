@@ -1,1 +1,1 @@
-"""Formats of files: LoRAs, concepts, halves, checkpoints and their metadata."""
+"""File formats: LoRAs, concepts, halves, checkpoints and their metadata."""

@@ -1,7 +1,7 @@
-"""What a layer's tensors change of a weight, by shape alone, for every kind of adapter.
+"""Compute the shape of a layer's weight change from its tensors, for every kind of adapter.
 
-ComfyUI multiplies an adapter's tensors out when the model is loaded, and where their shapes don't
-agree it goes on without them, with a line in the log. Here that is known when a file is read.
+ComfyUI multiplies the tensors of an adapter when the model is loaded; if their shapes don't agree,
+it skips them with a line in the log. These checks find such tensors when the file is read.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from torch import Tensor
 from ...lora_ops.keys import ALPHA, DOWN, MID, UP
 
 DORA, RESHAPE = "dora_scale", "reshape_weight"
-BIASES = ("diff_b", "b_norm")
-"""Parts that change a layer's bias; all others change its weight."""
+BIASES = ("diff_b", "b_norm")  # parts that change a layer's bias; all others change its weight
 
-Parts = Mapping[str, Tensor]
-"""A layer's tensors by part, as ``keys.parse_key`` names them."""
+Parts = Mapping[str, Tensor]  # a layer's tensors by the part names of ``keys.parse_key``
 
 _LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
 _LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
@@ -37,14 +35,15 @@ _KINDS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Change:
-    """What a layer's tensors make of a weight.
+    """The change that a layer's tensors make to a weight, by shape.
 
     Args:
-        shape: ``(row, column)`` of the change as a matrix, a kernel's sides among its columns;
-            ``(row,)`` alone where it turns rows and takes any columns; all axes if ``exact``.
-        exact: The change is stored as it is added.
-        scale: Shape of DoRA's magnitudes, ``None`` without.
-        padded: Shape that the weight is padded to, ``None`` without.
+        shape: ``(row, column)`` of the change as a matrix, with a kernel's axes merged into the
+            columns; ``(row,)`` for rotations of the rows, which fit any columns; all axes if
+            ``exact``.
+        exact: Whether the change is stored in the shape of the weight.
+        scale: Shape of DoRA's magnitudes; None without DoRA.
+        padded: Shape to which the weight is padded; None without padding.
     """
 
     shape: tuple[int, ...]
@@ -53,7 +52,7 @@ class Change:
     padded: tuple[int, ...] | None = None
 
     def fits(self, weight: Sequence[int]) -> bool:
-        """Return whether it can be added to a weight of that shape."""
+        """Return whether the change can be added to a weight of this shape."""
         weight = tuple(weight)
         if self.padded is not None:
             grown = len(self.padded) == len(weight) and all(
@@ -72,11 +71,11 @@ class Change:
 
 
 def change_of(parts: Parts) -> Change | None:
-    """Return what a layer's tensors change of its weight; None if they change its bias alone.
+    """Return the change of a layer's weight; None if the tensors change only its bias.
 
     Raises:
-        ValueError: Tensors are missing, too many, or don't go together; the message goes on from
-            the layer's name.
+        ValueError: Tensors are missing, superfluous or incompatible. The message is a continuation
+            of the layer's name.
     """
     kinds = [kind for kind, names in _KINDS.items() if any(name in parts for name in names)]
     if len(kinds) > 1:
@@ -99,14 +98,14 @@ def change_of(parts: Parts) -> Change | None:
         return Change(tuple(parts[kind].shape), exact=True)
     shape = _SHAPES[kind]({name: tuple(parts[name].shape) for name in whole})
     if kind == "OFT" and parts["oft_blocks"].ndim == 4 and ALPHA not in parts:
-        raise ValueError("lacks alpha")  # ComfyUI 0.30 leaves butterfly rotations without it out
+        raise ValueError("lacks alpha")  # ComfyUI 0.30 skips butterfly rotations without alpha
     scale = tuple(parts[DORA].shape) if DORA in parts else None
     padded = _padded(parts[RESHAPE]) if RESHAPE in parts else None
     return Change(shape, scale=scale, padded=padded)
 
 
 def bias_shape(parts: Parts) -> tuple[int, ...] | None:
-    """Return the shape of what a layer's tensors add to its bias, None if nothing."""
+    """Return the shape of the change of a layer's bias; None if there is none."""
     return next((tuple(parts[bias].shape) for bias in BIASES if bias in parts), None)
 
 
@@ -167,7 +166,7 @@ def _lokr(shapes: Shapes) -> tuple[int, ...]:
 def _glora(shapes: Shapes) -> tuple[int, ...]:
     _require(shapes, _GLORA)
     flat = [(shapes[name][0], math.prod(shapes[name][1:])) for name in _GLORA]
-    # Two spellings are about; the rank's axis tells them apart.
+    # Two layouts are in use; the axis of the rank distinguishes them.
     for a1, a2, b1, b2 in (flat, [flat[1], flat[0], flat[3], flat[2]]):
         if a1[1] == a2[0] == b1[1] == b2[0] and a1[0] == a2[1] and b2[1] % a1[0] == 0:
             return (b1[0], b2[1])
@@ -178,7 +177,7 @@ def _oft(shapes: Shapes) -> tuple[int, ...]:
     _require(shapes, ("oft_blocks",))
     stages, blocks, rows, columns = _rotations(shapes["oft_blocks"])
     total = blocks * rows
-    # Butterfly rotations halve their blocks and spread them twice as far at every stage.
+    # Each stage of a butterfly rotation halves the blocks and doubles their spacing.
     butterfly = len(shapes["oft_blocks"]) == 4
     if not total or rows != columns or (butterfly and (rows % 2 or total % (rows << stages - 1))):
         raise ValueError(f"has rotations of shape {shapes['oft_blocks']}")

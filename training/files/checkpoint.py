@@ -1,4 +1,4 @@
-"""Checkpoints of a run: all that step n + 1 needs, in one safetensors file, whole or absent."""
+"""Save and load checkpoints: all state for the next step, in one atomically written file."""
 
 from __future__ import annotations
 
@@ -16,25 +16,23 @@ from torch import Tensor
 
 from .tensor_file import data_digest, pack_tensors, read_header, read_tensors, replace_file
 
-FORMAT = "1"
-"""Of checkpoint files; those of another format are passed over."""
+FORMAT = "1"  # version of checkpoint files; files of other versions are skipped
 
 _CURVE = "curve/"
-_SEAL = "digest"
-"""Of all else in the file: a resumed run must be exact, so one flipped bit is one too many."""
+_SEAL = "digest"  # digest of the rest of the file: a resumed run must be exact to the bit
 
 _NAME = re.compile(r"^step_(\d{8})\.safetensors$")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run after a whole step.
+    """The state of a run after a complete step.
 
     Args:
-        step: Steps done.
-        tensors: What is learnt, its average and the optimiser's moments, on the CPU.
-        scalars: The optimiser's plain values by name.
-        curves: Losses so far, by name.
+        step: Number of steps done.
+        tensors: Learnt parameters, their average and the optimizer's moments, on the CPU.
+        scalars: The optimizer's plain values by name.
+        curves: Loss curves by name.
         facts: Plain values that were decided when the run began and stay when it is extended.
     """
 
@@ -46,7 +44,7 @@ class Checkpoint:
 
 
 def checkpoint_file(folder: Path, step: int) -> Path:
-    """Return where the checkpoint of a step lies."""
+    """Return the path of a step's checkpoint."""
     return folder / f"step_{step:08d}.safetensors"
 
 
@@ -54,7 +52,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write a checkpoint, then remove all but the last ``keep`` up to it; a failure removes none.
 
     Raises:
-        RuntimeError: The disk is full or the folder can't be written to; nothing is left behind.
+        RuntimeError: The disk is full or the folder can't be written to; no partial file is left.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +75,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     metadata[_SEAL] = _seal(metadata, packed.entries, packed.digest)
     path = checkpoint_file(folder, checkpoint.step)
     replace_file(path, packed.header(metadata), packed.data)
-    # Those of later steps belong to a longer run that was there before.
+    # Checkpoints of later steps belong to an earlier, longer run.
     for old in [file for file in checkpoints(folder) if file <= path][keep:]:
         with suppress(OSError):
             old.unlink()
@@ -102,7 +100,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Return a checkpoint.
 
     Raises:
-        ValueError: The file is damaged or of another version; the message says which.
+        ValueError: The file is damaged or of another version; the message gives the reason.
     """
     header = read_header(path)
     metadata = dict(header.metadata)
@@ -133,9 +131,9 @@ def _seal(metadata: Mapping[str, str], entries: Mapping[str, Any], digest: str) 
 
 
 def latest_checkpoint(folder: Path, most: int) -> tuple[Checkpoint | None, list[str]]:
-    """Return the latest usable checkpoint of at most ``most`` steps, and why others were not used.
+    """Return the latest usable checkpoint of at most ``most`` steps, and reasons for skipped ones.
 
-    A damaged one, or one of another version, is passed over for the one before.
+    Damaged checkpoints and those of another version are skipped.
     """
     notes = []
     for path in checkpoints(folder):
@@ -149,7 +147,7 @@ def latest_checkpoint(folder: Path, most: int) -> tuple[Checkpoint | None, list[
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed process left half-written; call it while holding the run's lock."""
+    """Remove partial files of a killed process; call it while holding the run's lock."""
     for path in folder.glob(".*.tmp"):
         with suppress(OSError):
             path.unlink()

@@ -1,4 +1,4 @@
-"""A concept: what a trained person, object or place is, and all of it that is passed on."""
+"""The ``Concept`` value: a trained person, object or place with its words and its LoRA."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from ..families import Family
 from .lora_state import LoraState, metadata_of
 from .metadata import family_of
 
+# Embedding width by text encoder, under ComfyUI's names, of all encoders that concepts support.
 TEXT_WIDTHS: dict[str, int] = {
     **{"clip_l": 768, "clip_g": 1280, "clip_h": 1024},
     **{"t5xxl": 4096, "umt5xxl": 4096},
 }
-"""Width of a token's row by text encoder, under ComfyUI's names: those that concepts can use."""
 
+# Text encoders of every family that supports concepts; SD3 also works without some of its own.
 TEXT_ENCODERS: dict[str, tuple[str, ...]] = {
     "SD1.5": ("clip_l",),
     "SD2": ("clip_h",),
@@ -28,35 +29,33 @@ TEXT_ENCODERS: dict[str, tuple[str, ...]] = {
     "Flux": ("clip_l", "t5xxl"),
     "Wan 2.1": ("umt5xxl",),
 }
-"""The text encoders of every family that has concepts; SD3 does without some of its own."""
 
 _LONGEST_NAME = 64
-_UNWRITABLE = "<>()[]{}:,;|\\\"'`/*?"
-"""Characters that would end a name, weight it or mean something else in a prompt."""
+_UNWRITABLE = "<>()[]{}:,;|\\\"'`/*?"  # characters with a meaning in prompts, not allowed in names
 
 
 @dataclass(frozen=True, eq=False)
 class Concept:
-    """One concept, for any prompt.
+    """A trained concept.
 
-    Its name stands for several words in a row: in ED-LoRA two, a new one and one that started
-    from a class word. Each has one row of numbers per layer of the denoiser that reads the text,
-    or a single row that all layers share. An ordinary LoRA that is fused has no words of its own:
-    no embeddings, but prompts that call it up.
+    The name stands for several consecutive words: in ED-LoRA for two, a new word and one
+    initialised from a class word. Each word has one embedding per layer of the denoiser that reads
+    the text, or a single embedding that all layers share. An ordinary LoRA that is fused has no
+    words: it has no embeddings, only prompts that trigger it.
 
     Args:
         name: The word that users write as ``<name>``.
-        class_words: What kind of thing it is, such as ``dog``; may be empty.
-        embeddings: ``(word, layer, dim)`` by text encoder; finite, fp32 on the CPU. Empty for one
-            without words.
-        lora: Its changes to denoiser and text encoder; may be empty.
-        prompts: What gradient fusion samples with.
-        images: ``(batch, height, width, 3)`` of it, for gradient fusion; or None.
-        strength: Multiplies the LoRA.
-        weight: Of this concept among those that are fused.
+        class_words: Class of the concept, such as ``dog``; may be empty.
+        embeddings: ``(word, layer, dim)`` by text encoder; finite, fp32 on the CPU. Empty for a
+            LoRA without words.
+        lora: LoRA on denoiser and text encoder; may be empty.
+        prompts: Prompts with which gradient fusion samples.
+        images: ``(batch, height, width, 3)`` pictures of the concept for gradient fusion, or None.
+        strength: Multiplier of the LoRA.
+        weight: Importance of this concept in a fusion.
 
     Raises:
-        ValueError: The name can't be written in a prompt, or the embeddings are no good.
+        ValueError: The name can't be written in a prompt, or the embeddings are invalid.
 
     Reference: Gu et al. 2023, arXiv:2305.18292, section 3.2 (ED-LoRA).
     """
@@ -71,29 +70,29 @@ class Concept:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse what no prompt could use."""
+        """Check the name and the embeddings."""
         object.__setattr__(self, "name", concept_name(self.name))
         if self.embeddings or not self.prompts:
             check_embeddings(self.embeddings, self.name)
 
     @property
     def words(self) -> int:
-        """How many words in a row the name stands for; 0 for an ordinary LoRA."""
+        """Number of consecutive words that the name stands for; 0 for an ordinary LoRA."""
         return next((rows.shape[0] for rows in self.embeddings.values()), 0)
 
     @property
     def layers(self) -> int:
-        """How many rows each word has: one per layer, or 1."""
+        """Number of embeddings of each word: one per layer, or 1."""
         return next((rows.shape[1] for rows in self.embeddings.values()), 1)
 
     @property
     def family(self) -> Family | None:
-        """The family of base models it was made for; None if its LoRA does not say."""
+        """Model family that the concept was trained for; None if its LoRA does not record it."""
         return family_of(metadata_of(self.lora))
 
     @property
     def digest(self) -> str:
-        """What the words are, in short: the same before it is saved and after it is loaded."""
+        """Digest of the words, equal before saving and after loading."""
         digest = hashlib.sha256(name_key(self.name).encode())
         for encoder, rows in sorted(self.embeddings.items()):
             digest.update(f"{encoder} {tuple(rows.shape)}".encode())
@@ -101,15 +100,15 @@ class Concept:
         return digest.hexdigest()[:16]
 
     def mean_rows(self) -> dict[str, Tensor]:
-        """Return each word's mean over the layers, ``(word, dim)`` by text encoder."""
+        """Return each word's mean embedding over the layers, ``(word, dim)`` by text encoder."""
         return {encoder: rows.float().mean(dim=1) for encoder, rows in self.embeddings.items()}
 
 
 def concept_name(text: str) -> str:
-    """Return a concept's name without the brackets that prompts write around it.
+    """Return a concept's name without the brackets around it in prompts.
 
     Raises:
-        ValueError: A prompt could not hold it.
+        ValueError: The name can't be written in a prompt.
     """
     name = unicodedata.normalize("NFC", text.strip())
     if name.startswith("<") and name.endswith(">"):
@@ -132,24 +131,24 @@ def concept_name(text: str) -> str:
 
 
 def name_key(name: str) -> str:
-    """Return what two spellings of the same name share: prompts don't tell upper from lower case."""
+    """Return a key of a name that ignores case, as prompts do."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def stored_rows(rows: Tensor) -> Tensor:
-    """Return embeddings as files and digests hold them: fp16, on the CPU, contiguous."""
+    """Return embeddings in the form of files and digests: fp16, on the CPU, contiguous."""
     return rows.detach().to("cpu", torch.float16).contiguous()
 
 
 def check_embeddings(embeddings: Mapping[str, Tensor], name: str) -> None:
-    """Refuse embeddings of wrong shapes or of numbers that a file can't hold.
+    """Raise unless embeddings have valid shapes and numbers that a file can store.
 
     Args:
         embeddings: ``(word, layer, dim)`` by text encoder.
-        name: Of the concept, for the message.
+        name: Name of the concept, for the message.
 
     Raises:
-        ValueError: They are no good; the message says where.
+        ValueError: The embeddings are invalid; the message gives the text encoder and the reason.
     """
     where = f"the embeddings of <{name}>"
     if not embeddings:
@@ -184,7 +183,7 @@ def named_once(concepts: Iterable[Concept]) -> dict[str, Concept]:
     """Return concepts by the key of their name.
 
     Raises:
-        ValueError: Two have the same name: a prompt could not tell them apart.
+        ValueError: Two concepts have the same name, which is ambiguous in prompts.
     """
     found: dict[str, Concept] = {}
     for concept in concepts:

@@ -1,4 +1,4 @@
-"""A concept's words as text in a LoRA file's metadata, and as tensors in a file beside it."""
+"""Store a concept's words in the metadata of a LoRA file, or as tensors in a companion file."""
 
 from __future__ import annotations
 
@@ -15,27 +15,25 @@ from torch import Tensor
 from .concept import Concept, check_embeddings, concept_name, stored_rows
 from .lora_state import LoraState, metadata_of
 
-CONCEPT = "pastiche.concept"
-"""The metadata key of a concept's name, class and rows, JSON."""
+CONCEPT = "pastiche.concept"  # metadata key of a concept's name, class and embeddings, as JSON
 
+# Key in that JSON of the name and digest of a companion file, used if there are too many
+# embeddings.
 COMPANION = "companion"
-"""In that JSON: name and digest of the file that has the rows, where they are too many."""
 
+# Suffix of the key of a text encoder's ``(word, layer, dim)`` in a companion file. The encoder's
+# own name is the key of each word's mean embedding, which ComfyUI reads.
 ROWS = ".rows"
-"""Ends the key of a text encoder's ``(word, layer, dim)`` in a companion file.
-
-Beside it, under the encoder's own name, lies each word's mean row: ComfyUI reads that one.
-"""
 
 _KEYS = ("name", "class_words", "prompts")
 
 
 def concept_metadata(concept: Concept, companion: str = "") -> str:
-    """Return what a LoRA file says of a concept.
+    """Return the JSON text that describes a concept in the metadata of a LoRA file.
 
     Args:
-        concept: Its rows are rounded to fp16, and packed as base64.
-        companion: Name of the file that has the rows instead; empty if this text has them.
+        concept: The concept; its embeddings are rounded to fp16 and encoded as base64.
+        companion: Name of the companion file with the embeddings; empty to put them into this text.
     """
     said: dict[str, Any] = {
         "name": concept.name,
@@ -56,12 +54,12 @@ def concept_metadata(concept: Concept, companion: str = "") -> str:
 
 
 def companion_of(lora: Mapping[str, Tensor]) -> str:
-    """Return the name of the file that has a concept's rows; empty if its metadata have them.
+    """Return the name of the companion file; empty if the metadata contain the embeddings.
 
     Raises:
-        ValueError: The metadata are of no concept.
+        ValueError: The metadata don't describe a concept.
     """
-    companion = _said(lora).get(COMPANION)
+    companion = _entry(lora).get(COMPANION)
     if companion is None:
         return ""
     if not isinstance(companion, dict) or not isinstance(companion.get("file"), str):
@@ -70,21 +68,21 @@ def companion_of(lora: Mapping[str, Tensor]) -> str:
 
 
 def is_concept(lora: Mapping[str, Tensor]) -> bool:
-    """Return whether a LoRA says that it is a concept's."""
+    """Return whether the metadata of a LoRA describe a concept."""
     return CONCEPT in metadata_of(lora)
 
 
 def concept_of(lora: LoraState, companion: Mapping[str, Tensor] | None = None) -> Concept:
-    """Return the concept that a LoRA file is.
+    """Return the concept stored in a LoRA file.
 
     Args:
-        lora: The file; its own words of the concept don't stay in the result's metadata.
-        companion: Tensors of the companion file, where ``companion_of`` names one.
+        lora: Contents of the file; the concept's metadata entry is removed from the result's LoRA.
+        companion: Tensors of the companion file, if ``companion_of`` names one.
 
     Raises:
-        ValueError: It is damaged, or the companion is another concept's.
+        ValueError: The file is damaged, or the companion belongs to another concept.
     """
-    said = _said(lora)
+    said = _entry(lora)
     if not all(isinstance(said.get(key), str) for key in _KEYS[:2]):
         raise _damaged("its name or class is missing")
     prompts = said.get("prompts", [])
@@ -113,32 +111,32 @@ def concept_of(lora: LoraState, companion: Mapping[str, Tensor] | None = None) -
 
 
 def companion_tensors(concept: Concept) -> dict[str, Tensor]:
-    """Return the tensors of a companion file: all rows, and the mean rows for ComfyUI to read."""
+    """Return the tensors of a companion file: all embeddings, and their means for ComfyUI."""
     rows = {f"{name}{ROWS}": stored_rows(rows) for name, rows in concept.embeddings.items()}
     return {**embedding_tensors(concept), **rows}
 
 
 def embedding_tensors(concept: Concept) -> dict[str, Tensor]:
-    """Return each word's mean row, fp16, as ComfyUI reads an ``embedding:`` file."""
+    """Return each word's mean embedding in fp16, in ComfyUI's ``embedding:`` format."""
     return {name: stored_rows(rows) for name, rows in concept.mean_rows().items()}
 
 
 def companion_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the rows of a companion file, ``(word, layer, dim)`` by text encoder, fp32."""
+    """Return the embeddings in a companion file, ``(word, layer, dim)`` by text encoder, fp32."""
     return {
         key.removesuffix(ROWS): rows.float() for key, rows in tensors.items() if key.endswith(ROWS)
     }
 
 
 def plain_rows(embeddings: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Return an ordinary embedding's rows as a concept's: one for all layers.
+    """Return an ordinary embedding as that of a concept, which all layers share.
 
     Args:
         embeddings: ``(word, dim)`` or ``(dim,)`` by text encoder.
-        name: Of the concept, for messages.
+        name: Name of the concept, for messages.
 
     Raises:
-        ValueError: They are no good.
+        ValueError: The embeddings are invalid.
     """
     rows = {
         encoder: tensor.detach().float().reshape(-1, 1, tensor.shape[-1])
@@ -152,7 +150,7 @@ def _bytes(rows: Tensor) -> bytes:
     return stored_rows(rows).numpy().astype("<f2").tobytes()
 
 
-def _said(lora: Mapping[str, Tensor]) -> dict[str, Any]:
+def _entry(lora: Mapping[str, Tensor]) -> dict[str, Any]:
     try:
         said = json.loads(metadata_of(lora).get(CONCEPT, "null"))
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Names that users type for files, safe on every system."""
+"""Validate file names typed by users, so that they are safe on every system."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def relative_name(text: str, what: str = "the name") -> PurePosixPath:
     """Return a typed name as a path below some folder, ``subfolder/name``.
 
     Args:
-        text: With ``/`` or ``\\\\`` between its parts.
-        what: What it names, for the message.
+        text: Typed name, with ``/`` or ``\\\\`` between its parts.
+        what: Subject of the error message.
 
     Raises:
-        ValueError: It is absolute, leaves the folder, or is no file name on some system.
+        ValueError: The name is absolute, leaves the folder, or is invalid on some system.
     """
     parts = text.strip().replace("\\", "/").split("/")
     fault = next((fault for fault in map(_fault, parts) if fault), None)

@@ -1,4 +1,4 @@
-"""What a Break-for-Make half says of itself, and whether two halves fit together."""
+"""Metadata of Break-for-Make halves, and checks whether two halves fit together."""
 
 from __future__ import annotations
 
@@ -23,32 +23,30 @@ ROLE, BASIS, OWNER, TOKEN = (
     "pastiche.token",
 )
 HALF_ROLES: dict[str, Role] = {"content half": "content", "style half": "style"}
-IMPORTED = "imported"
-"""The basis of a half of the released code: only its numbers say which it is."""
+IMPORTED = "imported"  # basis of a half from the released code, which records no digest
 
-AS_SAID = "as the file says"
-"""The choice that leaves a half's role or owner to its file."""
+AS_SAID = "as the file says"  # choice that takes a half's role or owner from its file
 
+# Ends of the layers whose ``up`` the released code freezes at a basis; it freezes all others at
+# zero.
 _WITH_BASIS = ("to_q", "to_k", "to_v")
-"""Ends of the layers whose ``up`` the released code freezes at a basis; all others at zero."""
 
+# Largest relative difference of a basis' Gram matrix from the identity. Squares double a
+# difference, and each half may differ by ``halves.BASIS_TOLERANCE``.
 _BASIS_SLACK = 0.05
-"""Relative difference of a whole basis' Gram from the identity: squares double a difference, and
-``halves.BASIS_TOLERANCE`` of each half is allowed."""
 
-_LONGEST_NAME = 80
-"""Of a layer in a message, cut where a file's keys are long."""
+_LONGEST_NAME = 80  # layer names in messages are cut to this length
 
 
 @dataclass(frozen=True)
-class HalfFacts:
-    """What a half must say of itself.
+class HalfMetadata:
+    """The metadata that every half records.
 
     Args:
-        role: Whose half it is.
+        role: Whether it is a content or a style half.
         basis: Digest of the frozen halves, or ``IMPORTED``.
         content_owns: The part that contents own on this basis.
-        token: The word that calls it up; empty if none was given.
+        token: The trigger word; empty if there is none.
     """
 
     role: Role
@@ -57,7 +55,7 @@ class HalfFacts:
     token: str = ""
 
     def as_metadata(self) -> dict[str, str]:
-        """Return the facts as a half's metadata hold them."""
+        """Return the fields as entries of a file's metadata."""
         return {
             ROLE: f"{self.role} half",
             BASIS: self.basis,
@@ -66,11 +64,11 @@ class HalfFacts:
         }
 
 
-def half_facts(half: Mapping[str, Tensor]) -> HalfFacts:
-    """Return what a half says of itself.
+def half_metadata(half: Mapping[str, Tensor]) -> HalfMetadata:
+    """Return the metadata of a half.
 
     Raises:
-        ValueError: It is an ordinary LoRA.
+        ValueError: The LoRA is not a half.
     """
     metadata = metadata_of(half)
     role = HALF_ROLES.get(metadata.get(ROLE, ""))
@@ -80,14 +78,14 @@ def half_facts(half: Mapping[str, Tensor]) -> HalfFacts:
             "a half must come from Train Half or Load Half, got an ordinary LoRA; "
             "train it as a half, or apply it with Apply LoRA (Pastiche)"
         )
-    return HalfFacts(role, metadata[BASIS], cast(Part, owner), metadata.get(TOKEN, ""))
+    return HalfMetadata(role, metadata[BASIS], cast(Part, owner), metadata.get(TOKEN, ""))
 
 
 def half_layers(half: Mapping[str, Tensor]) -> dict[str, LowRank]:
     """Return a half's factors by layer name.
 
     Raises:
-        ValueError: A layer is not of two factors, or is scaled.
+        ValueError: A layer does not consist of two factors, or has a scale other than 1.
     """
     layers = {}
     for layer, parts in parts_by_layer(half).items():
@@ -114,24 +112,23 @@ def half_layers(half: Mapping[str, Tensor]) -> dict[str, LowRank]:
 
 
 def as_half(lora: LoraState, role: str = AS_SAID, content_owns: str = AS_SAID) -> LoraState:
-    """Return a LoRA as the half that it says it is or that the released code made.
+    """Return a LoRA as a half, from this pack or from the released code.
 
-    A half of this pack is returned itself. One of the released code says nothing of itself: it
-    gets the role that is chosen, the basis ``IMPORTED``, and the released owner unless another is
-    chosen.
+    A half of this pack is returned unchanged. A half of the released code has no metadata: it gets
+    the chosen role, the basis ``IMPORTED``, and the released owner unless another one is chosen.
 
     Args:
-        lora: A whole file.
+        lora: Contents of the file.
         role: ``content``, ``style`` or ``AS_SAID``.
         content_owns: ``down``, ``up`` or ``AS_SAID``.
 
     Raises:
-        ValueError: The choices contradict the file, a role is missing, or it is no half.
+        ValueError: The choices contradict the file, the role is missing, or the LoRA is not a half.
     """
     if metadata_of(lora).get(ROLE):
-        facts = half_facts(lora)
-        _require_said("role", role, facts.role)
-        _require_said("content_owns", content_owns, facts.content_owns)
+        facts = half_metadata(lora)
+        _require_match("role", role, facts.role)
+        _require_match("content_owns", content_owns, facts.content_owns)
         half_layers(lora)
         return lora
     if role == AS_SAID:
@@ -141,17 +138,17 @@ def as_half(lora: LoraState, role: str = AS_SAID, content_owns: str = AS_SAID) -
         )
     _require_frozen(half_layers(lora))
     owner = CONTENT_OWNS if content_owns == AS_SAID else content_owns
-    facts = HalfFacts(cast(Role, role), IMPORTED, cast(Part, owner))
+    facts = HalfMetadata(cast(Role, role), IMPORTED, cast(Part, owner))
     return LoraState(lora, {**lora.metadata, **facts.as_metadata()})
 
 
 def check_fit(content: Mapping[str, Tensor], style: Mapping[str, Tensor]) -> Part:
-    """Refuse halves that can't be made into one; return the part that the content owns.
+    """Raise unless two halves can be joined; return the part that the content owns.
 
     Raises:
         ValueError: Roles, bases, architectures, owners, tokens, layers or frozen halves don't fit.
     """
-    ours, other = half_facts(content), half_facts(style)
+    ours, other = half_metadata(content), half_metadata(style)
     for name, facts in (("content", ours), ("style", other)):
         if facts.role != name:
             raise ValueError(
@@ -184,7 +181,7 @@ def check_fit(content: Mapping[str, Tensor], style: Mapping[str, Tensor]) -> Par
 
 
 def check_tokens(content: str, style: str) -> None:
-    """Refuse a content and a style that one word would call up.
+    """Raise if a content and a style have the same trigger word.
 
     Raises:
         ValueError: Both tokens are the same.
@@ -196,7 +193,7 @@ def check_tokens(content: str, style: str) -> None:
         )
 
 
-def _require_said(what: str, chosen: str, said: str) -> None:
+def _require_match(what: str, chosen: str, said: str) -> None:
     if chosen not in (AS_SAID, said):
         raise ValueError(
             f"{what} must be what the half says of itself, {said}, got {chosen}; choose {AS_SAID!r}"
@@ -204,10 +201,11 @@ def _require_said(what: str, chosen: str, said: str) -> None:
 
 
 def _require_frozen(layers: Mapping[str, LowRank]) -> None:
-    """Refuse layers without the frozen halves that the released code or this pack gives them.
+    """Raise unless all layers have frozen halves of the released code or of this pack.
 
-    No half freezes ``down`` at zero. This pack's frozen halves are a whole basis at every layer;
-    the released code freezes ``up`` at zero wherever it draws no basis, which no LoRA learns to.
+    No half freezes ``down`` at zero. In this pack the frozen halves of every layer form a whole
+    basis. The released code freezes ``up`` at zero in layers without a basis, which an ordinary
+    LoRA never has.
     """
     whole = all(map(_is_whole_basis, layers.values()))
     for layer, factors in layers.items():

@@ -1,4 +1,4 @@
-"""LoRA files of every usual trainer as ``LoraState``, and their precision in a file."""
+"""Read LoRA files of all common trainers as ``LoraState``, and convert their precision."""
 
 from __future__ import annotations
 
@@ -17,31 +17,28 @@ from .lora_state import LoraState
 from .tensor_file import read_header, read_tensors
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-"""What the factors of a file may be stored in."""
 
-_ADAPTER_CONFIG = "lora_adapter_metadata"
-"""Where diffusers and PEFT keep alpha: their configuration as JSON."""
+_ADAPTER_CONFIG = "lora_adapter_metadata"  # metadata key of the JSON config of diffusers and PEFT
 
-_LARGEST = torch.finfo(torch.float16).max
-"""Change of a weight: more is no training's and makes half precision infinite."""
+_LARGEST = torch.finfo(torch.float16).max  # a larger change of a weight is infinite in fp16
 
-_LONGEST_NAME = 80
-"""Of a layer in a message, cut where a file's keys are long."""
+_LONGEST_NAME = 80  # layer names in messages are cut to this length
 
 
 def read_lora(path: Path) -> LoraState:
-    """Return a LoRA file, its keys in this pack's spelling where that is a pure renaming.
+    """Return the LoRA in a file, with keys renamed to this pack's spelling where possible.
 
     Reads files of this pack, of ComfyUI's trainer, kohya, diffusers, PEFT and the released Pair
-    Customization code. All is checked: a file is read whole or refused.
+    Customization code. A file with any fault is refused.
 
     Raises:
-        ValueError: It is no whole safetensors file or no LoRA; the message says why.
+        ValueError: It is not a complete safetensors file or not a LoRA; the message gives the
+            reason.
     """
     header = read_header(path)
     name = path.name
     try:
-        # Before the tensors are read: a checkpoint in the wrong folder may have many gigabytes.
+        # Checked before the tensors are read: a checkpoint in the wrong folder may be very large.
         layers = parts_by_layer(header.entries)
     except ValueError as error:
         raise ValueError(f"{name!r} must be a LoRA, but {error}; choose another file") from error
@@ -57,12 +54,12 @@ def read_lora(path: Path) -> LoraState:
 
 
 def respelled(lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a LoRA under this pack's keys where that is a pure renaming.
+    """Return a LoRA with keys renamed to this pack's spelling where possible.
 
     UNet layers get kohya's names, which ComfyUI maps; all other names are ComfyUI's already.
 
     Raises:
-        ValueError: A key is of no known trainer.
+        ValueError: No known trainer writes such a key.
     """
     return {
         part_key(layer, part, has_mid=MID in parts): lora[key]
@@ -72,7 +69,7 @@ def respelled(lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fault_of(lora: Mapping[str, Tensor]) -> str | None:
-    """Return what is wrong with a LoRA's tensors, in words; None if nothing is."""
+    """Return a description of the first fault in a LoRA's tensors; None if there is none."""
     for layer, parts in parts_by_layer(lora).items():
         fault = _fault({part: lora[key] for part, key in parts.items()})
         if fault is not None:
@@ -81,10 +78,10 @@ def fault_of(lora: Mapping[str, Tensor]) -> str | None:
 
 
 def sound(lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a LoRA, which may come from another pack's loader, respelled and checked.
+    """Return a LoRA, which may come from another pack's loader, with renamed and checked tensors.
 
     Raises:
-        ValueError: A key is of no known trainer, or a layer is damaged.
+        ValueError: No known trainer writes such a key, or a layer is damaged.
     """
     try:
         fault = fault_of(lora)
@@ -96,14 +93,14 @@ def sound(lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def require_named_once(layers: Iterable[str], targets: Mapping[str, object]) -> None:
-    """Check that no two of a LoRA's layers mean the same layer of a model: one would be lost.
+    """Raise if two layers of a LoRA name the same layer of a model, because one would be lost.
 
     Args:
-        layers: Names in the LoRA.
-        targets: What a layer's name means in the model; names without a meaning may lack.
+        layers: Layer names in the LoRA.
+        targets: The model's layer by LoRA layer name; unknown names may be missing.
 
     Raises:
-        ValueError: Two do.
+        ValueError: Two names have the same layer of the model.
     """
     named: dict[object, str] = {}
     for layer in layers:
@@ -115,14 +112,14 @@ def require_named_once(layers: Iterable[str], targets: Mapping[str, object]) -> 
 
 
 def in_precision(lora: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
-    """Return a LoRA's tensors as a file keeps them: contiguous, alone in memory, alpha in fp32.
+    """Return a LoRA's tensors in a precision: contiguous, without shared memory, alpha in fp32.
 
     Args:
-        lora: By file key; a plain dict serves too.
+        lora: Tensors by file key, in a ``LoraState`` or a plain dict.
         precision: One of ``PRECISIONS``.
 
     Raises:
-        ValueError: It is no LoRA, is broken, or has numbers that the precision cannot hold.
+        ValueError: It is not a LoRA, is damaged, or has numbers outside the precision's range.
     """
     fault = fault_of(lora) if lora else "it has no layers"
     if fault is not None:
@@ -130,7 +127,7 @@ def in_precision(lora: Mapping[str, Tensor], precision: str) -> dict[str, Tensor
     stored: dict[str, Tensor] = {}
     for key, tensor in respelled(lora).items():
         dtype = PRECISIONS[precision] if tensor.is_floating_point() else tensor.dtype
-        if key.endswith(f".{ALPHA}"):  # one number that scales the whole layer
+        if key.endswith(f".{ALPHA}"):  # a single number that scales the layer
             dtype = torch.float32
         stored[key] = tensor.detach().to("cpu", dtype, copy=True).contiguous()
         if not _finite(stored[key]):
@@ -152,7 +149,7 @@ def rank_and_alpha(lora: Mapping[str, Tensor]) -> tuple[int, float] | None:
 
 
 def _fault(parts: Mapping[str, Tensor]) -> str | None:
-    """Return what is wrong with a layer's tensors, None if nothing is."""
+    """Return a description of the fault in a layer's tensors; None if there is none."""
     for part, tensor in parts.items():
         if not _finite(tensor):
             return "holds numbers that are not finite"
@@ -170,7 +167,7 @@ def _fault(parts: Mapping[str, Tensor]) -> str | None:
 
 
 def _largest(parts: Mapping[str, Tensor]) -> float:
-    """Return a bound of what the factors of a layer can add to a weight."""
+    """Return an upper bound of the change that a layer's factors make to a weight."""
     bound = abs(float(parts[ALPHA])) if ALPHA in parts else float(parts[DOWN].shape[0])
     for part in (DOWN, UP, MID):
         if part in parts:
@@ -185,7 +182,7 @@ def _finite(tensor: Tensor) -> bool:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Return a tensor that can be asked for its largest number; fp8 has no such function."""
+    """Return the tensor in a dtype with a maximum function, which fp8 lacks."""
     return tensor if tensor.dtype.itemsize > 1 else tensor.float()
 
 
@@ -195,7 +192,7 @@ def _config_alphas(
     tensors: Mapping[str, Tensor],
     name: str,
 ) -> dict[str, Tensor]:
-    """Return the alphas that PEFT keeps in its configuration rather than in tensors."""
+    """Return the alphas that PEFT stores in its configuration, not in tensors."""
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -213,7 +210,7 @@ def _config_alphas(
 
 
 def _config_alpha(config: Mapping[str, Any], root: str, rank: int, name: str) -> float | None:
-    """Return a layer's alpha; ``root`` is the model's name that diffusers puts before settings."""
+    """Return a layer's alpha; ``root`` is the model name that prefixes settings in diffusers."""
 
     def setting(key: str) -> Any:
         return config.get(f"{root}.{key}", config.get(key))

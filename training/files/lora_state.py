@@ -1,4 +1,4 @@
-"""LoRAs as state dicts: what travels on LORA_MODEL wires and lies in files."""
+"""LoRAs as state dicts, the form on LORA_MODEL sockets and in files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ...lora_ops.keys import factor_keys
 
 
 class LoraState(dict[str, Tensor]):
-    """A LoRA by file key, with the metadata of its file.
+    """A LoRA's tensors by file key, with the metadata of its file.
 
-    Tensors lie on the CPU, are contiguous and never share storage: core's Save LoRA needs that.
+    Tensors are on the CPU, contiguous and without shared storage, as core's Save LoRA requires.
 
     Args:
-        tensors: By the keys of the saved file.
-        metadata: Strings by strings, as safetensors keeps them.
+        tensors: Tensors by the keys of the saved file.
+        metadata: Metadata of the safetensors file, strings by strings.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None):
@@ -31,12 +31,12 @@ def lora_state(
     metadata: Mapping[str, str],
     dtype: torch.dtype = torch.float32,
 ) -> LoraState:
-    """Return the state dict of low-rank layers, alpha written out.
+    """Return the state dict of low-rank layers, with an explicit alpha for each.
 
     Args:
-        layers: Factors by layer name, as ``keys.factor_keys`` takes it.
-        metadata: Strings by strings.
-        dtype: Of the factors in the result.
+        layers: Factors by layer name, in one of the two spellings of ``keys.factor_keys``.
+        metadata: Metadata of the file, strings by strings.
+        dtype: Dtype of the factors in the result.
     """
     tensors: dict[str, Tensor] = {}
     for layer, factors in layers.items():
@@ -49,7 +49,7 @@ def lora_state(
 
 
 def metadata_of(lora: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return the metadata of a LoRA on a wire; a plain dict, as core's trainer makes, has none."""
+    """Return the metadata of a LoRA; a plain dict, as core's trainer returns, has none."""
     return dict(lora.metadata) if isinstance(lora, LoraState) else {}
 
 

@@ -1,4 +1,4 @@
-"""What a LoRA file says of itself: modelspec, the customary ``ss_`` keys and our own."""
+"""Metadata of LoRA files: modelspec, kohya's ``ss_`` keys and this pack's own keys."""
 
 from __future__ import annotations
 
@@ -10,35 +10,34 @@ from typing import Any
 from ..families import FAMILIES, Family
 
 STYLE_WORDS = "pastiche.style_words"
+# Keys that differ between two files of the same LoRA.
 DATES = frozenset({"modelspec.date", "ss_training_started_at", "ss_training_finished_at"})
-"""Keys that differ between two files of the same LoRA."""
 
-_CUSTOMARY = {
+_CUSTOMARY = {  # kohya's keys, with the keys under which this pack stores the same values
     "ss_steps": "pastiche.steps",
     "ss_max_train_steps": "pastiche.steps",
     "ss_learning_rate": "pastiche.learning_rate",
     "ss_seed": "pastiche.seed",
     "ss_num_train_images": "pastiche.pairs",
 }
-"""kohya's names for what this pack keeps under its own."""
 
 _STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 
 
 @dataclass(frozen=True)
-class FileFacts:
-    """What is known of a file when it is saved.
+class FileMetadata:
+    """Metadata that are known only when a file is saved.
 
     Args:
-        title: Its name, without folder and ending.
-        date: ISO 8601.
-        tensor_digest: SHA-256 of its tensors, hexadecimal.
-        family: Its base's, if known.
-        rank_and_alpha: Of all its layers, or None if they differ.
+        title: Name of the file, without folder and ending.
+        date: Date in ISO 8601.
+        tensor_digest: SHA-256 of the tensors, hexadecimal.
+        family: Model family of the base, if it is known.
+        rank_and_alpha: Rank and alpha of all layers, or None if they differ.
         prediction_type: ``epsilon``, ``v`` or ``flow``; empty if unknown.
-        trigger: Words that call it up; empty if there are none.
-        style_words: The style phrase it was trained with; empty if there is none.
-        thumbnail: A data URI; empty if there is none.
+        trigger: Trigger words; empty if there are none.
+        style_words: Style phrase of the training; empty if there is none.
+        thumbnail: Data URI of a picture; empty if there is none.
     """
 
     title: str
@@ -52,14 +51,14 @@ class FileFacts:
     thumbnail: str = ""
 
 
-def file_metadata(lora: Mapping[str, str], facts: FileFacts) -> dict[str, str]:
-    """Return the metadata of a file: all that the LoRA carries, completed by what is known now.
+def file_metadata(lora: Mapping[str, str], facts: FileMetadata) -> dict[str, str]:
+    """Return the metadata of a file: those of the LoRA, completed by those of the file.
 
-    Keys follow the modelspec 1.0.0 of Stability AI and kohya's customs.
+    Keys follow the modelspec 1.0.0 of Stability AI and kohya's conventions.
 
     Args:
-        lora: The LoRA's own metadata; keeps its word on anything but the file itself.
-        facts: What is known of the file.
+        lora: Metadata of the LoRA, which take precedence except for the file itself.
+        facts: Metadata of the file.
     """
     metadata = {key: value for key, value in lora.items() if key not in _STALE}
     style_words = facts.style_words or metadata.get(STYLE_WORDS, "")
@@ -91,7 +90,7 @@ def file_metadata(lora: Mapping[str, str], facts: FileFacts) -> dict[str, str]:
 
 
 def family_of(metadata: Mapping[str, str]) -> Family | None:
-    """Return the family that metadata name, None if they name none that the pack knows."""
+    """Return the model family named in metadata; None if it is missing or unknown."""
     architecture = metadata.get("modelspec.architecture", "")
     version = metadata.get("ss_base_model_version", "")
     for family in FAMILIES.values():
@@ -121,7 +120,7 @@ def _size(rank_and_alpha: tuple[int, float] | None) -> dict[str, str]:
 
 
 def as_metadata(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values as safetensors metadata holds them: strings, other values as JSON."""
+    """Return the values as safetensors metadata: strings unchanged, other values as JSON."""
     return {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in values.items()

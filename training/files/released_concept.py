@@ -1,4 +1,4 @@
-"""Concepts of the released Mix-of-Show code: ``.pth`` files, read as numbers and nothing else."""
+"""Read concepts of the released Mix-of-Show code from ``.pth`` files, without executing them."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _METADATA = {
 
 
 def read_authors_concept(path: Path) -> tuple[dict[str, Tensor], LoraState, list[str]]:
-    """Return a released concept's rows by text encoder, its LoRA, and the words it was written as.
+    """Return a released concept's embeddings by text encoder, its LoRA, and its words.
 
-    The words are joined in the file's order: they stood beside each other in every caption. Its
-    factors act unscaled, so alpha is the rank.
+    The words are joined in the file's order, because they were adjacent in every caption. The
+    factors are not scaled, so alpha is the rank.
 
     Args:
-        path: Of a file made by ``torch.save``. Only tensors and plain containers are unpickled: a
-            file that asks for anything else is refused before anything in it runs.
+        path: Path of a file written by ``torch.save``. Only tensors and plain containers are
+            unpickled; a file with anything else is refused before any of it is executed.
 
     Raises:
-        ValueError: It is no such file; the message says why.
+        ValueError: It is not such a file; the message gives the reason.
 
     Reference: Gu et al. 2023, arXiv:2305.18292, the released code's checkpoints.
     """
@@ -85,7 +85,7 @@ def _params(path: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def _encoder_of(row: Tensor, name: str) -> str:
-    """Return the one text encoder of SD1.5, which is all that the released code trains."""
+    """Return the text encoder of SD1.5, the only family that the released code trains."""
     width = TEXT_WIDTHS["clip_l"]
     if row.shape[1] != width:
         raise _unlike(name, f"its rows have {row.shape[1]} numbers where SD1.5's have {width}")

@@ -1,4 +1,4 @@
-"""Safetensors files, read without trust and written whole or not at all."""
+"""Read safetensors files with full validation, and write them atomically."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _BYTES = {
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says of itself, checked against the file's size.
+    """The header of a safetensors file, checked against the file's size.
 
     Args:
-        entries: By tensor name: dtype, shape and offsets.
-        metadata: Strings by strings.
-        start: Where the tensors' bytes begin.
+        entries: Dtype, shape and offsets by tensor name.
+        metadata: Metadata of the file, strings by strings.
+        start: Offset of the tensors' bytes in the file.
     """
 
     entries: dict[str, Any]
@@ -46,11 +46,11 @@ class Header:
 
 @dataclass(frozen=True)
 class PackedTensors:
-    """Tensors in the layout of a file.
+    """Tensors serialised in the layout of a file.
 
     Args:
-        entries: The header's, by tensor name.
-        data: The tensors' bytes, without the header.
+        entries: Header entries by tensor name.
+        data: Bytes of the tensors, without the header.
         digest: SHA-256 of ``data``, hexadecimal.
     """
 
@@ -59,7 +59,7 @@ class PackedTensors:
     digest: str
 
     def header(self, metadata: Mapping[str, str]) -> bytes:
-        """Return the bytes in front of ``data``, the same for the same metadata in any order."""
+        """Return the header's bytes, which do not depend on the order of the metadata."""
         text = json.dumps(
             {METADATA: dict(sorted(metadata.items())), **self.entries}, separators=(",", ":")
         ).encode()
@@ -68,10 +68,10 @@ class PackedTensors:
 
 
 def read_header(path: Path) -> Header:
-    """Return a safetensors file's header; nothing in the file is trusted or executed.
+    """Return a safetensors file's validated header.
 
     Raises:
-        ValueError: It is no whole safetensors file; the message says why.
+        ValueError: It is not a complete safetensors file; the message gives the reason.
     """
     name = path.name
     if path.suffix.lower() not in (".safetensors", ".sft"):
@@ -85,7 +85,7 @@ def read_header(path: Path) -> Header:
             first = file.read(_LENGTH.size)
             length = _LENGTH.unpack(first)[0] if len(first) == _LENGTH.size else 0
             if not 2 <= length <= _LONGEST_HEADER:
-                # Only now: a header of 640 bytes begins with the bytes of a pickle.
+                # Checked last, because a header of 640 bytes begins with the bytes of a pickle.
                 if first.startswith(_PICKLE_STARTS):
                     raise ValueError(
                         f"{name!r} must be a safetensors file, got a pickle under that name, which "
@@ -110,10 +110,10 @@ def read_header(path: Path) -> Header:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return a safetensors file's tensors, each in memory of its own.
+    """Return a safetensors file's tensors, each in separate memory.
 
     Raises:
-        ValueError: It is no whole safetensors file.
+        ValueError: It is not a complete safetensors file.
     """
     read_header(path)
     try:
@@ -123,7 +123,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> PackedTensors:
-    """Return tensors in the layout of a file; they must be contiguous and share no memory."""
+    """Return tensors serialised for a file; they must be contiguous and share no memory."""
     blob = memoryview(safetensors.torch.save(dict(tensors)))
     start = _LENGTH.size + _LENGTH.unpack(blob[: _LENGTH.size])[0]
     entries = json.loads(bytes(blob[_LENGTH.size : start]))
@@ -135,7 +135,7 @@ def pack_tensors(tensors: Mapping[str, Tensor]) -> PackedTensors:
 def holds(
     path: Path, packed: PackedTensors, metadata: Mapping[str, str], ignoring: Collection[str]
 ) -> bool:
-    """Return whether a file holds these tensors and this metadata, leaving some keys aside."""
+    """Return whether a file has these tensors and this metadata, except for the ignored keys."""
     try:
         header = read_header(path)
     except ValueError:
@@ -148,18 +148,18 @@ def holds(
 
 
 def data_digest(path: Path, header: Header) -> str:
-    """Return the SHA-256 of a file's tensors, hexadecimal, as ``PackedTensors`` has it."""
+    """Return the SHA-256 of a file's tensors, hexadecimal, equal to ``PackedTensors.digest``."""
     with path.open("rb") as file:
         file.seek(header.start)
         return hashlib.sha256(file.read()).hexdigest()
 
 
 def write_new(path: Path, *pieces: bytes | memoryview) -> None:
-    """Write a file that must not exist yet, so that it appears whole or not at all.
+    """Write a new file atomically.
 
     Raises:
-        FileExistsError: Something has that name; it is untouched.
-        RuntimeError: The disk is full or the folder cannot be written to; nothing is left behind.
+        FileExistsError: A file of that name exists; it is unchanged.
+        RuntimeError: The disk is full or the folder cannot be written to; no partial file is left.
     """
     size = sum(len(piece) for piece in pieces)
     try:
@@ -173,7 +173,7 @@ def write_new(path: Path, *pieces: bytes | memoryview) -> None:
                 file.write(piece)
             file.flush()
             os.fsync(file.fileno())
-        # Claims the name, so that two processes never take the same one.
+        # Reserve the name, so that two processes never use the same one.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         claimed = True
         Path(temporary).chmod(path.stat().st_mode)
@@ -190,10 +190,10 @@ def write_new(path: Path, *pieces: bytes | memoryview) -> None:
 
 
 def replace_file(path: Path, *pieces: bytes | memoryview) -> None:
-    """Write a file, over one of that name, so that readers see the old or the new one, whole.
+    """Replace a file atomically: readers see the old or the new file, never a partial one.
 
     Raises:
-        RuntimeError: The disk is full or the folder cannot be written to; the old one stays.
+        RuntimeError: The disk is full or the folder cannot be written to; the old file is kept.
     """
     size = sum(len(piece) for piece in pieces)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -218,7 +218,7 @@ def _parse(name: str, text: bytes) -> dict[str, Any]:
         return dict(pairs)
 
     try:
-        # The format is UTF-8; json alone would take other encodings too.
+        # The format requires UTF-8; json.loads would accept other encodings too.
         entries = json.loads(text.decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise _damaged(name, "its header cannot be read") from error

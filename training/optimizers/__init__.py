@@ -1,1 +1,1 @@
-"""Optimizers by name, and those that work on a layer's two factors together."""
+"""Optimizers by name, and optimizers that update both factors of a layer jointly."""

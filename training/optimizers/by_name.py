@@ -1,4 +1,4 @@
-"""Optimisers by name: torch's own, with the pack's defaults, and those that need whole layers."""
+"""Create optimizers by name: torch's own with this pack's defaults, and preconditioned ones."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ..adapters import TrainedAdapter, rate_groups
 from ..config import TrainingConfig
 from ..words import LearntWords
 from .factor_optimizer import FactorOptimizer
-from .factor_pairs import learnt_pairs
+from .factor_pairs import factor_pairs
 from .lora_rite import LoraRite
 from .scaled import ScaledAdamW, ScaledSGD
 
 Groups = list[dict[str, Any]]
 
+# Optimizers that need both factors of a layer, by their name in the interface.
 PRECONDITIONED: dict[str, Callable[..., FactorOptimizer]] = {
     "Scaled SGD": ScaledSGD,
     "Scaled AdamW": ScaledAdamW,
     "LoRA-RITE": LoraRite,
 }
-"""The optimisers that need whole layers, by the name users see."""
 
 
 def _adamw(groups: Groups, config: TrainingConfig) -> Optimizer:
@@ -45,12 +45,12 @@ def _sgd(groups: Groups, config: TrainingConfig) -> Optimizer:
     return torch.optim.SGD(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
+# Optimizers that update every parameter independently.
 OPTIMIZER_MAKERS: dict[str, Callable[[Groups, TrainingConfig], Optimizer]] = {
     "AdamW": _adamw,
     "Adafactor": _adafactor,
     "SGD": _sgd,
 }
-"""Those that look at every parameter alone."""
 
 
 def make_optimizer(
@@ -59,19 +59,20 @@ def make_optimizer(
     warn: Callable[[str], None] = lambda text: None,
     words: LearntWords | None = None,
 ) -> Optimizer:
-    """Return the configured optimiser over all that the adapters learn, grouped by rate.
+    """Return the configured optimizer over all learnt parameters, grouped by learning rate.
 
-    Every parameter keeps its own moments and step count, so one that gets no gradient in a step
+    Every parameter has its own moments and step count. A parameter without a gradient in a step
     gets neither momentum nor weight decay, and its bias correction starts at its first update.
 
     Args:
-        adapters: Whose parts are learnt.
-        config: Of the run.
-        warn: Told, once and in a sentence, what a preconditioned optimiser must leave out.
-        words: What is learnt of them beside the adapters.
+        adapters: Adapters with the parts to train.
+        config: Configuration of the run.
+        warn: Function that receives warnings of a preconditioned optimizer, each once.
+        words: Embeddings that are trained together with the adapters.
 
     Raises:
-        ValueError: A preconditioned optimiser is chosen for what is no pair of factors.
+        ValueError: A preconditioned optimizer is chosen for parameters that are not pairs of
+            factors.
     """
     embeddings = words.groups() if words is not None else []
     if config.optimizer in PRECONDITIONED:
@@ -90,20 +91,20 @@ def make_preconditioned(
     config: TrainingConfig,
     warn: Callable[[str], None] = lambda text: None,
 ) -> FactorOptimizer:
-    """Return the run's optimiser over all layers, with its rate, decay and clip.
+    """Return the run's preconditioned optimizer with learning rate, decay and clipping.
 
     Args:
-        adapters: Whose layers are learnt; their parameters come in their order.
-        config: Of the run; its optimiser is one of ``PRECONDITIONED``.
-        warn: As in ``FactorOptimizer``.
+        adapters: Adapters with the layers to train; parameters are in the order of the adapters.
+        config: Configuration of the run, whose optimizer is one of ``PRECONDITIONED``.
+        warn: Function that receives warnings, each once and as a sentence.
 
     Raises:
-        ValueError: A parametrisation learns something else than columns and rows of its factors.
+        ValueError: A parametrisation learns parts other than columns and rows of its factors.
     """
     make = PRECONDITIONED[config.optimizer]
     damping = {} if make is LoraRite else {"damping": Damping(config.damping)}
     return make(
-        learnt_pairs(adapters),
+        factor_pairs(adapters),
         config.learning_rate,
         weight_decay=config.weight_decay,
         max_norm=config.max_grad_norm,

@@ -1,4 +1,4 @@
-"""The base class of optimizers that work on a layer's two factors together."""
+"""Base class of optimizers that update both factors of a layer jointly."""
 
 from __future__ import annotations
 
@@ -10,38 +10,34 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...lora_ops.preconditioner import Damping, exact
-from .factor_pairs import LearntPair
+from .factor_pairs import FactorPair
 
 SINGULAR = (
     "a factor has directions that are zero and damping is 0: they are left out of the "
     "preconditioner (pseudo-inverse); set a small damping to learn them too"
 )
 
-DAMPING = Damping()
-"""A hundredth of each Gram's mean eigenvalue."""
+DAMPING = Damping()  # 0.01 of each Gram's mean eigenvalue
 
 
 class FactorOptimizer(Optimizer):
-    """What the three have in common: pairs, clipping in the metric, decay, exact state.
+    """Base class with pairs of factors, clipping in the metric, weight decay and exact state.
 
-    A part without a gradient is skipped whole: no step, no decay, no count. Decay is decoupled and
-    touches learnt parts alone. Moments are kept in fp32 or better.
+    A part without a gradient is skipped: it gets no step and no decay, and its step count stays.
+    Decay is decoupled and affects only learnt parts. Moments are kept in fp32 or better.
 
     Args:
-        pairs: The layers; their parts are the parameters, in order.
-        warn: Told once, in a sentence, when a factor is singular and damping is 0.
-        defaults: Of the parameter groups; ``lr``, ``weight_decay`` and ``max_norm`` among them.
+        pairs: The layers, whose parts are the parameters in this order.
+        warn: Function that receives one warning if a factor is singular and damping is 0.
+        defaults: Defaults of the parameter groups, with ``lr``, ``weight_decay`` and ``max_norm``.
     """
 
-    clips_in_metric = True
-    """Whoever drives it must not clip the gradient by its plain norm."""
-
-    moments = 0
-    """Tensors of a part's own size that it keeps of each."""
+    clips_in_metric = True  # the training loop must not clip the gradient by its plain norm
+    moments = 0  # number of state tensors that have the size of their part
 
     def __init__(
         self,
-        pairs: Sequence[LearntPair],
+        pairs: Sequence[FactorPair],
         warn: Callable[[str], None],
         defaults: dict[str, Any],
     ):
@@ -64,7 +60,7 @@ class FactorOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
-        """Take one step from the gradients as they are, accumulated or not.
+        """Take one step along the present gradients.
 
         Raises:
             ValueError: A closure is given: the factors must not change while a step is computed.
@@ -78,11 +74,11 @@ class FactorOptimizer(Optimizer):
             group_of = {id(part): group for group in self.param_groups for part in group["params"]}
             self._step(pairs, group_of)
 
-    def _step(self, pairs: Sequence[LearntPair], group_of: Mapping[int, dict[str, Any]]) -> None:
+    def _step(self, pairs: Sequence[FactorPair], group_of: Mapping[int, dict[str, Any]]) -> None:
         raise NotImplementedError
 
     def kept_bytes(self) -> int:
-        """Return what it keeps of its parts between steps once all have moved, from shapes alone."""
+        """Return the bytes of the state after every part was updated, computed from shapes."""
         return 4 * self.moments * sum(part.numel() for p in self.pairs for part in p.parts.values())
 
     def _say_once(self, singular: int) -> None:
@@ -91,7 +87,7 @@ class FactorOptimizer(Optimizer):
             self._warn = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a state exactly: the base class would round moments to the parameters' dtype."""
+        """Load a state exactly; the base class would round moments to the parameters' dtype."""
         super().load_state_dict(state_dict)
         numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
         parts = [part for group in self.param_groups for part in group["params"]]
@@ -103,29 +99,31 @@ class FactorOptimizer(Optimizer):
 
 
 def parts_with_gradients(
-    pair: LearntPair, gradients: tuple[Tensor | None, Tensor | None]
+    pair: FactorPair, gradients: tuple[Tensor | None, Tensor | None]
 ) -> list[tuple[nn.Parameter, Tensor]]:
-    """Return the learnt parts that have a gradient, each with it."""
+    """Return the learnt parts that have a gradient, each with its gradient."""
     named = zip(("down", "up"), gradients, strict=True)
     return [(pair.parts[name], value) for name, value in named if value is not None]
 
 
-def shortened(norm: Tensor, most: float) -> Tensor:
-    """Return the factor that brings a gradient of length ``norm`` to at most ``most``, a scalar."""
+def clip_factor(norm: Tensor, most: float) -> Tensor:
+    """Return the factor that clips a gradient of norm ``norm`` to ``most``, a scalar."""
     if not most:
         return torch.ones_like(norm)
     return (most / (norm + 1e-6)).clamp_max(1.0)
 
 
 def clip_factors(norm: Tensor, groups: Sequence[Mapping[str, Any]]) -> dict[float, Tensor]:
-    """Return what shortens a gradient of that length, by the ``max_norm`` of groups that have one."""
-    return {most: shortened(norm, most) for most in {group["max_norm"] for group in groups} if most}
+    """Return the clip factor of a gradient by each ``max_norm`` of the groups."""
+    return {
+        most: clip_factor(norm, most) for most in {group["max_norm"] for group in groups} if most
+    }
 
 
 def move_part(
     part: nn.Parameter, direction: Tensor, group: Mapping[str, Any], times: float = 1.0
 ) -> None:
-    """Decay the part, then step against the direction; rounded to the part's dtype once."""
+    """Apply decay and a step against the direction, with a single rounding to the part's dtype."""
     kept = 1 - group["lr"] * group["weight_decay"]
     if part.dtype == direction.dtype:
         if kept != 1:

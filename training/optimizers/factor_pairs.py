@@ -1,4 +1,4 @@
-"""A layer's learnt parts beside its whole factors: what preconditioned optimisers work on."""
+"""Pair a layer's learnt parts with its whole factors, for preconditioned optimizers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..adapters import TrainedAdapter
 
 
 @dataclass(frozen=True)
-class LearntPair:
-    """One layer's learnt parts, and its whole factors as they are now.
+class FactorPair:
+    """The learnt parts of one layer together with its present whole factors.
 
     Args:
-        parts: ``down``, columns of the factor, and ``up``, rows of it; one may be missing.
-        factors: Returns the whole factors, frozen halves included.
-        rates: What multiplies the learning rate, by part; 1 where none is named.
+        parts: ``down``, columns of its factor, and ``up``, rows of its factor; one may be missing.
+        factors: Function that returns the whole factors, frozen halves included.
+        rates: Multipliers of the learning rate by part; 1 for parts without an entry.
 
     Raises:
         ValueError: A learnt part is neither of the two.
@@ -38,7 +38,7 @@ class LearntPair:
             )
 
     def gradients(self) -> FactorGradients:
-        """Return the whole factors and the gradients of the learnt parts that have one."""
+        """Return the whole factors with the gradients of the learnt parts."""
         factors = self.factors()
         down, up = (self.parts.get(name) for name in ("down", "up"))
         return FactorGradients(
@@ -56,14 +56,14 @@ class LearntPair:
         return name in self.parts and self.parts[name].grad is not None
 
 
-def learnt_pairs(adapters: Iterable[TrainedAdapter]) -> list[LearntPair]:
+def factor_pairs(adapters: Iterable[TrainedAdapter]) -> list[FactorPair]:
     """Return the pairs of adapters, their parts in the order of the adapters' parameters.
 
     Raises:
-        ValueError: A parametrisation learns something else than columns and rows of its factors.
+        ValueError: A parametrisation learns parts other than columns and rows of its factors.
     """
     return [
-        LearntPair(
+        FactorPair(
             {name: part for name, part in parts.items() if isinstance(part, nn.Parameter)},
             lambda kind=adapter.parametrization, parts=parts: kind.factors(parts),
             {name: adapter.rate(site, name) for name in parts},

@@ -1,4 +1,4 @@
-"""LoRA-RITE over the layers of a training."""
+"""The LoRA-RITE optimizer."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor, nn
 
 from ...lora_ops.lora_rite import RiteState, rite_steps, unmagnified
 from .factor_optimizer import FactorOptimizer, clip_factors, move_part
-from .factor_pairs import LearntPair
+from .factor_pairs import FactorPair
 
 
 class LoraRite(FactorOptimizer):
-    """Step adaptively and the same for all factors of one product, whatever their shape.
+    """Adaptive optimizer whose change of the product is the same for all of its factorisations.
 
     Args:
         pairs: The layers.
-        lr: Learning rate, one for both factors.
-        weight_decay: Decoupled.
-        betas: Decay of both moments.
-        tiny: Added to the root of the second moment.
-        max_norm: Longer gradients are shortened to it, in the metric; 0 leaves them.
-        warn: As in ``FactorOptimizer``.
+        lr: Learning rate of both factors.
+        weight_decay: Decoupled weight decay.
+        betas: Decay rates of both moments.
+        tiny: Number added to the root of the second moment.
+        max_norm: Maximum norm of the gradient in the metric, to which it is clipped; 0 is off.
+        warn: Function that receives warnings, each once and as a sentence.
 
     Reference: Yen et al. 2024, arXiv:2410.20625.
     """
@@ -33,7 +33,7 @@ class LoraRite(FactorOptimizer):
 
     def __init__(
         self,
-        pairs: Sequence[LearntPair],
+        pairs: Sequence[FactorPair],
         lr: float,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -46,7 +46,7 @@ class LoraRite(FactorOptimizer):
             pairs, warn, {"lr": lr, "weight_decay": weight_decay, "max_norm": max_norm}
         )
 
-    def _step(self, pairs: Sequence[LearntPair], group_of: Mapping[int, dict[str, Any]]) -> None:
+    def _step(self, pairs: Sequence[FactorPair], group_of: Mapping[int, dict[str, Any]]) -> None:
         sides = [side for pair in pairs for side in _sides(pair)]
         found, _ = unmagnified([side.gradient for side in sides], [side.other for side in sides])
         norm = torch.stack([torch.linalg.vector_norm(one.gradient) for one in found]).norm()
@@ -68,7 +68,7 @@ class LoraRite(FactorOptimizer):
             move_part(side.part, side.restored(step), group)
 
     def kept_bytes(self) -> int:
-        """Return what it keeps: bases are as large as the whole other factors."""
+        """Return the bytes of the state, in which bases have the size of the other factors."""
         numbers = 0
         for pair in self.pairs:
             factors = pair.factors()
@@ -92,7 +92,7 @@ class _Side:
         return step.view(moved.shape).movedim(-1, self.axis)
 
 
-def _sides(pair: LearntPair) -> list[_Side]:
+def _sides(pair: FactorPair) -> list[_Side]:
     found = pair.gradients()
     sides = []
     for name, gradient, axis, other in (

@@ -1,4 +1,4 @@
-"""Scaled SGD and scaled AdamW: steps along the Riemannian gradients of a layer's two factors."""
+"""Scaled SGD and scaled AdamW, which step along the Riemannian gradients of a layer's factors."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from .factor_optimizer import (
     move_part,
     parts_with_gradients,
 )
-from .factor_pairs import LearntPair
+from .factor_pairs import FactorPair
 
 
 class ScaledSGD(FactorOptimizer):
-    """Step each factor along its Riemannian gradient.
+    """Gradient descent along the Riemannian gradient of each factor.
 
-    With no damping the change of ``up @ down`` is the same for all factors of one product.
+    Without damping the change of ``up @ down`` is the same for all factors of one product.
 
     Args:
         pairs: The layers.
-        lr: Learning rate, one for both factors.
-        weight_decay: Decoupled.
-        damping: Of the Grams.
-        max_norm: Longer gradients are shortened to it, in the metric; 0 leaves them.
-        warn: As in ``FactorOptimizer``.
+        lr: Learning rate of both factors.
+        weight_decay: Decoupled weight decay.
+        damping: Damping of the Gram matrices.
+        max_norm: Maximum norm of the gradient in the metric, to which it is clipped; 0 is off.
+        warn: Function that receives warnings, each once and as a sentence.
 
     Reference: Zhang & Pilanci 2024, arXiv:2402.02347, scaled GD.
     """
 
     def __init__(
         self,
-        pairs: Sequence[LearntPair],
+        pairs: Sequence[FactorPair],
         lr: float,
         weight_decay: float = 0.0,
         damping: Damping = DAMPING,
@@ -49,7 +49,7 @@ class ScaledSGD(FactorOptimizer):
             pairs, warn, {"lr": lr, "weight_decay": weight_decay, "max_norm": max_norm}
         )
 
-    def _step(self, pairs: Sequence[LearntPair], group_of: Mapping[int, dict[str, Any]]) -> None:
+    def _step(self, pairs: Sequence[FactorPair], group_of: Mapping[int, dict[str, Any]]) -> None:
         found = riemannian_gradients([pair.gradients() for pair in pairs], self.damping)
         self._say_once(found.singular)
         clips = clip_factors(found.metric_norm, self.param_groups)
@@ -62,7 +62,7 @@ class ScaledSGD(FactorOptimizer):
                 self._move(pair, part, direction, group)
 
     def _move(
-        self, pair: LearntPair, part: nn.Parameter, direction: Tensor, group: dict[str, Any]
+        self, pair: FactorPair, part: nn.Parameter, direction: Tensor, group: dict[str, Any]
     ) -> None:
         move_part(part, direction, group)
 
@@ -70,25 +70,26 @@ class ScaledSGD(FactorOptimizer):
 class ScaledAdamW(ScaledSGD):
     """AdamW on Riemannian gradients.
 
-    As the factors grow, Riemannian gradients shrink by orders of magnitude, and a long memory of
+    As the factors grow, Riemannian gradients shrink by orders of magnitude, and a slow decay of
     their squares stalls learning from a zero start. On a noisy matrix fit at lr 0.01, a second
-    decay of 0.999 left an error of 0.36, 0.99 of 0.23, 0.95 of 0.002, AdamW of 0.025: hence
-    ``betas``. Where the other factor is frozen whole, its Gram never changes, and ``still_betas``
-    are AdamW's own: with orthonormal rows, as Pair Customization's, it then is AdamW.
+    decay rate of 0.999 left an error of 0.36, 0.99 of 0.23, 0.95 of 0.002, and AdamW of 0.025,
+    which explains the default of ``betas``. If the other factor is completely frozen, its Gram
+    matrix never changes, and ``still_betas`` are those of AdamW: with orthonormal rows, as in Pair
+    Customization, the optimizer then equals AdamW.
 
-    Not the same for all factors of one product: Adam moves every entry by about ``lr``. Only the
-    order and the signs of the rank axis don't matter.
+    The change of the product depends on its factors, because Adam moves every entry by about
+    ``lr``. It is independent only of the order and the signs along the rank axis.
 
     Args:
         pairs: The layers.
-        lr: Learning rate, one for both factors.
-        weight_decay: Decoupled.
-        damping: Of the Grams.
-        betas: Decay of both moments where the other factor is learnt.
-        still_betas: Decay of both where it isn't.
-        tiny: Added to the root of the second moment.
-        max_norm: Longer gradients are shortened to it, in the metric; 0 leaves them.
-        warn: As in ``FactorOptimizer``.
+        lr: Learning rate of both factors.
+        weight_decay: Decoupled weight decay.
+        damping: Damping of the Gram matrices.
+        betas: Decay rates of both moments if the other factor is learnt.
+        still_betas: Decay rates of both moments if the other factor is frozen.
+        tiny: Number added to the root of the second moment.
+        max_norm: Maximum norm of the gradient in the metric, to which it is clipped; 0 is off.
+        warn: Function that receives warnings, each once and as a sentence.
 
     Reference: Zhang & Pilanci 2024, arXiv:2402.02347, scaled AdamW.
     """
@@ -97,7 +98,7 @@ class ScaledAdamW(ScaledSGD):
 
     def __init__(
         self,
-        pairs: Sequence[LearntPair],
+        pairs: Sequence[FactorPair],
         lr: float,
         weight_decay: float = 1e-2,
         damping: Damping = DAMPING,
@@ -111,7 +112,7 @@ class ScaledAdamW(ScaledSGD):
         super().__init__(pairs, lr, weight_decay, damping, max_norm, warn)
 
     def _move(
-        self, pair: LearntPair, part: nn.Parameter, direction: Tensor, group: dict[str, Any]
+        self, pair: FactorPair, part: nn.Parameter, direction: Tensor, group: dict[str, Any]
     ) -> None:
         state = self.state[part]
         if not state:

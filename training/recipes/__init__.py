@@ -1,13 +1,14 @@
-"""Recipes: which rows a step learns from. One file per method, one line per method here."""
+"""Recipes, which choose the rows of every training step: one file for each training method."""
 
 from .break_for_make import Half, Make
 from .concept import EdLora
 from .pair import Pair
-from .rows import LearnsWords, Recipe, Row
+from .rows import Recipe, Row, WordRecipe
 from .single import Single
 
-__all__ = ["RECIPES", "EdLora", "Half", "LearnsWords", "Make", "Pair", "Recipe", "Row", "Single"]
+__all__ = ["RECIPES", "EdLora", "Half", "Make", "Pair", "Recipe", "Row", "Single", "WordRecipe"]
 
+# All training methods by name; the contract tests run over this table.
 RECIPES: dict[str, type[Recipe]] = {
     "single": Single,
     "pair": Pair,
@@ -15,4 +16,3 @@ RECIPES: dict[str, type[Recipe]] = {
     "make": Make,
     "concept": EdLora,
 }
-"""Every training method by name; the contract tests run over this table."""

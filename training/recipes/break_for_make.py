@@ -1,4 +1,4 @@
-"""Break-for-Make: content and style learnt apart as halves of one adapter, then made into one."""
+"""Break-for-Make: train content and style separately as halves of one adapter, then join them."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ from .rows import Row
 
 HALF = "half"
 LORA = "lora"
-AUXILIARY_ROWS = 3
-"""Of every sample; the released code's three folders."""
+AUXILIARY_ROWS = 3  # per sample, like the three folders of the released code
 
 GRADIENTS = ("isolated", "leaky")
 
 
 @dataclass(frozen=True)
 class Half:
-    """Learn the half that a role owns, its partner from other contents or styles.
+    """Train the half that a role owns, and its partner on other contents or styles.
 
-    ``isolated``: main pictures move the owned part, auxiliary pictures the partner. Each is
-    detached in the other's rows, so one backward of both losses gives each part its own gradient.
-    ``leaky`` is what the released code does: both losses reach both parts. The owned part is moved
-    first, by the main loss and the last step's auxiliary loss, then the partner by both losses.
+    With ``isolated``, main pictures train the owned part and auxiliary pictures the partner. Each
+    part is detached in the other's rows, so one backward pass of both losses gives each part its
+    own gradient. ``leaky`` follows the released code, in which both losses reach both parts. The
+    owned part is updated first, by the main loss and the last step's auxiliary loss, then the
+    partner by both losses.
 
     Args:
         role: ``content`` or ``style``.
         examples: The main pictures.
         auxiliary: Other styles for a content, other contents for a style; may be empty.
-        projections: The adapter.
+        projections: Parametrisation of the adapter.
         content_owns: The part that contents own.
-        partner_rate: What multiplies the partner's learning rate.
+        partner_rate: Multiplier of the partner's learning rate.
         gradients: One of ``GRADIENTS``.
-        samples: Noise levels per step; each is a main row and up to three auxiliary rows.
-        mirrored: The main pictures mirrored; each sample then draws one of its two.
+        samples: Number of noise levels per step; each has a main row and up to three auxiliary
+            rows.
+        mirrored: The main pictures, mirrored; each sample then uses one of both at random.
 
     Raises:
-        ValueError: There is no main picture, the gradients are none of the two, or not every
-            picture has its mirrored one.
+        ValueError: There is no main picture, the gradients are not one of the two, or the mirrored
+            pictures are incomplete.
 
     Reference: Xu et al. 2024, arXiv:2403.19456, and its released code.
     """
@@ -75,7 +76,7 @@ class Half:
         return {HALF: self.projections}
 
     def rates(self) -> Mapping[str, Mapping[str, float]]:
-        """Return the partner's share of the learning rate."""
+        """Return the multiplier of the partner's learning rate."""
         return {HALF: {partner_part(self.role, self.content_owns): self.partner_rate}}
 
     def rows(self, step: int, seed: int) -> Sequence[Row]:
@@ -115,16 +116,16 @@ class Half:
 class Make:
     """Fine-tune two joined halves on the pictures of both, each with its own prompt.
 
-    The frozen halves stay as they are; content and style rows share noise and noise level.
+    The frozen halves do not change. Content and style rows share noise and noise level.
 
     Args:
         contents: The content's pictures.
         styles: The style's pictures.
-        projections: The adapter, with the joined halves given.
-        samples: Noise levels per step; each is a content and a style row.
+        projections: Parametrisation of the adapter, with the joined halves as ``given``.
+        samples: Number of noise levels per step; each has a content and a style row.
 
     Raises:
-        ValueError: There is no picture of one of the two.
+        ValueError: There is no picture of the content or none of the style.
 
     Reference: Xu et al. 2024, arXiv:2403.19456, second stage.
     """
@@ -147,7 +148,7 @@ class Make:
         return {LORA: self.projections}
 
     def rates(self) -> Mapping[str, Mapping[str, float]]:
-        """Return nothing: both learnt halves have one rate."""
+        """Return an empty mapping, because both halves have the same learning rate."""
         return {}
 
     def rows(self, step: int, seed: int) -> Sequence[Row]:

@@ -1,4 +1,4 @@
-"""ED-LoRA: a concept as two learnt words and a small LoRA, the words carrying most of it."""
+"""ED-LoRA: train a concept as two words and a small LoRA."""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ from ..randomness import coin, shuffled_round, uniform
 from ..words import Words
 from .rows import Row
 
-CONCEPT = "concept"
-"""The one adapter, and the curve of its rows."""
+CONCEPT = "concept"  # name of the adapter and of its loss curve
 
 
 @dataclass(frozen=True)
 class EdLora:
-    """Learn a concept's words and one adapter over the sites of denoiser and text encoder.
+    """Train a concept's words and one adapter over the sites of denoiser and text encoder.
 
-    Each sample takes the next picture of a shuffled round in one of its wordings. The sites say at
+    Each sample uses the next picture of a shuffled round in one of its wordings. The sites say at
     which share of the learning rate they are learnt.
 
     Args:
-        examples: Every picture in all its wordings; the conds are callables.
-        learnt: The words.
-        batch_size: Rows per step, each weighing ``1 / batch_size``.
-        mirrored: The same pictures mirrored; each sample then draws one of its two.
-        adapter: How it is parametrised.
-        dropped: Sites at which a step may go without the adapter.
+        examples: Every picture in all its wordings, with callables as conds.
+        learnt: The words to train.
+        batch_size: Number of rows per step, each with weight ``1 / batch_size``.
+        mirrored: The same pictures, mirrored; each sample then uses one of both at random.
+        adapter: Parametrisation of the adapter.
+        dropped: Sites at which a step may leave out the adapter.
         dropout: Share of the steps in which each of them does, drawn for itself.
 
     Raises:
-        ValueError: There is no picture, or one has no wording or no mirrored one; or the share is
-            none.
+        ValueError: There is no picture, a picture has no wording or no mirrored one, or the dropout
+            is not in [0, 1).
 
     Reference: Gu et al. 2023, arXiv:2305.18292, section 3.2.
     """
@@ -69,7 +68,7 @@ class EdLora:
         return {CONCEPT: self.adapter}
 
     def rates(self) -> Mapping[str, Mapping[str, float]]:
-        """Return nothing: rates go by site here, and the words have their own."""
+        """Return an empty mapping, because learning rates depend on the site and the word here."""
         return {}
 
     def words(self) -> Words:
@@ -89,7 +88,7 @@ class EdLora:
         return rows
 
     def _off(self, step: int, seed: int) -> frozenset[str]:
-        """Return the sites that this step goes without; the terms of the others stay as they are."""
+        """Return the sites at which this step leaves out the adapter."""
         if not self.dropout:
             return frozenset()
         return frozenset(

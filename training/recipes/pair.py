@@ -1,4 +1,4 @@
-"""Pair Customization: content and style learnt together from before/after pairs."""
+"""Pair Customization: train content and style jointly on before/after pairs."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class Pair:
     level. Contents share the content rows of the basis and differ in ``up``.
 
     Args:
-        pairs: Before and after, latents of equal shape within a pair.
+        pairs: Pairs of pictures before and after, with equal latent shapes within a pair.
         style_start: First step, from 0, that has the style row.
-        samples: Noise levels per step; each is one content and one style row.
-        basis_seed: Of the orthonormal bases.
-        mirrored: The same pairs mirrored; where given, every sample draws one of both.
+        samples: Number of noise levels per step; each has one content and one style row.
+        basis_seed: Seed of the orthonormal bases.
+        mirrored: The same pairs, mirrored; each sample then uses one of both at random.
 
     Raises:
         ValueError: A pair's latents differ in shape, or a mirrored pair is missing.
 
-    Reference: Jones et al. 2024, arXiv:2405.01536, section 3.2; several pairs after the authors'
+    Reference: Jones et al. 2024, arXiv:2405.01536, section 3.2; several pairs follow the authors'
     advice (one style adapter, one content adapter per pair).
     """
 
@@ -64,13 +64,13 @@ class Pair:
                 )
 
     def adapters(self) -> Mapping[str, Parametrization]:
-        """Return ``style`` and one content adapter per pair, on one basis that is drawn once."""
+        """Return ``style`` and one content adapter per pair, which share one basis."""
         content = OrthogonalRows("content", self.basis_seed)
         contents = {content_name(pair): content for pair in range(len(self.pairs))}
         return {STYLE: replace(content, role="style"), **contents}
 
     def rates(self) -> Mapping[str, Mapping[str, float]]:
-        """Return nothing: all is learnt at one rate."""
+        """Return an empty mapping, because all parts have the same learning rate."""
         return {}
 
     def rows(self, step: int, seed: int) -> Sequence[Row]:

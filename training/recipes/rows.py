@@ -1,4 +1,4 @@
-"""Rows: what one training step learns from, and what every recipe decides."""
+"""Rows of a training batch, and the interface of recipes, which choose them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Row:
     """One row of a training batch.
 
     Args:
-        name: Of its loss curve.
-        example: What is denoised.
-        gates: The adapters it uses.
-        weight: Of its mean squared error in the step's loss.
-        sample: Rows of a step with equal ``sample`` share noise and noise level.
-        moves: Parts that the row's update moves, all where ``None``. Rows that move different
-            parts take one update after the other; the parts that an update leaves where they are
-            keep its gradient for the next that moves them.
+        name: Name of the row's loss curve.
+        example: Example that is denoised.
+        gates: Gates of the adapters that the row uses.
+        weight: Weight of the row's mean squared error in the step's loss.
+        sample: Number of the sample; rows of a step with equal numbers share noise and noise level.
+        moves: Parts that the row's update changes; None for all. Rows with different parts take
+            separate updates in order. Parts that an update does not change keep its gradient for
+            their next update.
     """
 
     name: str
@@ -36,25 +36,25 @@ class Row:
 
 
 class Recipe(Protocol):
-    """What a training method decides; the loop does the rest."""
+    """The interface of a training method, which chooses adapters and rows for the loop."""
 
     def adapters(self) -> Mapping[str, Parametrization]:
         """Return the parametrisation of every adapter by name."""
         ...
 
     def rows(self, step: int, seed: int) -> Sequence[Row]:
-        """Return the rows of step ``step``, counted from 0; a function of its arguments alone."""
+        """Return the rows of step ``step``, counted from 0; they depend only on the arguments."""
         ...
 
     def rates(self) -> Mapping[str, Mapping[str, float]]:
-        """Return what multiplies the learning rate, by adapter and part; 1 where none is named."""
+        """Return multipliers of the learning rate by adapter and part; 1 without an entry."""
         ...
 
 
 @runtime_checkable
-class LearnsWords(Protocol):
-    """A recipe that learns words of the prompts too; their captions' conds are callables."""
+class WordRecipe(Protocol):
+    """A recipe that also trains words of the prompts; the conds of its examples are callables."""
 
     def words(self) -> Words:
-        """Return where their embeddings start and how they are learnt."""
+        """Return the initial embeddings of the words and their training settings."""
         ...

@@ -1,4 +1,4 @@
-"""The ordinary LoRA on captioned images: the honest baseline."""
+"""Train an ordinary LoRA on captioned images."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from ..gates import Gate
 from ..randomness import coin, shuffled_round
 from .rows import Row
 
-LORA = "lora"
-"""The one adapter, and the curve of its rows."""
+LORA = "lora"  # name of the adapter and of its loss curve
 
 
 @dataclass(frozen=True)
 class Single:
-    """Learn one plain adapter from all examples, each once per shuffled round.
+    """Train one plain adapter on all examples, each once per shuffled round.
 
     Args:
         examples: The captioned images.
-        batch_size: Rows per step, each weighing ``1 / batch_size``: a step's gradient is the mean
-            of its samples' gradients.
-        mirrored: The same images mirrored; each sample then draws one of its two.
+        batch_size: Number of rows per step, each with weight ``1 / batch_size``, so that a step's
+            gradient is the mean over its samples.
+        mirrored: The same images, mirrored; each sample then uses one of both at random.
 
     Raises:
-        ValueError: There is no image, or not every one has its mirrored one.
+        ValueError: There is no image, or the mirrored images are incomplete.
     """
 
     examples: Sequence[Example]
@@ -47,7 +46,7 @@ class Single:
         return {LORA: Plain()}
 
     def rates(self) -> Mapping[str, Mapping[str, float]]:
-        """Return nothing: all is learnt at one rate."""
+        """Return an empty mapping, because all parts have the same learning rate."""
         return {}
 
     def rows(self, step: int, seed: int) -> Sequence[Row]:

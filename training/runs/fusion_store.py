@@ -1,4 +1,4 @@
-"""Fusion's statistics on disk: of every concept its own small part, of all together their sum."""
+"""Store fusion statistics on disk: a small part for every concept, and the sum of all concepts."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _LENGTH = struct.Struct("<Q")
 _DTYPES = {torch.float64: "F64", torch.float32: "F32"}
 
 
-class FiledTensors(Mapping[str, Tensor]):
-    """Tensors of a safetensors file, each read when it is asked for.
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors of a safetensors file that are read on access.
 
     Args:
-        path: Of the file.
-        names: What the tensors are called here, and in the file.
+        path: Path of the file.
+        names: Names of the tensors in the file, by the names used here.
     """
 
     def __init__(self, path: Path, names: Mapping[str, str]):
@@ -41,7 +41,7 @@ class FiledTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         stored = self._names[name]
         with safetensors.safe_open(self._path, "pt") as file:
-            return file.get_tensor(stored).clone()  # not a view of the mapped file
+            return file.get_tensor(stored).clone()  # a copy, not a view of the mapped file
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -52,12 +52,12 @@ class FiledTensors(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class MemberStatistics:
-    """What one concept's pass through a stage leaves.
+    """Statistics of one concept in one stage of the fusion.
 
     Args:
         projected: ``(rank, in)`` in fp64 by layer name: ``down @ G`` of the mean input row.
-        samples: ``(row, in)`` by site: some of its input rows, for the report.
-        rows: ``(row, in)`` by site: all of its input rows, where these are few.
+        samples: ``(row, in)`` by site: a sample of the input rows, for the report.
+        rows: ``(row, in)`` by site: all input rows, at sites with few rows.
     """
 
     projected: Mapping[str, Tensor] = field(default_factory=dict)
@@ -66,22 +66,22 @@ class MemberStatistics:
 
     @property
     def held(self) -> int:
-        """Return how many bytes of it are in memory: none of what is read when it is asked for."""
+        """Return the bytes in memory; tensors that are read on access count nothing."""
         kinds = (self.projected, self.samples, self.rows)
         return sum(
             tensor.nbytes
             for kind in kinds
-            if not isinstance(kind, FiledTensors)
+            if not isinstance(kind, LazyTensors)
             for tensor in kind.values()
         )
 
 
-class FiledGrams(Mapping[str, Gram]):
-    """Gram matrices of a file by site, each read when it is asked for.
+class LazyGrams(Mapping[str, Gram]):
+    """Gram matrices of a file by site, read on access.
 
     Args:
-        path: Of the file.
-        facts: Rows, energy, width and whether it is rounded, by site.
+        path: Path of the file.
+        facts: Number of rows, energy, width and the ``rounded`` flag of the matrices, by site.
     """
 
     def __init__(self, path: Path, facts: Mapping[str, Sequence[Any]]):
@@ -89,7 +89,7 @@ class FiledGrams(Mapping[str, Gram]):
 
     def __getitem__(self, site: str) -> Gram:
         rows, energy, width, rounded, _ = self._facts[site]
-        half = FiledTensors(self._path, {site: f"gram/{site}"})[site]
+        half = LazyTensors(self._path, {site: f"gram/{site}"})[site]
         size = int((2 * len(half)) ** 0.5)
         matrix = torch.zeros(size, size, dtype=torch.float64)
         matrix[torch.ones(size, size, dtype=torch.bool).tril()] = half
@@ -103,9 +103,9 @@ class FiledGrams(Mapping[str, Gram]):
         return len(self._facts)
 
     def span(self, site: str) -> Tensor | None:
-        """Return the rows within whose span a site's inputs were seen; None for the whole input."""
+        """Return the span to which a site's inputs are projected; None for the whole input."""
         in_span = self._facts[site][4]
-        return FiledTensors(self._path, {site: f"span/{site}"})[site] if in_span else None
+        return LazyTensors(self._path, {site: f"span/{site}"})[site] if in_span else None
 
 
 @dataclass(frozen=True)
@@ -113,25 +113,26 @@ class StoredSum:
     """The weighted sum of several concepts' Gram matrices.
 
     Args:
-        weights: Of the concepts in it, by their digest.
-        grams: By site.
+        weights: Weights of the concepts in the sum, by their digest.
+        grams: Gram matrices by site.
     """
 
     weights: Mapping[str, float]
-    grams: FiledGrams
+    grams: LazyGrams
 
 
 class FusionStore:
-    """The statistics of one stage in one folder, all under one digest of what they rest on.
+    """The statistics of one stage in one folder, valid for one digest of their dependencies.
 
-    Files of another digest are removed when the store is opened: they belong to another base,
-    other settings, or other fused earlier stages. So is what a killed process left half-written.
+    When the store is opened, files of another digest are removed, because they belong to another
+    base, other settings, or other fused earlier stages. Partial files of a killed process are
+    removed too.
 
     Args:
-        folder: Of the stage.
-        digest: Of all that the statistics depend on apart from the concepts themselves.
-        writable: Whether anything is removed or written; otherwise files of another digest are
-            passed over.
+        folder: Folder of the stage.
+        digest: Digest of everything that the statistics depend on except the concepts.
+        writable: Whether files may be written and removed; otherwise files of another digest are
+            ignored.
 
     Raises:
         RuntimeError: The folder cannot be written.
@@ -156,7 +157,7 @@ class FusionStore:
             replace_file(folder / DIGEST_FILE, json.dumps({"digest": digest}).encode())
 
     def member(self, concept: str) -> MemberStatistics | None:
-        """Return a concept's own statistics, None where there are none that can be read."""
+        """Return a concept's statistics; None if they are missing or unreadable."""
         path = self.folder / f"{concept}.safetensors"
         found = self._opened(path)
         if found is None:
@@ -165,10 +166,10 @@ class FusionStore:
         for stored in found[0]:
             kind, _, name = stored.partition("/")
             kinds[kind][name] = stored
-        return MemberStatistics(**{k: FiledTensors(path, names) for k, names in kinds.items()})
+        return MemberStatistics(**{k: LazyTensors(path, names) for k, names in kinds.items()})
 
     def keep_member(self, concept: str, statistics: MemberStatistics) -> None:
-        """Write a concept's own statistics.
+        """Write a concept's statistics.
 
         Raises:
             RuntimeError: The disk is full or the folder cannot be written.
@@ -181,27 +182,27 @@ class FusionStore:
         _write(self.folder / f"{concept}.safetensors", tensors, {})
 
     def sum(self) -> StoredSum | None:
-        """Return the sum that was kept last, None where there is none that can be read."""
+        """Return the stored sum; None if it is missing or unreadable."""
         path = self.folder / SUM_FILE
         found = self._opened(path)
-        return found and StoredSum(found[1]["weights"], FiledGrams(path, found[1]["facts"]))
+        return found and StoredSum(found[1]["weights"], LazyGrams(path, found[1]["facts"]))
 
     def keep_sum(self, weights: Mapping[str, float], grams: Mapping[str, Gram]) -> None:
-        """Write the sum of the concepts' Grams in place of the last one.
+        """Write the sum of the concepts' Gram matrices, which replaces the stored one.
 
         Raises:
             RuntimeError: The disk is full or the folder cannot be written.
         """
         self._keep_grams(self.folder / SUM_FILE, grams, {"weights": dict(weights)})
 
-    def gram(self, concept: str) -> FiledGrams | None:
-        """Return a concept's own Grams by site, None where they were not kept."""
+    def gram(self, concept: str) -> LazyGrams | None:
+        """Return a concept's Gram matrices by site; None if they were not stored."""
         path = self.folder / f"{concept}.gram.safetensors"
         found = self._opened(path)
-        return found and FiledGrams(path, found[1]["facts"])
+        return found and LazyGrams(path, found[1]["facts"])
 
     def keep_gram(self, concept: str, grams: Mapping[str, Gram]) -> None:
-        """Write a concept's own Grams.
+        """Write a concept's Gram matrices.
 
         Raises:
             RuntimeError: The disk is full or the folder cannot be written.
@@ -233,14 +234,14 @@ class FusionStore:
 
 
 def remove_grams(folder: Path) -> None:
-    """Remove the Grams that were kept for each concept in any stage's folder below this one."""
+    """Remove the Gram matrices of single concepts in all stages' folders below this one."""
     for path in folder.glob("*/*.gram.safetensors"):
         with suppress(OSError):
             path.unlink()
 
 
 def grams_size(widths: Mapping[str, int]) -> int:
-    """Return how many bytes the Grams of sites of these widths take on disk."""
+    """Return the bytes on disk of the Gram matrices of sites with these widths."""
     return sum(8 * width * (width + 1) // 2 for width in widths.values())
 
 
@@ -251,7 +252,7 @@ def _half(matrix: Tensor) -> Tensor:
 
 
 def _opened(path: Path) -> tuple[list[str], dict[str, Any]] | None:
-    """Return the names in a file and what it says; None if it is missing or cut short."""
+    """Return the tensor names and metadata of a file; None if it is missing or cut short."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             return list(file.keys()), json.loads(file.metadata()["pastiche.fusion"])
@@ -278,7 +279,7 @@ def _write_lazily(
     tensors: Mapping[str, Callable[[], Tensor]],
     said: Mapping[str, Any],
 ) -> None:
-    """Write a safetensors file whole or not at all, with one tensor at a time in memory."""
+    """Write a safetensors file atomically, with one tensor at a time in memory."""
     entries: dict[str, Any] = {METADATA: {"pastiche.fusion": json.dumps(said)}}
     end = 0
     for name, (dtype, shape) in shapes.items():

@@ -1,4 +1,4 @@
-"""The callback that keeps a run from being lost: checkpoints by steps, minutes and on demand."""
+"""The callback that writes checkpoints by steps, by minutes and on demand."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from ..session import Session
 
 @dataclass
 class Keeper:
-    """Writes checkpoints after whole steps, and the last one when a run ends early.
+    """Writes checkpoints after complete steps, and a last one when a run ends early.
 
     Args:
-        folder: Of the checkpoints.
-        every_steps: Steps between them; 0 goes by time alone.
-        every_minutes: Minutes between them; 0 goes by steps alone.
-        keep: How many stay.
-        warn: Told, in a sentence, of a checkpoint that couldn't be written; training goes on.
-        clock: In seconds.
-        kept: The step of the last checkpoint that was written; at first, what the run goes on from.
+        folder: Folder of the checkpoints.
+        every_steps: Steps between checkpoints; 0 uses only the time.
+        every_minutes: Minutes between checkpoints; 0 uses only the steps.
+        keep: Number of checkpoints to keep.
+        warn: Function that receives a sentence if a checkpoint can't be written; training
+            continues.
+        clock: Function that returns the time in seconds.
+        kept: Step of the last checkpoint; initially the step from which the run is resumed.
     """
 
     folder: Path
@@ -39,7 +40,7 @@ class Keeper:
         self._since = self.clock()
 
     def __call__(self, event: Event) -> None:
-        """Write a checkpoint where it is time for one."""
+        """Write a checkpoint if one is due."""
         self.session = event.session
         late = self.every_minutes and self.clock() - self._since >= 60 * self.every_minutes
         if late or (self.every_steps and event.step % self.every_steps == 0):
@@ -49,13 +50,13 @@ class Keeper:
                 self.warn(f"no checkpoint at step {event.step}: {error}")
 
     def keep_now(self) -> None:
-        """Write a checkpoint of the step that was taken last.
+        """Write a checkpoint of the last step.
 
         Raises:
-            RuntimeError: The disk is full or read-only, or what is learnt is no longer finite; the
-                checkpoints before are still there.
+            RuntimeError: The disk is full or read-only, or learnt values are not finite; earlier
+                checkpoints are kept.
         """
-        if self.session is not None and self.session.whole and self.session.step != self.kept:
+        if self.session is not None and self.session.consistent and self.session.step != self.kept:
             save_checkpoint(self.folder, self.session.checkpoint(), self.keep)
             self.kept = self.session.step
         self._since = self.clock()
@@ -68,10 +69,10 @@ class Keeper:
             self.warn(f"the run can't be extended later: {error}")
 
     def rescue(self) -> str | None:
-        """Keep what there is when a run breaks off, and return a sentence that says which step.
+        """Write a checkpoint after an error, and return a sentence that names its step.
 
-        It never raises: what broke the run is what the user must hear. ``None`` where nothing has
-        been trained yet.
+        It never raises, so that the original error reaches the user. Returns None if no step was
+        taken yet.
         """
         problem = ""
         try:

@@ -1,4 +1,4 @@
-"""A run folder belongs to one process at a time; the lock goes with the process."""
+"""Lock a run folder for one process; the system releases the lock when the process ends."""
 
 from __future__ import annotations
 
@@ -13,36 +13,35 @@ else:
     import fcntl
 
 LOCK_FILE = "lock"
-TRAINING = (
+TRAINING = (  # error message if another process holds the lock of a training run
     "a run must be trained by one ComfyUI at a time, got {folder} in use by another; "
     "wait for it, stop it, or choose another run_name"
 )
-"""What is said of a training run's folder that another process holds."""
 
 
 class UnwritableError(RuntimeError):
-    """A folder in which no lock can be made."""
+    """Raised if no lock can be created in a folder."""
 
 
 @contextmanager
 def run_lock(folder: Path, in_use: str = TRAINING) -> Iterator[None]:
     """Hold the folder's lock inside the block; the system frees it when the process ends.
 
-    A folder that holds nothing but the lock afterwards is removed.
+    If the folder contains only the lock afterwards, it is removed.
 
     Args:
-        folder: Whose lock it is.
-        in_use: What the error says where another holds it, with ``{folder}``.
+        folder: Folder to lock.
+        in_use: Error message if the lock is held already, with ``{folder}``.
 
     Raises:
-        RuntimeError: Another process, or another run of this one, holds it.
+        RuntimeError: Another process, or another run of this process, holds the lock.
         UnwritableError: The folder can't be written.
     """
     descriptor = _acquired(folder, in_use)
     try:
         yield
     finally:
-        # Windows removes no open file; elsewhere nobody may take the lock of a file that goes.
+        # Windows can't remove an open file; elsewhere the file is removed while it is locked.
         if os.name == "nt":
             os.close(descriptor)
             _remove_bare(folder)
@@ -69,7 +68,7 @@ def _acquired(folder: Path, in_use: str) -> int:
             raise
         if _is_there(descriptor, folder):
             return descriptor
-        os.close(descriptor)  # whoever held it has removed it meanwhile
+        os.close(descriptor)  # the previous holder removed the file meanwhile
 
 
 def _acquire(descriptor: int, folder: Path, in_use: str) -> None:

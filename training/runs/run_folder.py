@@ -1,4 +1,4 @@
-"""A run's folder: what it is made of, its checkpoints, its results, and where to go on."""
+"""The folder of a run: its inputs, checkpoints and results, and the point from which to resume."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _BEGUN_FOR = re.compile(r"^begun for (\d+) steps$")
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """Where a run begins.
+    """The state from which a run starts.
 
     Args:
-        checkpoint: What it goes on from; ``None`` begins at step 1.
-        folder: Where its checkpoints go.
-        facts: Decided when it began.
-        notes: Sentences for the user on why it begins there.
+        checkpoint: Checkpoint from which the run is resumed; None starts at step 1.
+        folder: Folder of the run's checkpoints.
+        facts: Plain values that were decided when the run began.
+        notes: Sentences for the user that explain the starting point.
     """
 
     checkpoint: Checkpoint | None
@@ -46,9 +46,9 @@ class RunFolder:
     """The folder ``<root>/<name>-<identity>``.
 
     Args:
-        root: Of all runs.
-        name: That the user gave.
-        identity: Of what decides the result; the number of steps is none of it.
+        root: Folder of all runs.
+        name: Name chosen by the user.
+        identity: Id of the inputs that determine the result, excluding the number of steps.
     """
 
     root: Path
@@ -62,10 +62,10 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the run's lock inside the block; an error before anything is kept leaves no folder.
+        """Hold the run's lock inside the block; an error before the first save leaves no folder.
 
         Raises:
-            RuntimeError: Another process holds it, or the folder can't be written.
+            RuntimeError: Another process holds the lock, or the folder can't be written.
         """
         with run_lock(self.path):
             remove_unfinished(self.path)
@@ -86,16 +86,16 @@ class RunFolder:
                     path.unlink()
 
     def result(self, steps: int) -> Path:
-        """Return where the result after ``steps`` lies."""
+        """Return the folder of the result after ``steps``."""
         return result_folder(self.root, self.name, self.identity, steps)
 
     def finished(self, steps: int) -> StoredRun | None:
-        """Return the result for a wish of ``steps``: that many, or where the user stopped it.
+        """Return the result for ``steps`` requested steps, or the one at which the user stopped.
 
-        A stop holds until more steps are wished for than when it was pressed.
+        A stop is valid until more steps are requested than when it was pressed.
 
         Raises:
-            ValueError: A result lies there, but something has damaged it.
+            ValueError: The stored result is damaged.
         """
         run = load_run(self.result(steps))
         if run is None:
@@ -106,11 +106,11 @@ class RunFolder:
         return run
 
     def store(self, run: StoredRun, wished: int) -> None:
-        """Write a result; one with fewer steps than wished for is marked as stopped by the user.
+        """Write a result; one with fewer steps than requested is marked as stopped by the user.
 
         Raises:
-            OSError: It can't be written, nor is anything left behind.
-            RuntimeError: As above; the message names the file that failed.
+            OSError: The result can't be written; no partial result is left.
+            RuntimeError: The result can't be written; the message names the file that failed.
         """
         save_run(self.result(run.steps), run)
         if run.steps < wished:
@@ -118,14 +118,14 @@ class RunFolder:
             replace_file(self.path / KEPT_FILE, json.dumps(stop).encode())
 
     def starting_point(self, steps: int, facts: Mapping[str, Any]) -> StartingPoint:
-        """Return where a run of ``steps`` goes on; call it while holding the run's lock.
+        """Return the starting point of a run of ``steps``; call it while holding the run's lock.
 
         A run goes on from its own checkpoints first, then from those of a shorter one, whose facts
         it takes over. Those of a longer one serve only where the facts are the same.
 
         Args:
-            steps: Wished for.
-            facts: Of a run that begins now.
+            steps: Requested number of steps.
+            facts: Facts of a run that begins now.
         """
         begun: list[tuple[tuple[bool, int], StartingPoint]] = []
         notes: list[str] = []
@@ -147,7 +147,7 @@ class RunFolder:
         return point
 
     def describe(self, pieces: Mapping[str, Any]) -> str | None:
-        """Write down what the run is made of; return how a new one differs from the last.
+        """Store the inputs of the run; return how a new run differs from the last one.
 
         Raises:
             RuntimeError: The disk is full or the folder cannot be written to.
@@ -155,7 +155,7 @@ class RunFolder:
         file = self.path / PIECES_FILE
         if file.exists():
             with suppress(OSError):
-                os.utime(file)  # the latest run is the one that was trained last
+                os.utime(file)  # the modification time marks the run that was trained last
             return None
         changed = self._changed_since_last(pieces)
         replace_file(file, json.dumps(pieces, indent=1).encode())
@@ -176,7 +176,7 @@ class RunFolder:
 
 
 def changed_pieces(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Return the names of what differs, such as ``before 2``, ``settings flip`` or ``seed``."""
+    """Return the names of inputs that differ, such as ``before 2`` or ``settings flip``."""
     names = []
     for key in dict.fromkeys((*before, *after)):
         old, new = before.get(key), after.get(key)

@@ -1,4 +1,4 @@
-"""Finished runs on disk: one folder per run id, one below it per number of steps, whole or absent."""
+"""Store finished runs on disk, atomically: one folder per run id and per number of steps."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from ..files.lora_state import LoraState
 from ..files.tensor_file import pack_tensors, read_header, read_tensors, write_new
 
 RUN_FILE = "run.json"
-FORMAT = 1
-"""Of the run folder; a run of another format is not read."""
+FORMAT = 1  # version of the run folder; runs of other versions are not read
 
 _RESERVED = frozenset('<>:"/\\|?*')
 _DEVICES = {
@@ -32,14 +31,14 @@ _UNFINISHED = ".unfinished-"
 
 @dataclass(frozen=True)
 class StoredRun:
-    """What a finished run left behind.
+    """The result of a finished run.
 
     Args:
-        steps: Training steps it took.
-        pieces: What its id was made of, piece by piece.
-        losses: Curves by name.
-        loras: Results by name, as they travel on wires.
-        facts: Plain values about the run that are no part of its id.
+        steps: Number of training steps taken.
+        pieces: Inputs from which the run's id was computed, by name.
+        losses: Loss curves by name.
+        loras: Resulting LoRAs by name.
+        facts: Plain values about the run that are not part of its id.
     """
 
     steps: int
@@ -50,20 +49,20 @@ class StoredRun:
 
 
 def run_id(pieces: Mapping[str, Any]) -> str:
-    """Return twelve hex digits that follow from the pieces' values alone.
+    """Return the run's id, twelve hexadecimal digits of a hash of the inputs' values.
 
     Args:
-        pieces: Values that JSON can hold.
+        pieces: Inputs of the run by name, as values that JSON can represent.
     """
     text = json.dumps(pieces, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def checked_run_name(name: str) -> str:
-    """Return the name without outer spaces if it can be part of a folder's name everywhere.
+    """Return the name without outer spaces if it is valid in folder names on every system.
 
     Raises:
-        ValueError: It is empty, too long, holds a path, a drive or a reserved character.
+        ValueError: The name is empty, too long, or has a path, a drive or a reserved character.
     """
     name = name.strip()
     if not name or name != name.rstrip("."):
@@ -86,15 +85,15 @@ def checked_run_name(name: str) -> str:
 
 
 def result_folder(root: Path, name: str, identity: str, steps: int) -> Path:
-    """Return where the result of a run's ``steps`` lies: ``root/<name>-<identity>/<steps> steps``."""
+    """Return the folder of a run's result, ``root/<name>-<identity>/<steps> steps``."""
     return root / f"{name}-{identity}" / f"{steps} steps"
 
 
 def require_space(root: Path, size: int) -> None:
-    """Check, before anything is learnt, that a result of ``size`` bytes can be stored under ``root``.
+    """Raise unless a result of ``size`` bytes can be stored under ``root``.
 
     Raises:
-        RuntimeError: The folder can't be written, or its disk has too little room.
+        RuntimeError: The folder can't be written, or its disk has too little free space.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -114,10 +113,10 @@ def require_space(root: Path, size: int) -> None:
 
 
 def load_run(folder: Path) -> StoredRun | None:
-    """Return the run that lies in ``folder``; ``None`` where there is none of this format.
+    """Return the run stored in ``folder``; None if there is none of this format.
 
     Raises:
-        ValueError: A run lies there, but something has damaged it.
+        ValueError: The stored run is damaged.
     """
     file = folder / RUN_FILE
     if not file.is_file():
@@ -140,13 +139,13 @@ def load_run(folder: Path) -> StoredRun | None:
 
 
 def save_run(folder: Path, run: StoredRun) -> None:
-    """Write the run into ``folder`` at once: it appears whole or not at all.
+    """Write the run into ``folder`` atomically.
 
-    A run that lies there already stays: its id and steps say that it is the same.
+    An existing run is kept, because equal id and steps mean that it is the same.
 
     Raises:
-        OSError: It can't be written, nor is anything left behind.
-        RuntimeError: As above; the message names the file that failed.
+        OSError: The run can't be written; no partial run is left.
+        RuntimeError: The run can't be written; the message names the file that failed.
     """
     if (folder / RUN_FILE).is_file():
         return
@@ -182,7 +181,7 @@ def save_run(folder: Path, run: StoredRun) -> None:
 
 
 def remove_unfinished_runs(folder: Path) -> None:
-    """Remove what a process that was killed while it stored a run has left in a run's folder."""
+    """Remove partial results of a killed process from a run's folder."""
     for path in folder.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(path, ignore_errors=True)
 

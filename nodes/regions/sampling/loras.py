@@ -138,7 +138,7 @@ class RegionalLoras:
         key = (places, lengths)
         if key not in self._shares:
             self._shares[key] = RegionShares(self, places, lengths)
-        return {ADAPTER: Gate(shares=self._shares[key])}
+        return {ADAPTER: Gate(token_weights=self._shares[key])}
 
     @contextmanager
     def on_text_of(self, region: int) -> Iterator[None]:
@@ -146,7 +146,7 @@ class RegionalLoras:
         if not self.sites:
             yield
             return
-        with self.gates.gated([{ADAPTER: Gate(shares=_OneRegion(self, region))}]):
+        with self.gates.gated([{ADAPTER: Gate(token_weights=_OneRegion(self, region))}]):
             yield
 
     def has_tokenless(self) -> bool:

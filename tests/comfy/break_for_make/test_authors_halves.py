@@ -10,7 +10,7 @@ from lora_files_case import apply, released_pair_keys
 from pack.nodes.break_for_make.files import load_half
 from pack.nodes.break_for_make.make import made
 from pack.nodes.lora.nodes import LoadLora
-from pack.training.files.half import IMPORTED, HalfFacts, half_facts, half_layers
+from pack.training.files.half import IMPORTED, HalfMetadata, half_layers, half_metadata
 from tiny import tiny
 
 import nodes as core_nodes
@@ -39,7 +39,7 @@ def test_the_authors_files_become_halves_and_make_what_their_code_merges(prefix,
     assert any(not t[: len(t) // 2].any() for k, t in files["style"].items() if ".up." in k)
     halves = {role: load(f"{role}/{AUTHORS_FILE}", role) for role in files}
     for role, half in halves.items():
-        assert half_facts(half) == HalfFacts(role, IMPORTED, "down")
+        assert half_metadata(half) == HalfMetadata(role, IMPORTED, "down")
         assert len(half) == len(files[role])
     (lora,) = made([halves["content"]], [halves["style"]])
 
@@ -60,7 +60,7 @@ def test_the_authors_files_become_halves_and_make_what_their_code_merges(prefix,
     assert "lora key not loaded" not in caplog.text
     again = load(name)
     assert equal(again, halves["content"])
-    assert half_facts(again) == HalfFacts("content", IMPORTED, "down")
+    assert half_metadata(again) == HalfMetadata("content", IMPORTED, "down")
     assert again.metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
     core.load_lora(model, None, f"content/{AUTHORS_FILE}", 1.0, 0)
     assert "lora key not loaded" in caplog.text  # such a name means nothing to core itself
@@ -73,7 +73,7 @@ def test_the_authors_files_can_be_read_with_the_figures_owners(loras):
         tensors = authors_file(half_of(model, role, start="released"))
         safetensors.torch.save_file(tensors, str(loras / f"{role}.safetensors"))
         halves.append(load(f"{role}.safetensors", role, "up"))
-        assert half_facts(halves[-1]).content_owns == "up"
+        assert half_metadata(halves[-1]).content_owns == "up"
     (lora,) = made(halves[:1], halves[1:])
     for layer, factors in half_layers(lora).items():
         content, style = (half_layers(half)[layer] for half in halves)

@@ -10,10 +10,10 @@ import safetensors.torch
 import torch
 from gated_loras import hook_count
 from half_inputs import b4m, half, make, tuning
-from pack.lora_ops.halves import joined
+from pack.lora_ops.halves import join_layer
 from pack.nodes.trainer.target_layers import training_sites
 from pack.training import TrainingSettings
-from pack.training.files.half import half_facts, half_layers
+from pack.training.files.half import half_layers, half_metadata
 from pack.training.settings import OPTIMIZERS
 from pair_inputs import picture, progress
 from tiny import tiny, weights_hash
@@ -54,8 +54,8 @@ def test_halves_trained_apart_become_one_lora_that_core_loads(name, output, capl
     assert weights_hash(model) == before
     assert hook_count(model) == 0
     assert not comfy.model_management.in_training
-    assert half_facts(content).role == "content"
-    assert half_facts(style).role == "style"
+    assert half_metadata(content).role == "content"
+    assert half_metadata(style).role == "style"
 
     (lora,), _ = make([content], [style]).result
     ours, other, whole = half_layers(content), half_layers(style), half_layers(lora)
@@ -130,7 +130,7 @@ def test_strengths_scale_the_owned_parts_and_train_nothing_anew(output):
     (lora,), _ = weak.result
     layers = half_layers(whole)
     for layer, factors in half_layers(lora).items():
-        expected = joined(layers[layer], layers[layer], "down", 0.5, 2.0)
+        expected = join_layer(layers[layer], layers[layer], "down", 0.5, 2.0)
         assert torch.equal(factors.down, expected.down)
         assert torch.equal(factors.up, expected.up)
 

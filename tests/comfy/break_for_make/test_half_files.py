@@ -15,7 +15,7 @@ from pack.lora_ops.parametrizations.partly_learnable import split
 from pack.nodes.break_for_make.make import made
 from pack.nodes.break_for_make.nodes_files import LoadHalf, SaveHalf
 from pack.nodes.lora.nodes import LoadLora
-from pack.training.files.half import HalfFacts, half_facts, half_layers
+from pack.training.files.half import HalfMetadata, half_layers, half_metadata
 from pack.training.files.lora_state import LoraState
 from pack.training.files.tensor_file import read_header
 from PIL import Image
@@ -34,8 +34,10 @@ def test_a_half_comes_back_bit_by_bit_and_core_loads_it_as_a_lora(base, loras, c
     loaded = load(name)
     assert isinstance(loaded, LoraState)
     assert equal(loaded, half)
-    assert half_facts(loaded) == half_facts(half)
-    assert half_facts(loaded) == HalfFacts("content", half.metadata["pastiche.basis"], "up", "snq")
+    assert half_metadata(loaded) == half_metadata(half)
+    assert half_metadata(loaded) == HalfMetadata(
+        "content", half.metadata["pastiche.basis"], "up", "snq"
+    )
     caplog.clear()
     with caplog.at_level(logging.INFO):
         by_core = core_nodes.LoraLoader().load_lora(model, None, name, 0.7, 0)[0]
@@ -50,7 +52,7 @@ def test_a_half_comes_back_bit_by_bit_and_core_loads_it_as_a_lora(base, loras, c
 def test_a_half_saved_as_a_lora_is_still_a_half(loras):
     half = half_of(tiny("sd15"), "style")
     (loaded,) = LoadLora.execute(save_lora(half)).result
-    assert half_facts(loaded) == half_facts(half)
+    assert half_metadata(loaded) == half_metadata(half)
     assert equal(load("my_style.safetensors"), half)
 
 
@@ -130,7 +132,7 @@ def test_nothing_is_overwritten_and_the_same_half_is_written_once(loras):
     assert save(style, "half") == "half_2.safetensors"
     assert save(content, "half") == "half.safetensors"
     assert len(list(loras.iterdir())) == 2
-    assert half_facts(load("half.safetensors")).role == "content"
+    assert half_metadata(load("half.safetensors")).role == "content"
     before = SaveHalf.fingerprint_inputs("half", half=None)
     (loras / "half.safetensors").unlink()
     assert SaveHalf.fingerprint_inputs("half", half=None) != before
@@ -162,7 +164,7 @@ def test_what_is_no_half_is_not_saved_as_one(loras):
 
 def test_a_choice_that_the_file_contradicts_is_refused(loras):
     name = save(half_of(tiny("sd15")))
-    assert half_facts(load(name, "content", "down")).role == "content"
+    assert half_metadata(load(name, "content", "down")).role == "content"
     assert "role must be what the half says of itself, content, got style" in refusal(name, "style")
     assert "content_owns must be what the half says of itself, down, got up" in refusal(
         name, "content", "up"

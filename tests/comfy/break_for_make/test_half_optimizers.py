@@ -8,7 +8,7 @@ import torch
 from half_inputs import half, make, trained, tuning
 from pack.lora_ops.parametrizations.partly_learnable import split
 from pack.training import TrainingSettings
-from pack.training.files.half import half_facts, half_layers
+from pack.training.files.half import half_layers, half_metadata
 from pack.training.settings import OPTIMIZERS
 
 
@@ -39,7 +39,7 @@ def test_a_singular_gram_without_damping_is_said_once(optimizer, output):
     (text,) = node.ui["text"]
     assert text.count("pseudo-inverse") == 1
     assert all(bool(tensor.isfinite().all()) for tensor in node.result[0].values())
-    assert half_facts(node.result[0]).role == "content"
+    assert half_metadata(node.result[0]).role == "content"
 
 
 def test_joint_training_of_singular_factors_is_said_once(output):

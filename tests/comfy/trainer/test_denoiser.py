@@ -1,4 +1,4 @@
-"""The bridge's Denoiser on tiny real models: loss space, packing, loading and clean-up."""
+"""The Denoiser on tiny real models: loss space, packing, loading and clean-up."""
 
 import logging
 

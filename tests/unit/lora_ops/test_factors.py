@@ -61,7 +61,7 @@ def test_shares_are_those_of_each_rank_at_each_token():
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, 7, 5, generator=generator, dtype=torch.float64)
     shares = torch.rand(7, factors.rank, generator=generator, dtype=torch.float64)
-    found = forward_delta(x, factors, shares=shares)
+    found = forward_delta(x, factors, rank_weights=shares)
     expected = torch.zeros_like(found)
     for token in range(7):
         for rank in range(factors.rank):
@@ -76,7 +76,7 @@ def test_shares_of_a_convolution_are_those_of_each_rank_at_each_place():
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, 5, 6, 8, generator=generator, dtype=torch.float64)
     shares = torch.rand(factors.rank, 6, 8, generator=generator, dtype=torch.float64)
-    found = forward_delta(x, factors, padding=(1, 1), shares=shares)
+    found = forward_delta(x, factors, padding=(1, 1), rank_weights=shares)
     expected = torch.zeros_like(found)
     for rank in range(factors.rank):
         one = LowRank(factors.down[rank, None], factors.up[:, rank, None])

@@ -22,7 +22,7 @@ from least_squares import squared_error, wave
 from pack.lora_ops import LowRank, delta
 from pack.lora_ops.fusion import (
     STAGE_DAMPING,
-    Wanted,
+    Target,
     expanded,
     fuse_from_gram,
     fuse_from_rows,
@@ -131,7 +131,7 @@ def wide_concepts(generator, width=768, count=100):
     wanted, rows = [], []
     for _ in range(3):
         down = torch.randn(4, width, generator=generator).double() / width**0.5
-        wanted.append(Wanted(LowRank(down, torch.randn(8, 4, generator=generator).double())))
+        wanted.append(Target(LowRank(down, torch.randn(8, 4, generator=generator).double())))
         rows.append(torch.randn(count, width, generator=generator))
     return wanted, rows
 
@@ -223,7 +223,7 @@ def test_removing_a_concept_is_fusing_without_it():
 
 def test_a_weight_of_zero_leaves_a_concept_out():
     wanted, rows = concepts(count=2)
-    silent = Wanted(wanted[1].factors, weight=0.0)
+    silent = Target(wanted[1].factors, weight=0.0)
     found = fuse([wanted[0], silent], rows, damping=0.01, anchor="average")
     close(found, oracle([wanted[0]], rows[:1], relative_damping=0.01, average=True))
     assert found.factors.rank == wanted[0].factors.rank
@@ -232,7 +232,7 @@ def test_a_weight_of_zero_leaves_a_concept_out():
 def test_a_concept_without_the_layer_keeps_it_as_it_is():
     wanted, rows = concepts(count=2)
     empty = LowRank(torch.zeros(0, WIDTH).double(), torch.zeros(OUT, 0).double())
-    wanted[1] = Wanted(empty, weight=2.0)
+    wanted[1] = Target(empty, weight=2.0)
     for anchor in ("base", "average"):
         found = fuse(wanted, rows, damping=0.01, anchor=anchor)
         close(found, oracle(wanted, rows, relative_damping=0.01, average=anchor == "average"))
@@ -243,9 +243,9 @@ def test_concepts_that_all_leave_the_layer_alone_fuse_to_nothing():
     empty = LowRank(torch.zeros(0, WIDTH).double(), torch.zeros(OUT, 0).double())
     _, rows = concepts(count=2)
     for damping in (0.0, 0.01):
-        found = fuse([Wanted(empty)] * 2, rows, damping=damping)
+        found = fuse([Target(empty)] * 2, rows, damping=damping)
         assert delta(found.factors).equal(torch.zeros(OUT, WIDTH).double())
-        found = fuse_from_rows([Wanted(empty)] * 2, rows, damping=damping)
+        found = fuse_from_rows([Target(empty)] * 2, rows, damping=damping)
         assert delta(found.factors).equal(torch.zeros(OUT, WIDTH).double())
 
 
@@ -266,7 +266,7 @@ def test_prior_rows_are_left_alone():
 def test_a_convolution_is_fused_over_its_patches():
     wanted, rows = concepts()
     shaped = [
-        Wanted(
+        Target(
             LowRank(one.factors.down.view(-1, 3, 2, 2), one.factors.up[..., None, None], 1.5),
             one.strength,
             one.weight,
@@ -329,22 +329,22 @@ def test_a_bad_weight_or_strength_is_refused():
     factors = concepts()[0][0].factors
     for weight in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="weight must be 0 or a positive number, got"):
-            Wanted(factors, weight=weight)
+            Target(factors, weight=weight)
     with pytest.raises(ValueError, match="strength must be a finite number, got nan"):
-        Wanted(factors, strength=float("nan"))
+        Target(factors, strength=float("nan"))
 
 
 def test_nothing_to_fuse_is_refused():
     (one, *_), (x, *_) = concepts()
     with pytest.raises(ValueError, match="at least one concept must have a weight above 0"):
-        fuse([Wanted(one.factors, weight=0.0)], [x], damping=0.1)
+        fuse([Target(one.factors, weight=0.0)], [x], damping=0.1)
     with pytest.raises(ValueError, match="at least one concept"):
         fuse_from_rows([], [], damping=0.1)
 
 
 def test_layers_of_another_shape_are_refused():
     wanted, rows = concepts(count=2)
-    other = Wanted(LowRank(torch.zeros(1, WIDTH).double(), torch.zeros(7, 1).double()))
+    other = Target(LowRank(torch.zeros(1, WIDTH).double(), torch.zeros(7, 1).double()))
     with pytest.raises(ValueError, match=r"same layer, got shapes \(5, 12\) and \(7, 12\)"):
         fuse([wanted[0], other], rows, damping=0.1)
     with pytest.raises(ValueError, match=r"one .+ for each concept, got 1 for 2"):

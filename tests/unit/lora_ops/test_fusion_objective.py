@@ -18,7 +18,7 @@ from fusion_cases import (
 )
 from least_squares import squared_error
 from pack.lora_ops import LowRank, delta
-from pack.lora_ops.fusion import Fused, Wanted, fuse_from_gram, fuse_from_rows
+from pack.lora_ops.fusion import Fused, Target, fuse_from_gram, fuse_from_rows
 from pack.lora_ops.fusion_objective import (
     concept_error,
     damped_objective,
@@ -106,7 +106,7 @@ def test_the_comparison_arm_converges_to_the_closed_form():
     assert best < weighted_error(few, wanted, parts, total) < start
 
 
-def steep_concepts(width: int = 96) -> tuple[list[Wanted], list[torch.Tensor]]:
+def steep_concepts(width: int = 96) -> tuple[list[Target], list[torch.Tensor]]:
     """Inputs whose spectrum falls as a power of 1.6: the hardest of the recorded cases."""
     generator = torch.Generator().manual_seed(0)
 
@@ -116,7 +116,7 @@ def steep_concepts(width: int = 96) -> tuple[list[Wanted], list[torch.Tensor]]:
     spectrum = torch.arange(1, width + 1, dtype=torch.float64) ** -1.6
     turn = torch.linalg.qr(draw(width, width)).Q
     rows = [draw(500, width) * spectrum @ turn.mT for _ in range(3)]
-    return [Wanted(LowRank(draw(4, width), draw(64, 4))) for _ in rows], rows
+    return [Target(LowRank(draw(4, width), draw(64, 4))) for _ in rows], rows
 
 
 def test_fp32_activations_serve_at_a_steep_spectrum():
@@ -185,4 +185,4 @@ def test_without_inputs_no_norm_asks_for_damping():
 def test_the_average_takes_a_share_of_ones_own():
     wanted, _ = concepts(count=2)
     own = 0.6 * sum(dense(wanted))
-    close(delta(plain_average(wanted, share=0.6)), own)
+    close(delta(plain_average(wanted, multiplier=0.6)), own)

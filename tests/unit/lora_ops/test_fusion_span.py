@@ -16,7 +16,7 @@ from fusion_cases import (
     whole,
 )
 from pack.lora_ops import LowRank
-from pack.lora_ops.fusion import Wanted, expanded, fuse_from_gram, span_basis, within_span
+from pack.lora_ops.fusion import Target, expanded, fuse_from_gram, span_basis, within_span
 from pack.lora_ops.fusion_objective import plain_average, weighted_error
 
 
@@ -59,7 +59,7 @@ def test_span_form_lies_between_the_average_and_the_optimum():
 
 def test_a_concept_without_the_layer_has_no_part_in_the_span():
     wanted, rows = concepts(count=2)
-    nothing = Wanted(LowRank(torch.zeros(0, WIDTH).double(), torch.zeros(OUT, 0).double()))
+    nothing = Target(LowRank(torch.zeros(0, WIDTH).double(), torch.zeros(OUT, 0).double()))
     basis = span_basis([wanted[0].factors.down])
     inside = [within_span(one, basis) for one in (wanted[0], nothing)]
     assert (inside[1].factors.down.shape, inside[1].up.shape) == ((0, RANK), (OUT, 0))

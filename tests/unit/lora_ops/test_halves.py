@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pack.lora_ops import LowRank, delta, forward_delta
-from pack.lora_ops.halves import check_halves, join_halves, joined, owned_part, partner_part
+from pack.lora_ops.halves import check_halves, join_halves, join_layer, owned_part, partner_part
 from pack.lora_ops.keys import factor_keys
 from pack.lora_ops.parametrizations.partly_learnable import PartlyLearnable
 from pack.training import lora_state
@@ -35,7 +35,7 @@ def trained_half(seed: int, basis_seed: int = 5, rank: int = 3, shape=(10, 12)) 
 
 
 def test_content_columns_and_all_else_of_the_style_make_the_released_lora():
-    made = joined(CONTENT, STYLE)
+    made = join_layer(CONTENT, STYLE)
     assert torch.equal(made.up, STYLE.up)
     assert torch.equal(made.down[:, :3], STYLE.down[:, :3])
     assert torch.equal(made.down[:, 3:], CONTENT.down[:, 3:])
@@ -49,7 +49,7 @@ def test_content_columns_and_all_else_of_the_style_make_the_released_lora():
 
 
 def test_owners_can_be_swapped():
-    made = joined(CONTENT, STYLE, content_owns="up")
+    made = join_layer(CONTENT, STYLE, content_owns="up")
     assert torch.equal(made.up, CONTENT.up)
     assert torch.equal(made.down[:, :3], CONTENT.down[:, :3])
     assert torch.equal(made.down[:, 3:], STYLE.down[:, 3:])
@@ -57,14 +57,14 @@ def test_owners_can_be_swapped():
 
 @pytest.mark.parametrize("content_owns", ["down", "up"])
 def test_strengths_scale_the_owned_parts_alone(content_owns):
-    plain = joined(CONTENT, STYLE, content_owns)
-    strong = joined(CONTENT, STYLE, content_owns, content_strength=2.0, style_strength=0.25)
+    plain = join_layer(CONTENT, STYLE, content_owns)
+    strong = join_layer(CONTENT, STYLE, content_owns, content_strength=2.0, style_strength=0.25)
     down, up = (2.0, 0.25) if content_owns == "down" else (0.25, 2.0)
     assert torch.equal(strong.down[:, :3], plain.down[:, :3])
     assert torch.equal(strong.up[:4], plain.up[:4])
     assert torch.equal(strong.down[:, 3:], down * plain.down[:, 3:])
     assert torch.equal(strong.up[4:], up * plain.up[4:])
-    none = joined(CONTENT, STYLE, content_owns, content_strength=0.0)
+    none = join_layer(CONTENT, STYLE, content_owns, content_strength=0.0)
     owned = none.down[:, 3:] if content_owns == "down" else none.up[4:]
     assert not owned.any()
 

@@ -127,8 +127,8 @@ def test_tokens_that_hear_one_prompt_each_are_sorted_and_put_back():
     q, (base, one, two, unheard) = small_case(3)
     masks = torch.stack([(heard == number).float() for number in (1, 2, 3)])
     mixed = mix_regions(masks)
-    assert mixed.alone is not None
-    assert mixed.alone.counts == (4, 4, 4, 0)
+    assert mixed.token_order is not None
+    assert mixed.token_order.counts == (4, 4, 4, 0)
     calls = []
 
     def attend(q, k, v):
@@ -145,9 +145,9 @@ def test_tokens_that_hear_one_prompt_each_are_sorted_and_put_back():
     shuffled = regional_attention(q[:, order], *base, [one, two, unheard], again, heads=HEADS)
     torch.testing.assert_close(shuffled, out[:, order])
     bands = mix_regions(torch.stack([torch.arange(12) >= 6]).float())
-    assert bands.alone.order is None  # already in order: nothing is gathered
+    assert bands.token_order.order is None  # already in order: nothing is gathered
     overlapping = mix_regions(torch.ones(2, 12))
-    assert overlapping.alone is None
+    assert overlapping.token_order is None
 
 
 def test_equal_prompts_everywhere_are_plain_attention():

@@ -9,7 +9,7 @@ from pack.lora_ops.parametrizations.partly_learnable import frozen_halves
 from pack.training import Session, TrainingConfig, train
 from pack.training.files.checkpoint import load_checkpoint, save_checkpoint
 from pack.training.loop import take_step, updates_of
-from pack.training.randomness import noise_for, share_for
+from pack.training.randomness import noise_for, uniform_timestep
 from pack.training.recipes import Half, Make
 from pack.training.settings import OPTIMIZERS
 from small_denoiser import WIDTH, SmallDenoiser, example
@@ -62,7 +62,7 @@ class ReleasedLoop:
         for one in examples:
             latent = one.latent.double()
             noise = noise_for(one.latent, SEED, step, 0).double()
-            sigma = (0.1 + 2.0 * share_for(SEED, step, 0)).double()
+            sigma = (0.1 + 2.0 * uniform_timestep(SEED, step, 0)).double()
             x = latent + sigma * noise
             eps = weight @ (x / (sigma**2 + 1).sqrt() + one.cond.double())
             losses.append((eps - noise).square().mean())

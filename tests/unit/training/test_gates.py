@@ -190,7 +190,7 @@ def test_each_token_gets_the_ranks_that_are_its_own():
     trained = adapter(site)
     gates = GatedAdapters({"site": site}, {"one": trained})
     x = torch.randn(3, 4, 6, dtype=torch.float64)
-    with gates.attached(), gates.gated([OFF, {"one": Gate(0.5, shares=Halves())}, OFF]):
+    with gates.attached(), gates.gated([OFF, {"one": Gate(0.5, token_weights=Halves())}, OFF]):
         output = layer(x)
     parts = trained.parts["site"]
     expected = layer(x)
@@ -207,7 +207,7 @@ def test_a_layer_without_shares_gets_no_term():
     site = Site(layer, (5, 6))
     gates = GatedAdapters({"site": site}, {"one": adapter(site)})
     x = torch.randn(2, 6, dtype=torch.float64)
-    with gates.attached(), gates.gated([{"one": Gate(shares=Halves())}] * 2):
+    with gates.attached(), gates.gated([{"one": Gate(token_weights=Halves())}] * 2):
         assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
 
 
@@ -217,7 +217,7 @@ def test_tokens_of_regrouped_rows_are_not_told_apart():
     gates = GatedAdapters({"site": site}, {"one": adapter(site)})
     with (
         gates.attached(),
-        gates.gated([{"one": Gate(shares=Halves())}]),
+        gates.gated([{"one": Gate(token_weights=Halves())}]),
         pytest.raises(
             RuntimeError, match="rows whole where its tokens are told apart, got 2 for 1"
         ),
@@ -231,7 +231,7 @@ def test_places_of_a_convolution_get_the_ranks_that_are_their_own():
     trained = adapter(site)
     gates = GatedAdapters({"site": site}, {"one": trained})
     x = torch.randn(1, 3, 5, 7, dtype=torch.float64)
-    with gates.attached(), gates.gated([{"one": Gate(shares=Halves())}]):
+    with gates.attached(), gates.gated([{"one": Gate(token_weights=Halves())}]):
         output = layer(x)
     parts = trained.parts["site"]
     ranks = [
@@ -249,7 +249,7 @@ def test_shares_let_the_gradient_through():
     trained = adapter(site)
     gates = GatedAdapters({"site": site}, {"one": trained})
     x = torch.randn(1, 4, 6, dtype=torch.float64, requires_grad=True)
-    with gates.attached(), gates.gated([{"one": Gate(shares=Halves())}]):
+    with gates.attached(), gates.gated([{"one": Gate(token_weights=Halves())}]):
         layer(x)[:, :2].sum().backward()
     up = next(iter(trained.parameters())).grad
     assert up[:, 0].any()

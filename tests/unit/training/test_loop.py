@@ -11,7 +11,7 @@ from pack.training import Example, GatedAdapters, TrainingConfig, train
 from pack.training.adapters import new_adapter
 from pack.training.loop import row_errors
 from pack.training.optimizers.by_name import make_optimizer
-from pack.training.randomness import noise_for, share_for
+from pack.training.randomness import noise_for, uniform_timestep
 from pack.training.recipes import Pair, Row, Single
 from pair_trainer import PairTrainer
 from small_denoiser import WIDTH, SmallDenoiser, example
@@ -49,7 +49,7 @@ def test_a_run_equals_the_oracle(packing):
     content_losses, style_losses = [], []
     for step in range(STEPS):
         noise = noise_for(before.latent, SEED, step, 0).tolist()
-        sigma = denoiser.sigma_at(share_for(SEED, step, 0)).item()
+        sigma = denoiser.sigma_at(uniform_timestep(SEED, step, 0)).item()
         content, style = step_of_oracle[packing](noise, sigma, step >= STYLE_START)
         content_losses.append(content)
         style_losses.append(style)
@@ -255,7 +255,7 @@ def test_a_mask_weighs_the_mean_as_a_plain_loop_does(outside):
     found = row_errors(denoiser, gates, rows, config(outside_mask=outside), 3).tolist()
     for row, mask, error in zip(rows, masks, found, strict=True):
         latent = row.example.latent
-        sigma = denoiser.sigma_at(share_for(SEED, 3, row.sample).view(1))
+        sigma = denoiser.sigma_at(uniform_timestep(SEED, 3, row.sample).view(1))
         x = denoiser.noised(latent[None], noise_for(latent, SEED, 3, row.sample)[None], sigma)
         denoised = denoiser.denoise(x, sigma, [row.example.cond])[0].tolist()
         total = weight = 0.0

@@ -226,7 +226,7 @@ def test_a_step_of_several_updates_is_taken_back_where_it_breaks_off(optimizer, 
         assert len(sessions) == done
         if done:
             session = sessions[-1]
-            assert session.whole
+            assert session.consistent
             path = save_checkpoint(tmp_path / f"call {call}", session.checkpoint(), keep=1)
             assert path.read_bytes() == files[done]
         assert all(not layer._forward_hooks for layer in denoiser.layers)
@@ -245,7 +245,7 @@ def test_an_update_that_breaks_off_is_not_whole(monkeypatch):
 
     with pytest.raises(torch.OutOfMemoryError):
         train(denoiser, denoiser.sites, pair(), CONFIG, [look])
-    assert not sessions[-1].whole
+    assert not sessions[-1].consistent
 
 
 class Spoilt(SmallDenoiser):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from pack.training import TrainingConfig
-from pack.training.noise_levels import min_snr_weights, share_at
+from pack.training.noise_levels import min_snr_weights, sample_timestep
 from pack.training.randomness import noise_for
 
 GAMMA = 5.0
@@ -71,7 +71,7 @@ def test_min_snr_weights_equal_the_closed_form(kind):
 
 def shares(**changes) -> torch.Tensor:
     config = TrainingConfig(steps=DRAWS, rank=1, learning_rate=1.0, seed=9, **changes)
-    return torch.stack([share_at(config, step, 0) for step in range(DRAWS)]).double()
+    return torch.stack([sample_timestep(config, step, 0) for step in range(DRAWS)]).double()
 
 
 def distance(found: torch.Tensor, distribution) -> float:
@@ -116,11 +116,13 @@ def test_a_shift_of_one_is_none():
 
 def test_no_draw_is_one_however_large_the_shift(monkeypatch):
     top = torch.tensor(1 - 2**-24)
-    monkeypatch.setattr("pack.training.noise_levels.share_for", lambda seed, step, sample: top)
+    monkeypatch.setattr(
+        "pack.training.noise_levels.uniform_timestep", lambda seed, step, sample: top
+    )
     config = TrainingConfig(
         steps=1, rank=1, learning_rate=1.0, seed=9, timesteps="shifted", timestep_shift=100.0
     )
-    assert share_at(config, 0, 0) < 1
+    assert sample_timestep(config, 0, 0) < 1
 
 
 def test_noise_offset_moves_each_channel_as_a_whole():

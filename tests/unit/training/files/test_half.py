@@ -13,11 +13,11 @@ from pack.training.families import FAMILIES
 from pack.training.files.half import (
     AS_SAID,
     IMPORTED,
-    HalfFacts,
+    HalfMetadata,
     as_half,
     check_fit,
-    half_facts,
     half_layers,
+    half_metadata,
 )
 
 BLOCK = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2"
@@ -37,7 +37,7 @@ def factors(seed=1, basis_seed=5, start="orthogonal", shapes=SHAPES, rank=RANK):
 
 
 def half(role="content", seed=1, *, basis="b1", owner="down", token="", family="", **changes):
-    metadata = HalfFacts(role, basis, owner, token).as_metadata()
+    metadata = HalfMetadata(role, basis, owner, token).as_metadata()
     if family:
         metadata["modelspec.architecture"] = FAMILIES[family].architecture
     return lora_state(factors(seed, **changes), metadata)
@@ -75,11 +75,13 @@ def refusal(function, *arguments):
 @pytest.mark.parametrize("role", ["content", "style"])
 @pytest.mark.parametrize("owner", ["down", "up"])
 def test_a_half_says_whose_it_is_on_which_basis(role, owner):
-    facts = HalfFacts(role, "0123", owner, "snq")
-    assert half_facts(lora_state(factors(), facts.as_metadata())) == facts
+    facts = HalfMetadata(role, "0123", owner, "snq")
+    assert half_metadata(lora_state(factors(), facts.as_metadata())) == facts
     # A file drops what is empty.
-    wordless = {key: value for key, value in HalfFacts(role, "0").as_metadata().items() if value}
-    assert half_facts(lora_state(factors(), wordless)) == HalfFacts(role, "0", CONTENT_OWNS, "")
+    wordless = {key: value for key, value in HalfMetadata(role, "0").as_metadata().items() if value}
+    assert half_metadata(lora_state(factors(), wordless)) == HalfMetadata(
+        role, "0", CONTENT_OWNS, ""
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,18 +90,18 @@ def test_a_half_says_whose_it_is_on_which_basis(role, owner):
         {},
         {"pastiche.role": "style"},
         {"pastiche.role": "content"},
-        {**HalfFacts("content", "b1").as_metadata(), "pastiche.role": "made"},
+        {**HalfMetadata("content", "b1").as_metadata(), "pastiche.role": "made"},
         {"pastiche.role": "content half", "pastiche.content_owns": "down"},
         {"pastiche.role": "content half", "pastiche.basis": "b1"},
-        {**HalfFacts("content", "b1").as_metadata(), "pastiche.content_owns": "mid"},
+        {**HalfMetadata("content", "b1").as_metadata(), "pastiche.content_owns": "mid"},
     ],
 )
 def test_an_ordinary_lora_is_no_half(metadata):
     lora = plain(metadata=metadata)
-    assert "got an ordinary LoRA" in refusal(half_facts, lora)
+    assert "got an ordinary LoRA" in refusal(half_metadata, lora)
     assert "got an ordinary LoRA" in refusal(check_fit, lora, half("style"))
     assert "got an ordinary LoRA" in refusal(check_fit, half(), lora)
-    assert "got an ordinary LoRA" in refusal(half_facts, dict(lora))
+    assert "got an ordinary LoRA" in refusal(half_metadata, dict(lora))
 
 
 def test_the_factors_of_a_half_are_its_files():
@@ -194,11 +196,11 @@ def test_a_half_of_this_pack_is_loaded_as_itself_alone():
 def test_a_half_that_says_nothing_gets_the_role_that_is_chosen(start):
     lora = lora_state(factors(start=start), {"format": "pt"})
     loaded = as_half(lora, "content")
-    assert half_facts(loaded) == HalfFacts("content", IMPORTED, CONTENT_OWNS)
+    assert half_metadata(loaded) == HalfMetadata("content", IMPORTED, CONTENT_OWNS)
     assert loaded.metadata["format"] == "pt"
     assert all(loaded[key] is lora[key] for key in lora)
     assert lora.metadata == {"format": "pt"}
-    assert half_facts(as_half(lora, "style", "up")) == HalfFacts("style", IMPORTED, "up")
+    assert half_metadata(as_half(lora, "style", "up")) == HalfMetadata("style", IMPORTED, "up")
     assert "role must be content or style for a file that doesn't say it" in refusal(as_half, lora)
     assert as_half(loaded) is loaded
 
@@ -211,7 +213,7 @@ def test_rounding_and_the_released_decay_leave_a_half_one(start, dtype):
         layer: LowRank((half.down * kept).to(dtype), (half.up * kept).to(dtype))
         for layer, half in factors(start=start).items()
     }
-    assert half_facts(as_half(lora_state(layers, {}, dtype), "style")).basis == IMPORTED
+    assert half_metadata(as_half(lora_state(layers, {}, dtype), "style")).basis == IMPORTED
 
 
 @pytest.mark.parametrize("role", ["content", "style"])

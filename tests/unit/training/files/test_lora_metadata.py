@@ -1,9 +1,9 @@
 """The metadata that a saved LoRA carries."""
 
 from pack.training.families import FAMILIES
-from pack.training.files.metadata import FileFacts, family_of, file_metadata
+from pack.training.files.metadata import FileMetadata, family_of, file_metadata
 
-FACTS = FileFacts(
+FACTS = FileMetadata(
     title="name", date="2026-01-01T00:00:00Z", tensor_digest="ab", rank_and_alpha=(4, 4)
 )
 
@@ -11,7 +11,7 @@ FACTS = FileFacts(
 def test_metadata_complete_the_loras_own_and_never_contradict_them():
     own = {"pastiche.role": "style", "pastiche.style_words": "in ink", "ss_steps": "9"}
     own |= {"modelspec.title": "old", "sshs_model_hash": "old", "modelspec.resolution": "768x768"}
-    facts = FileFacts(**{**FACTS.__dict__, "family": FAMILIES["SDXL"]})
+    facts = FileMetadata(**{**FACTS.__dict__, "family": FAMILIES["SDXL"]})
     metadata = file_metadata(own, facts)
     assert metadata["modelspec.sai_model_spec"] == "1.0.0"
     assert metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
@@ -39,7 +39,7 @@ def test_what_the_pack_keeps_is_told_under_customary_names_too():
 
 def test_what_the_user_types_wins():
     own = {"pastiche.style_words": "in ink", "modelspec.trigger_phrase": "old"}
-    facts = FileFacts(**{**FACTS.__dict__, "trigger": "new", "style_words": "in oil"})
+    facts = FileMetadata(**{**FACTS.__dict__, "trigger": "new", "style_words": "in oil"})
     metadata = file_metadata(own, facts)
     assert metadata["modelspec.trigger_phrase"] == "new"
     assert metadata["pastiche.style_words"] == "in oil"
@@ -47,7 +47,7 @@ def test_what_the_user_types_wins():
 
 def test_the_base_is_read_back_from_metadata():
     for family in FAMILIES.values():
-        facts = FileFacts(**{**FACTS.__dict__, "family": family})
+        facts = FileMetadata(**{**FACTS.__dict__, "family": family})
         assert family_of(file_metadata({}, facts)) == family
         assert family_of({"ss_base_model_version": family.base_version}) == family
     assert family_of({}) is None

@@ -13,7 +13,7 @@ from pack.training import Gate, Site
 from pack.training.adapters import TrainedAdapter, new_adapter
 from pack.training.optimizers.by_name import PRECONDITIONED
 from pack.training.optimizers.factor_optimizer import SINGULAR
-from pack.training.optimizers.factor_pairs import LearntPair, learnt_pairs
+from pack.training.optimizers.factor_pairs import FactorPair, factor_pairs
 from pack.training.optimizers.lora_rite import LoraRite
 from pack.training.optimizers.scaled import ScaledAdamW, ScaledSGD
 from torch import Tensor, nn
@@ -37,17 +37,17 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def plain_pair(up: Tensor, down: Tensor) -> LearntPair:
+def plain_pair(up: Tensor, down: Tensor) -> FactorPair:
     parts = {"down": nn.Parameter(down.clone()), "up": nn.Parameter(up.clone())}
-    return LearntPair(parts, lambda: LowRank(parts["down"], parts["up"]))
+    return FactorPair(parts, lambda: LowRank(parts["down"], parts["up"]))
 
 
-def product(pair: LearntPair) -> Tensor:
+def product(pair: FactorPair) -> Tensor:
     factors = pair.factors()
     return factors.up @ factors.down
 
 
-def fit(pair: LearntPair, optimizer, target: Tensor, steps: int, passes: int = 1) -> Tensor:
+def fit(pair: FactorPair, optimizer, target: Tensor, steps: int, passes: int = 1) -> Tensor:
     """Steps towards the target; ``passes`` backwards add up to every gradient."""
     for _ in range(steps):
         optimizer.zero_grad()
@@ -181,7 +181,7 @@ def test_frozen_halves_stay_bit_identical_through_weight_decay(name):
     adapter = halves_adapter()
     parts = adapter.parts["site"]
     before = {part: parts[part].clone() for part in ("down_frozen", "up_frozen", "down", "up")}
-    (pair,) = learnt_pairs([adapter])
+    (pair,) = factor_pairs([adapter])
     optimizer = PRECONDITIONED[name]([pair], 0.02, weight_decay=0.5)
     target = random(8, 6, seed=3).float()
     fit(pair, optimizer, target, steps=200)
@@ -204,7 +204,7 @@ def test_a_step_moves_both_halves_and_is_not_plain_adamw(name):
         adapter = halves_adapter()
         with torch.no_grad():
             adapter.parts["site"]["up"].copy_(random(4, 2, seed=1))
-        (pair,) = learnt_pairs([adapter])
+        (pair,) = factor_pairs([adapter])
         start = [part.detach().clone() for part in pair.parts.values()]
         if maker is None:
             optimizer = torch.optim.AdamW(pair.parts.values(), lr=0.01, weight_decay=0.0)
@@ -249,7 +249,7 @@ def test_on_frozen_orthonormal_rows_scaled_adamw_is_adamw(damping):
     for scaled in (True, False):
         site = Site(nn.Linear(12, 6, bias=False).requires_grad_(False), (6, 12))
         adapter = new_adapter("style", OrthogonalRows(), {"site": site}, 3, 0, CPU)
-        (pair,) = learnt_pairs([adapter])
+        (pair,) = factor_pairs([adapter])
         if scaled:
             optimizer = ScaledAdamW([pair], 0.01, weight_decay=0.1, damping=damping)
         else:
@@ -311,7 +311,7 @@ def test_bf16_factors_keep_fp32_moments_through_a_reload(name):
 def test_a_zero_start_learns(name):
     site = Site(nn.Linear(12, 16, bias=False).requires_grad_(False), (16, 12))
     adapter: TrainedAdapter = new_adapter("lora", Plain(), {"site": site}, 3, 0, CPU)
-    (pair,) = learnt_pairs([adapter])
+    (pair,) = factor_pairs([adapter])
     target = (random(16, 3, seed=1) @ random(3, 12, seed=2)).float()
     optimizer = PRECONDITIONED[name]([pair], 0.05, weight_decay=0.0)
     last = fit(pair, optimizer, target, steps=200)
@@ -357,7 +357,7 @@ def test_groups_may_have_rates_of_their_own():
 
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="learnt parts down or up of a layer, got magnitude"):
-        LearntPair({"magnitude": nn.Parameter(torch.ones(3))}, lambda: LowRank(DOWN, UP))
+        FactorPair({"magnitude": nn.Parameter(torch.ones(3))}, lambda: LowRank(DOWN, UP))
     with pytest.raises(ValueError, match=r"max_norm must be at least 0, got -1"):
         ScaledSGD([plain_pair(UP, DOWN)], 0.1, max_norm=-1.0)
     with pytest.raises(ValueError, match="no closure, got one"):

@@ -98,7 +98,7 @@ def test_a_run_that_goes_on_and_breaks_off_at_once_names_where_it_began(tmp_path
 def test_a_half_done_step_is_never_kept(tmp_path):
     keeper = Keeper(tmp_path, 2, 0.0, keep=9)
     run(keeper, config=TrainingConfig(steps=5, rank=2, learning_rate=0.02, seed=3))
-    keeper.session.whole = False
+    keeper.session.consistent = False
     assert keeper.rescue().startswith("step 4 is kept: ")
     assert kept(tmp_path) == [2, 4]
 
@@ -176,6 +176,6 @@ def test_a_step_is_written_once(tmp_path, monkeypatch):
 
 def test_the_event_is_all_it_needs(tmp_path):
     keeper = Keeper(tmp_path, 1, 0.0, keep=1)
-    session = SimpleNamespace(whole=False, step=1)
+    session = SimpleNamespace(consistent=False, step=1)
     keeper(Event(1, 2, 0.0, {}, session))
     assert kept(tmp_path) == []

@@ -1,0 +1,137 @@
+"""Training of base B's denoiser: rectified flow on latents, with Muon and AdamW."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .mmdit import MMDiT
+from .muon import Muon
+from .rows import Rows, padded
+from .stages import Stage
+
+EMA_EVERY = 4
+
+
+@dataclass(frozen=True)
+class FlowPlan:
+    """How base B is trained.
+
+    Attributes:
+        steps: how many in all; the last ``decay_share`` lower the rates to a fiftieth, so that a
+            training may be stopped at any step and finished by a resumed one with fewer steps.
+        batch: square rows a step; wide ones are half as many.
+        wide_share: share of the steps that see wide canvases.
+        empty_share: share of the rows whose caption is empty, for guidance.
+        level_mean: mean of the logit of noise levels; their spread is 1.
+        uniform_share: share of the rows whose noise level is drawn evenly instead.
+    """
+
+    steps: int
+    batch: int = 128
+    wide_share: float = 0.3
+    empty_share: float = 0.1
+    level_mean: float = 0.3
+    uniform_share: float = 0.15
+    muon_rate: float = 0.01
+    adam_rate: float = 6e-4
+    warm_up: int = 100
+    decay_share: float = 0.3
+    ema: float = 0.9985
+
+    def factor(self, step: int) -> float:
+        """Return what the peak rates are multiplied with at a step."""
+        start = self.steps * (1 - self.decay_share)
+        if step < start:
+            return min(1.0, (step + 1) / self.warm_up)
+        return 0.02 + 0.98 * (self.steps - step) / (self.steps - start)
+
+
+class FlowStage(Stage):
+    """Training of the flow-matching denoiser on stored rows.
+
+    Args:
+        rows: latents and captions, or None where only the weights are wanted.
+        plan: how to train.
+    """
+
+    def __init__(
+        self, folder: Path, world: str, rows: Rows | None, plan: FlowPlan, device: str = "cpu"
+    ) -> None:
+        super().__init__(folder, "base_b", world, plan.steps)
+        self.rows, self.plan, self.device = rows, plan, device
+        torch.manual_seed(0)
+        self.model = MMDiT().to(device)
+        self.average = [p.detach().clone() for p in self.model.parameters()]
+        matrices, split, others = [], {}, []
+        for name, parameter in self.model.named_parameters():
+            if parameter.ndim == 2 and "joint_blocks" in name and "adaLN" not in name:
+                matrices.append(parameter)
+                if name.endswith("qkv.weight"):
+                    split[id(parameter)] = 3
+            else:
+                others.append(parameter)
+        self.muon = Muon(matrices, plan.muon_rate, split=split)
+        self.adam = torch.optim.AdamW(
+            others, lr=plan.adam_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True
+        )
+        self.others = others
+
+    def state(self) -> dict:
+        return {
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "muon": self.muon.state_dict(),
+            "adam": self.adam.state_dict(),
+        }
+
+    def restore(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        with torch.no_grad():
+            torch._foreach_copy_(self.average, state["average"])
+        self.muon.load_state_dict(state["muon"])
+        self.adam.load_state_dict(state["adam"])
+
+    def _levels(self, batch: int, generator: torch.Generator) -> Tensor:
+        logits = torch.randn(batch, generator=generator) + self.plan.level_mean
+        even = torch.rand(batch, generator=generator)
+        uniform = torch.rand(batch, generator=generator) < self.plan.uniform_share
+        return torch.where(uniform, even, torch.sigmoid(logits))
+
+    def step(self, number: int) -> float:
+        assert self.rows is not None
+        plan, generator = self.plan, torch.Generator().manual_seed(number)
+        wide = torch.rand(1, generator=generator).item() < plan.wide_share
+        shape, batch = ("wide", plan.batch // 2) if wide else ("square", plan.batch)
+        latents, texts = self.rows.draw(shape, batch, plan.empty_share, generator)
+        prompts = padded([row for row, _ in texts], [length for _, length in texts])
+        t = self._levels(batch, generator)
+        noise = torch.randn(latents.shape, generator=generator)
+        level = t[:, None, None, None]
+        x = (1 - level) * latents + level * noise
+        velocity = self.model(x.to(self.device), t.to(self.device), prompts.to(self.device))
+        loss = (velocity - (noise - latents).to(self.device)).square().mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.others, 1.0)
+        factor = plan.factor(number)
+        for optimizer, peak in ((self.muon, plan.muon_rate), (self.adam, plan.adam_rate)):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * factor
+            optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+        if (number + 1) % EMA_EVERY == 0:
+            decay = min(plan.ema, (1 + number) / (10 + number)) ** EMA_EVERY
+            with torch.no_grad():
+                torch._foreach_lerp_(self.average, list(self.model.parameters()), 1 - decay)
+        return loss.item()
+
+    def averaged(self) -> dict[str, Tensor]:
+        """Return the averaged weights, which are what is sampled from."""
+        names = [name for name, _ in self.model.named_parameters()]
+        return dict(zip(names, (value.cpu() for value in self.average), strict=True))
+
+    def finish(self) -> None:
+        self.write_result(self.averaged())
