@@ -20,7 +20,7 @@ import comfy.ops
 import comfy.sd
 import comfy.sd1_clip
 import torch
-from pack.lora_ops import LowRank, Wanted
+from pack.lora_ops import LowRank, Target
 from pack.nodes.bridge.families import identify
 from pack.nodes.fusion import stages as fusion_stages
 from pack.nodes.fusion.run import fuse
