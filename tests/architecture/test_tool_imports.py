@@ -11,7 +11,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ROOTS = {"benchmarks": REPOSITORY / "benchmarks", "scripts": REPOSITORY / "scripts"}
 STUDIES = {path.parent.name for path in ROOTS["benchmarks"].glob("*/study.py")}
 # They are started by any Python or as scripts of their own, before all packages can be imported.
-IMPORT_LATER = {"run.py", "toyworld"}
+IMPORT_LATER = {"run.py", "toyworld", "drawn"}
 
 
 def files(root: str) -> list[Path]:
