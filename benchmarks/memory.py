@@ -147,9 +147,10 @@ def measure(case: Case, device: str) -> dict:
 
         comfy.cli_args.args.cpu = device == "cpu"
         import torch
+        from pack.nodes.trainer.base import Base
         from pack.nodes.trainer.denoiser import open_denoiser
-        from pack.nodes.trainer.rehearsal import rehearse
-        from pack.nodes.trainer.target_layers import training_sites
+        from pack.nodes.trainer.rehearsal import Rehearsal
+        from pack.nodes.trainer.target_layers import target_layers, training_sites
         from pack.training import TrainingConfig, TrainingSettings, train
         from pack.training.recipes import Single
 
@@ -163,7 +164,9 @@ def measure(case: Case, device: str) -> dict:
         recipe = Single(_examples(model, case), batch_size=case.rows)
         config = TrainingConfig(steps=2, rank=16, learning_rate=1e-4, seed=0)
         started = time.process_time()
-        need = rehearse(model, recipe, config, settings)
+        base = Base(model, None, None)
+        layers = target_layers(base.layers, settings.targets)
+        need = Rehearsal(base, layers, None, recipe).need(config, settings)
         seconds = time.process_time() - started
         _forget_peak(device)
         with open_denoiser(model, settings.precision, case.checkpointing) as denoiser:

@@ -95,6 +95,8 @@ class ConceptDefaults:
     source: str
 
 
+MethodDefaults = PairDefaults | PlainDefaults | HalfDefaults | ConceptDefaults
+
 CONCEPT = ConceptDefaults(1000, 4, 1e-4, 1e-5, 1e-3, 1e-2, "the paper's, for SD1.5")
 """Of every family: the paper has one set, a thousand steps for persons and scenes."""
 

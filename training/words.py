@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..lora_ops.attention_regulariser import attention_penalty
 from ..lora_ops.vocabulary_density import VocabularyDensity
+from .adapters import parameter_group
 from .denoiser import Denoiser, ShowsAttention
 
 
@@ -20,13 +21,13 @@ class Words:
 
     Args:
         starts: First values by name, ``(..., dim)`` each; the name is the text encoder's.
-        rates: What multiplies the learning rate, by name; 1 where none is named.
+        learning_rates: Learning rates by name; the run's where none is named.
         norms: Mean norm of a row of each vocabulary, by name.
-        stop: Mean norm of the learnt rows, in their vocabulary's, at which all of them stay as
+        embedding_stop: Mean norm of the learnt rows, in their vocabulary's, at which all of them stay as
             they are for the rest of the run; 0 never stops them.
-        attention: Weight of what keeps the words' attention within the pictures' masks; 0 is off.
+        attention_weight: Weight of what keeps the words' attention within the pictures' masks; 0 is off.
         fill_mask: Whether the last word must also fill the mask rather than only stay within it.
-        density: Weight of what draws the rows to their vocabulary; 0 is off.
+        density_weight: Weight of what draws the rows to their vocabulary; 0 is off.
         vocabularies: Densities by name, where there is such a weight.
 
     Raises:
@@ -34,17 +35,17 @@ class Words:
     """
 
     starts: Mapping[str, Tensor] = field(default_factory=dict)
-    rates: Mapping[str, float] = field(default_factory=dict)
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
     norms: Mapping[str, float] = field(default_factory=dict)
-    stop: float = 0.0
-    attention: float = 0.0
+    embedding_stop: float = 0.0
+    attention_weight: float = 0.0
     fill_mask: bool = False
-    density: float = 0.0
+    density_weight: float = 0.0
     vocabularies: Mapping[str, VocabularyDensity] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         bare = sorted(name for name in self.starts if self.norms.get(name, 0.0) <= 0)
-        if self.stop and bare:
+        if self.embedding_stop and bare:
             raise ValueError(
                 "stopping embeddings at a norm needs the norm of a row of every vocabulary, got "
                 f"none for {', '.join(bare)}; give it or set the stop to 0"
@@ -68,10 +69,11 @@ class LearntWords:
             for name, start in self._words.starts.items()
         }
 
-    def groups(self) -> list[dict[str, Any]]:
-        """Return the rows as an optimiser's groups, each with its ``rate``."""
+    def groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Return the rows as an optimiser's groups, where the run's learning rate is this."""
+        rates = self._words.learning_rates
         return [
-            {"params": [rows], "rate": self._words.rates.get(name, 1.0)}
+            parameter_group([rows], rates.get(name, learning_rate))
             for name, rows in self.parameters.items()
         ]
 
@@ -84,13 +86,13 @@ class LearntWords:
 
         It follows from the rows alone, so a run that goes on decides as one that never stopped.
         """
-        if not self._words.stop or not self.parameters:
+        if not self._words.embedding_stop or not self.parameters:
             return False
         shares = [
             rows.detach().norm(dim=-1).flatten() / self._words.norms[name]
             for name, rows in self.parameters.items()
         ]
-        return bool(torch.cat(shares).mean() >= self._words.stop)
+        return bool(torch.cat(shares).mean() >= self._words.embedding_stop)
 
     def settle(self) -> None:
         """Drop the rows' gradients once they are settled: neither steps nor decay reach them."""
@@ -114,14 +116,14 @@ class LearntWords:
         return outside + away.to(outside)
 
     def _distance(self) -> Tensor | None:
-        if not self._words.density or not self.parameters:
+        if not self._words.density_weight or not self.parameters:
             return None
         vocabularies = self._words.vocabularies
         found = [vocabularies[name].penalty(rows) for name, rows in self.parameters.items()]
-        return self._words.density * torch.stack(found).sum()
+        return self._words.density_weight * torch.stack(found).sum()
 
     def _attention(self, denoiser: Denoiser, masks: Sequence[Tensor | None]) -> Tensor | None:
-        if not self._words.attention or all(mask is None for mask in masks):
+        if not self._words.attention_weight or all(mask is None for mask in masks):
             return None
         if not isinstance(denoiser, ShowsAttention) or not (maps := denoiser.attention()):
             return None
@@ -129,7 +131,7 @@ class LearntWords:
         everywhere = torch.ones(size)
         stacked = torch.stack([everywhere if mask is None else mask for mask in masks])
         penalty = attention_penalty(maps, stacked.to(maps[0]), self._words.fill_mask)
-        return self._words.attention * penalty
+        return self._words.attention_weight * penalty
 
     def result(self) -> dict[str, Tensor]:
         """Return the embeddings as they are, fp32 on the CPU."""

@@ -9,9 +9,11 @@ import torch
 from comfy_extras.nodes_dataset import MakeTrainingDataset
 from comfy_extras.nodes_train import LoraModelLoader, TrainLoraNode
 from pack.nodes.lora.apply import apply_lora
-from pack.nodes.plain.plan import PlainRequest
-from pack.nodes.plain.train import train_plain
+from pack.nodes.plain.train import PlainTrainer
+from pack.nodes.trainer.base import Base
+from pack.nodes.trainer.run import run_training
 from pack.training import TrainingSettings
+from pack.training.recipes.single import LORA
 from pair_study.base import Drawing, ToyBase
 from toyworld.examples import BOAT_SCENES
 from toyworld.render import render
@@ -51,10 +53,8 @@ def learn_with_pack(
 ) -> Lora:
     """What this pack's trainer learns; kept by its own run folder."""
     images, captions = pictures(scenes)
-    request = PlainRequest(
-        model=base.model,
-        clip=base.clip,
-        vae=base.vae,
+    request = PlainTrainer(
+        base=Base(base.model, base.clip, base.vae),
         images=images,
         captions=captions,
         steps=how.steps,
@@ -64,7 +64,7 @@ def learn_with_pack(
         run_name=name,
         settings=TrainingSettings(schedule=SCHEDULE, timesteps=how.timesteps, targets=how.targets),
     )
-    return train_plain(request).lora
+    return run_training(request).loras[LORA]
 
 
 def learn_with_core(base: ToyBase, how: PlainTraining) -> Lora:

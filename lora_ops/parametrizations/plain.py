@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..factors import LowRank, kaiming_down
 
-DOWN_STARTS = ("uniform", "normal")
+LORA_STARTS = ("uniform", "normal")
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Plain:
     """Learn ``down`` and ``up`` freely, with a scale of 1.
 
     Args:
-        start: How ``down`` is drawn: ``uniform`` within ``1 / sqrt(in)``, or ``normal`` with a
+        lora_start: How ``down`` is drawn: ``uniform`` within ``1 / sqrt(in)``, or ``normal`` with a
             spread of ``1 / rank``, as Hu et al.'s first released code has it.
 
     Raises:
@@ -28,13 +28,13 @@ class Plain:
     Reference: Hu et al. 2021, arXiv:2106.09685, section 4.1.
     """
 
-    start: str = "uniform"
+    lora_start: str = "uniform"
     starts_at_base: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.start not in DOWN_STARTS:
+        if self.lora_start not in LORA_STARTS:
             raise ValueError(
-                f"start must be one of {' and '.join(DOWN_STARTS)}, got {self.start!r}; choose one"
+                f"lora_start must be one of {' and '.join(LORA_STARTS)}, got {self.lora_start!r}; choose one"
             )
 
     def init(
@@ -42,7 +42,7 @@ class Plain:
     ) -> dict[str, Tensor]:
         """Return a random ``down`` and a zero ``up``."""
         up = torch.zeros(shape[0], rank, *([1] * (len(shape) - 2)))
-        if self.start == "normal":
+        if self.lora_start == "normal":
             down = torch.randn(rank, *shape[1:], generator=generator) / rank
         else:
             down = kaiming_down(shape, rank, generator)

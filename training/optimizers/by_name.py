@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from ...lora_ops.preconditioner import Damping
-from ..adapters import TrainedAdapter, rate_groups
+from ..adapters import TrainedAdapter, parameter_groups
 from ..config import TrainingConfig
 from ..words import LearntWords
 from .factor_optimizer import FactorOptimizer
@@ -59,7 +59,7 @@ def make_optimizer(
     warn: Callable[[str], None] = lambda text: None,
     words: LearntWords | None = None,
 ) -> Optimizer:
-    """Return the configured optimiser over all that the adapters learn, grouped by rate.
+    """Return the configured optimiser over all that is learnt, grouped by learning rate.
 
     Every parameter keeps its own moments and step count, so one that gets no gradient in a step
     gets neither momentum nor weight decay, and its bias correction starts at its first update.
@@ -73,7 +73,7 @@ def make_optimizer(
     Raises:
         ValueError: A preconditioned optimiser is chosen for what is no pair of factors.
     """
-    embeddings = words.groups() if words is not None else []
+    embeddings = words.groups(config.learning_rate) if words is not None else []
     if config.optimizer in PRECONDITIONED:
         if embeddings:
             raise ValueError(
@@ -81,7 +81,7 @@ def make_optimizer(
                 f"{config.optimizer}; choose {', '.join(OPTIMIZER_MAKERS)}"
             )
         return make_preconditioned(adapters, config, warn)
-    groups = [*rate_groups(adapters), *embeddings]
+    groups = [*parameter_groups(adapters, config.learning_rate), *embeddings]
     return OPTIMIZER_MAKERS[config.optimizer](groups, config)
 
 
@@ -103,7 +103,7 @@ def make_preconditioned(
     make = PRECONDITIONED[config.optimizer]
     damping = {} if make is LoraRite else {"damping": Damping(config.damping)}
     return make(
-        learnt_pairs(adapters),
+        learnt_pairs(adapters, config.learning_rate),
         config.learning_rate,
         weight_decay=config.weight_decay,
         max_norm=config.max_grad_norm,

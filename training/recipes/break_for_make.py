@@ -74,7 +74,7 @@ class Half:
         """Return the one adapter, ``half``."""
         return {HALF: self.projections}
 
-    def rates(self) -> Mapping[str, Mapping[str, float]]:
+    def lr_scales(self) -> Mapping[str, Mapping[str, float]]:
         """Return the partner's share of the learning rate."""
         return {HALF: {partner_part(self.role, self.content_owns): self.partner_rate}}
 
@@ -146,7 +146,7 @@ class Make:
         """Return the one adapter, ``lora``."""
         return {LORA: self.projections}
 
-    def rates(self) -> Mapping[str, Mapping[str, float]]:
+    def lr_scales(self) -> Mapping[str, Mapping[str, float]]:
         """Return nothing: both learnt halves have one rate."""
         return {}
 

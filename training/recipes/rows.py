@@ -46,8 +46,8 @@ class Recipe(Protocol):
         """Return the rows of step ``step``, counted from 0; a function of its arguments alone."""
         ...
 
-    def rates(self) -> Mapping[str, Mapping[str, float]]:
-        """Return what multiplies the learning rate, by adapter and part; 1 where none is named."""
+    def lr_scales(self) -> Mapping[str, Mapping[str, float]]:
+        """Return multipliers of the learning rate by adapter and part; 1 where none is named."""
         ...
 
 

@@ -46,7 +46,7 @@ class Single:
         """Return the one adapter, ``lora``."""
         return {LORA: Plain()}
 
-    def rates(self) -> Mapping[str, Mapping[str, float]]:
+    def lr_scales(self) -> Mapping[str, Mapping[str, float]]:
         """Return nothing: all is learnt at one rate."""
         return {}
 
