@@ -96,7 +96,7 @@ class TrainHalf(io.ComfyNode):
                 run_name_input("my_half"),
                 io.Float.Input(
                     "partner_rate",
-                    default=0.0,
+                    default=HalfTrainer.partner_rate,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -108,7 +108,7 @@ class TrainHalf(io.ComfyNode):
                 io.Combo.Input(
                     "gradients",
                     options=list(GRADIENTS),
-                    default="isolated",
+                    default=HalfTrainer.gradients,
                     advanced=True,
                     tooltip="isolated: the pictures move the half alone, the auxiliary ones its "
                     "partner alone, as the paper means it. leaky: both reach both, as in the "
@@ -117,7 +117,7 @@ class TrainHalf(io.ComfyNode):
                 io.Combo.Input(
                     "start",
                     options=["orthogonal", "released", "exact"],
-                    default="orthogonal",
+                    default=HalfTrainer.start,
                     advanced=True,
                     tooltip="How the frozen parts are drawn: one orthonormal basis at every "
                     "layer; at square query, key and value layers alone, as in the released "
@@ -126,14 +126,14 @@ class TrainHalf(io.ComfyNode):
                 io.Combo.Input(
                     "content_owns",
                     options=["down", "up"],
-                    default="down",
+                    default=HalfTrainer.content_owns,
                     advanced=True,
                     tooltip="The part that contents own; styles own the other. down is the "
                     "released code's; the paper's figure shows up.",
                 ),
                 io.Int.Input(
                     "basis_seed",
-                    default=0,
+                    default=HalfTrainer.basis_seed,
                     min=0,
                     max=LARGEST_SEED,
                     advanced=True,
@@ -210,7 +210,7 @@ class Make(io.ComfyNode):
                 io.Combo.Input(
                     "optimizer",
                     options=list(OPTIMIZERS),
-                    default="Scaled AdamW",
+                    default=MakeTrainer.optimizer,
                     advanced=True,
                     tooltip="Of the joint training; the settings' own is not used. Scaled AdamW "
                     "is the paper's: neither half learns faster for being larger.",

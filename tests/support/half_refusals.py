@@ -58,7 +58,7 @@ SPOILT_HALVES = {
     ),
     "auxiliary pictures without prompts": (
         {**TWO, "auxiliary_prompts": ""},
-        "auxiliary_prompts must be one line .*, got 0 for 2 pictures; write",
+        "auxiliary_prompts must be one text .*, got 0 for 2 pictures; give",
     ),
     "NaN": (
         {"images": [picture(), spoilt()]},
