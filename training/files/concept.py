@@ -20,16 +20,6 @@ TEXT_WIDTHS: dict[str, int] = {
 }
 """Width of a token's row by text encoder, under ComfyUI's names: those that concepts can use."""
 
-TEXT_ENCODERS: dict[str, tuple[str, ...]] = {
-    "SD1.5": ("clip_l",),
-    "SD2": ("clip_h",),
-    "SDXL": ("clip_l", "clip_g"),
-    "SD3": ("clip_l", "clip_g", "t5xxl"),
-    "Flux": ("clip_l", "t5xxl"),
-    "Wan 2.1": ("umt5xxl",),
-}
-"""The text encoders of every family that has concepts; SD3 does without some of its own."""
-
 _LONGEST_NAME = 64
 _UNWRITABLE = "<>()[]{}:,;|\\\"'`/*?"
 """Characters that would end a name, weight it or mean something else in a prompt."""
