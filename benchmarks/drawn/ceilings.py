@@ -1,4 +1,4 @@
-"""What the judge reads on true scenes sent through a VAE: only what it reads well is scored."""
+"""Measure how well the judge reads true scenes sent through a VAE, and refuse to score the rest."""
 
 from __future__ import annotations
 
@@ -111,8 +111,13 @@ def read_true(judge: Judge, vae: TinyVAE | None, scenes: list[Scene]) -> Reading
         readings.append(judge.read(decoded.permute(0, 2, 3, 1)))
         if start % 500 == 0:
             logging.info("ceilings: %d of %d scenes read", start, len(scenes))
-    heads = ("thing", "style", "ground", "colour", "mark")
-    return Reading(*([a for r in readings for a in getattr(r, head)] for head in heads))
+    return Reading(
+        thing=[answer for reading in readings for answer in reading.thing],
+        style=[answer for reading in readings for answer in reading.style],
+        ground=[answer for reading in readings for answer in reading.ground],
+        colour=[answer for reading in readings for answer in reading.colour],
+        mark=[answer for reading in readings for answer in reading.mark],
+    )
 
 
 def measure(judge: Judge, vae: TinyVAE | None, path: Path) -> Ceilings:

@@ -1,4 +1,4 @@
-"""What the bases train on: latents of true scenes and the encoded captions of them, in shards.
+"""Training rows of the bases: latents of true scenes and their encoded captions, in shards.
 
 A shard holds ``SHARD`` scenes of one shape. Captions are kept as far as their end token, with
 ``KEPT_PADDING`` of the padding tokens that follow it.

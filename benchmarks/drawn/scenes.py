@@ -200,8 +200,16 @@ def _named(thing: Thing, random: np.random.RandomState) -> str:
 
 
 _FRAMES = (
-    *("{}", "{}", "{}", "{}", "photo of {}", "a photo of {}", "a picture of {}"),
-    *("a drawing of {}", "an image of {}", "there is {}"),
+    "{}",
+    "{}",
+    "{}",
+    "{}",
+    "photo of {}",
+    "a photo of {}",
+    "a picture of {}",
+    "a drawing of {}",
+    "an image of {}",
+    "there is {}",
 )
 
 

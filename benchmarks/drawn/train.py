@@ -1,8 +1,9 @@
 """Train the drawn world's models: ``python benchmarks/drawn/train.py STAGE``.
 
-Stages in order: record, vae16, reader, text, judge, rows_b, base_b. Each keeps its result in the
-user's cache, in a folder named after the world's hash; the same command goes on where the last one
-stopped. ``chain`` does all of them that are left. SIGTERM stops a training softly.
+Stages in order: record, vae16, reader, text, rows_b, base_b, judge, ceilings. Each keeps its
+result in the user's cache, in a folder named after the world's hash; the same command goes on
+where the last one stopped. ``chain`` does all of them that are left; ``contexts`` is the part of
+``rows_b`` that needs no VAE. SIGTERM stops a training softly.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ DECODED = 8000  # how many of the judge's pictures it also sees after the VAE
 TEXT_SCENES = 4000
 SHARDS = {"square": 12, "wide": 6}
 STEPS = {"vae16": 3600, "vae4": 3000, "reader": 2000, "judge": 2000, "text": 900, "base_b": 12000}
-CHAIN = ("vae16", "reader", "text", "judge", "ceilings", "rows_b", "base_b")
+CHAIN = ("vae16", "reader", "text", "rows_b", "base_b", "judge", "ceilings")
 
 
 def main() -> int:
     """Run one stage and return an exit code: 3 where it was stopped before its end."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("record", "chain", *STEPS, "rows_b", "ceilings"))
+    stages = ("record", "chain", *STEPS, "contexts", "rows_b", "ceilings")
+    parser.add_argument("stage", choices=stages)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, help="in all, earlier calls included")
@@ -81,10 +83,8 @@ class Training:
 
     def _run(self, stage: str) -> bool:
         """Run one stage, unless its result is there; return whether it finished."""
-        if stage == "rows_b":
-            return self._rows_b()
-        if stage == "ceilings":
-            return self._ceilings()
+        if stage in ("contexts", "rows_b", "ceilings"):
+            return getattr(self, f"_{stage}")()
         if (self.folder / f"{stage}.pt").is_file():
             return True
         made = getattr(self, f"_{stage}")
@@ -183,12 +183,17 @@ class Training:
         trained = torch.load(self.folder / "text.pt", weights_only=True)
         return TextEncoder.of(trained), Tokenizer(Path(os.environ["COMFYUI_PATH"]))
 
-    def _rows_b(self) -> bool:
-        """Write the shards that are missing: contexts as soon as the text encoder is trained."""
+    def _contexts(self) -> bool:
+        """Write the shards of captions that are missing; only the text encoder is needed."""
         encoder, tokenizer = self._encoder()
         for shape, count in SHARDS.items():
             for shard in range(count):
                 write_contexts(self.folder, encoder, tokenizer, shape, shard)
+        return True
+
+    def _rows_b(self) -> bool:
+        """Write the shards of captions and latents that are missing."""
+        self._contexts()
         vae = load_vae(self.folder / "vae16.pt", self.options.device)
         for shape, count in SHARDS.items():
             for shard in range(count):

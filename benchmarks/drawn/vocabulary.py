@@ -1,4 +1,4 @@
-"""What the drawn world contains: things, sets, looks, grounds, colours, marks, held-out parts.
+"""Vocabulary of the drawn world: things, sets, looks, grounds, colours, marks, held-out parts.
 
 Everything here was fixed before a base was trained. ``fingerprint.py`` turns it, and the pictures
 that it leads to, into the world's hash.
@@ -23,8 +23,16 @@ LEARNT_SETS = ("plain", "soft", "simple", "crisp")
 HELD_OUT_SETS = ("glossy", "ink")
 
 LEARNT_LOOKS = (
-    *("comic", "watercolor", "pixel", "sketch", "chalk"),
-    *("halftone", "sepia", "oil", "stitched", "poster"),
+    "comic",
+    "watercolor",
+    "pixel",
+    "sketch",
+    "chalk",
+    "halftone",
+    "sepia",
+    "oil",
+    "stitched",
+    "poster",
 )
 # One of each kind: what it changes most.
 HELD_OUT_LOOKS = {"palette": "blueprint", "texture": "mosaic", "edges": "neon", "form": "wavy"}
