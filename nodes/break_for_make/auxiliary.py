@@ -19,9 +19,9 @@ from torch import Tensor
 from ...training import Family
 from ...training.files.tensor_file import replace_file
 from ...training.randomness import generator_for
-from ..bridge.conditioning import Conditioning, encode_prompt
+from ..bridge.conditioning import encode_prompt
 from ..bridge.digests import clip_digest, content_digest, model_digest, vae_digest
-from ..bridge.drawing import DISTILLED_GUIDANCE, DrawingBar, Sampling, as_pil, draw, require_size
+from ..bridge.drawing import DrawingBar, Sampling, as_pil, draw, require_size, told_guidance
 from ..bridge.families import identify
 from ..bridge.output_folder import runs_root
 from ..bridge.sampling_options import strip_sampling
@@ -31,13 +31,6 @@ _FORMAT = 1
 """Of the drawing; another number draws all pictures anew."""
 _PIXELS = "pastiche.pixels"
 _PROMPT = "pastiche.prompt"
-
-
-def auxiliary_sampling(family: Family) -> Sampling:
-    """Return how a family's auxiliary pictures are sampled."""
-    if family.distilled:
-        return Sampling(cfg=1.0)
-    return Sampling(cfg=7.0 if family.kohya_keys else 5.0)  # U-Nets; transformers
 
 
 def auxiliary_pictures(
@@ -86,7 +79,7 @@ def auxiliary_pictures(
             "an auxiliary prompt must describe a picture, got an empty text for prompt "
             f'{texts.index("") + 1}; write for example "a photo of a teapot"'
         )
-    sampling = sampling or auxiliary_sampling(family)
+    sampling = sampling or family.samplings.auxiliary
     base = {
         "format": _FORMAT,
         "model": model_digest(model),
@@ -135,8 +128,7 @@ def _draw_all(
     """Draw pictures and write each as soon as it is there."""
     conds = {text: encode_prompt(clip, text) for _, text, _ in missing}
     negative = encode_prompt(clip, "")
-    if family.distilled:
-        conds = {text: _told(cond, DISTILLED_GUIDANCE) for text, cond in conds.items()}
+    conds = {text: told_guidance(cond, family.samplings) for text, cond in conds.items()}
     plain = model.clone()
     strip_sampling(plain)
     bar = DrawingBar(len(missing), sampling.steps)
@@ -145,10 +137,6 @@ def _draw_all(
         picture = draw(plain, vae, conds[text], negative, noise_seed, size, sampling, bar.on_step)
         _write(place, picture, text)
         bar.on_picture(picture)
-
-
-def _told(conditioning: Conditioning, guidance: float) -> Conditioning:
-    return [[text, {**options, "guidance": guidance}] for text, options in conditioning]
 
 
 def _write(place: Path, picture: Tensor, prompt: str) -> None:

@@ -22,6 +22,8 @@ from comfy.sdxl_clip import SDXLClipModel
 from comfy.weight_adapter import BypassInjectionManager
 from torch import Tensor, nn
 
+from .families import class_names
+
 SAMPLED_RUNS = 4
 RUN_LENGTH = 64
 """Of a weight, that many runs of that many neighbours are read: few enough to touch few pages."""
@@ -36,9 +38,8 @@ def model_digest(model: comfy.model_patcher.ModelPatcher) -> dict[str, str]:
     sampling = model.get_model_object(_SAMPLING) if hasattr(model.model, _SAMPLING) else None
     config = getattr(getattr(model.model, "model_config", None), "unet_config", None)
     objects = {name: value for name, value in model.object_patches.items() if name != _SAMPLING}
-    network = getattr(model.model, "diffusion_model", model.model)
     return {
-        "class": f"{type(model.model).__name__} {type(network).__name__} {_short(config)}",
+        "class": f"{' '.join(class_names(model))} {_short(config)}",
         "weights": _weights_digest(model),
         "patches": _short([dict(model.patches), objects]),
         "sampling": _short(sampling),

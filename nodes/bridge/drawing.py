@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
@@ -16,7 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from PIL import Image
 from torch import Tensor
 
-from ...training import Family
+from ...training.families import Family, Sampling, Samplings
 from .conditioning import Conditioning
 from .vae import require_finite
 
@@ -24,19 +23,6 @@ SAMPLERS: list[str] = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS: list[str] = comfy.samplers.KSampler.SCHEDULERS
 _LARGEST_SIDE = 512
 """Of the picture that ComfyUI's own progress bar carries."""
-
-DISTILLED_GUIDANCE = 3.5
-"""What Flux is told in place of CFG."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a picture is sampled, in the words of core's KSampler."""
-
-    steps: int = 20
-    cfg: float = 5.0
-    sampler_name: str = "euler"
-    scheduler: str = "normal"
 
 
 class DrawingBar:
@@ -76,6 +62,14 @@ def require_size(family: Family, width: int, height: int) -> None:
             f"pictures of {family.name} must have sides that are multiples of {step} pixels, "
             f"got {width} x {height}; set for example {fitting}"
         )
+
+
+def told_guidance(positive: Conditioning, samplings: Samplings) -> Conditioning:
+    """Return a prompt that tells a guidance-distilled family its guidance, others as they are."""
+    guidance = samplings.distilled_guidance
+    if guidance is None:
+        return positive
+    return [[text, {**options, "guidance": guidance}] for text, options in positive]
 
 
 def draw(

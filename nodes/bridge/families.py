@@ -1,31 +1,21 @@
-"""Which supported family a MODEL belongs to, and the refusal of everything else by name."""
+"""The family of a MODEL, found by the names of ComfyUI's classes."""
 
 from __future__ import annotations
 
-import comfy.supported_models as supported
+from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QUANT_ALGOS
+from torch import nn
 
 from ...training.families import FAMILIES, Family
+from ...training.families.family import matches
 
-_FAMILY_OF_CONFIG: dict[type, str] = {
-    supported.SD15: "SD1.5",
-    supported.SD20: "SD2",
-    supported.SDXL: "SDXL",
-    supported.SSD1B: "SDXL",
-    supported.Segmind_Vega: "SDXL",
-    supported.KOALA_700M: "SDXL",
-    supported.KOALA_1B: "SDXL",
-    supported.SD3: "SD3",
-    supported.Flux: "Flux",
-    supported.FluxSchnell: "Flux",
-    supported.Flux2: "Flux.2",
-    supported.WAN21_T2V: "Wan 2.1",
-    supported.QwenImage: "Qwen-Image",
-    supported.ZImage: "Z-Image",
+_PREDICTIONS = {
+    ModelType.EPS: "epsilon",
+    ModelType.V_PREDICTION: "v",
+    ModelType.FLOW: "flow",
+    ModelType.FLUX: "flow",
 }
-# The packing of Qwen-Image's patches hides its latent channels in in_channels.
-_PACKED_INPUT = {"Qwen-Image"}
 
 
 def identify(model: ModelPatcher) -> Family:
@@ -36,22 +26,100 @@ def identify(model: ModelPatcher) -> Family:
     """
     base = model.model
     config = getattr(base, "model_config", None)
-    name = _FAMILY_OF_CONFIG.get(type(config))
-    if name is None:
+    family = _family_of_config(_full_name(config))
+    if family is None:
         raise ValueError(
             f"the model must be one of {', '.join(FAMILIES)}, got {type(base).__name__} "
             f"({type(config).__name__}); load a model of a supported family"
         )
-    if name not in _PACKED_INPUT:
+    if not family.packs_latents:
         channels = config.unet_config.get("in_channels", config.unet_config.get("in_dim"))
         expected = config.latent_format.latent_channels
         if channels not in (None, expected) or base.concat_keys:
             raise ValueError(
                 "inpainting and edit models are not supported, got a "
-                f"{name} model with {channels} input channels where {expected} are usual; "
+                f"{family.name} model with {channels} input channels where {expected} are usual; "
                 "load the family's text-to-image model"
             )
-    return FAMILIES[name]
+    return family
+
+
+def _family_of_config(name: str) -> Family | None:
+    for family in FAMILIES.values():
+        if name in {f"comfy.supported_models.{config}" for config in family.classes.configs}:
+            return family
+    return None
+
+
+def known_family(model: ModelPatcher) -> Family | None:
+    """Return the family of a MODEL, None if it is of none that the pack trains."""
+    try:
+        return identify(model)
+    except ValueError:  # LoRAs work on more models than the pack trains
+        return None
+
+
+def base_name(model: ModelPatcher, family: Family | None) -> str:
+    """Return what messages call a MODEL: its family, or ComfyUI's class where it has none."""
+    return class_names(model)[0] if family is None else family.name
+
+
+def class_names(model: ModelPatcher) -> tuple[str, str]:
+    """Return the names of ComfyUI's classes of a MODEL and of its network, without modules."""
+    network = getattr(model.model, "diffusion_model", model.model)
+    return type(model.model).__name__, type(network).__name__
+
+
+def network_family(model: ModelPatcher) -> Family | None:
+    """Return a family whose model and network classes a MODEL has; None if there is none.
+
+    Its classes must be the very ones, not derived ones, whose networks differ. Inpainting and edit
+    models have them too. SD1.5 and SD2 share their classes and all facts of their networks: for
+    both, the first of them is returned.
+    """
+    network = model.model.diffusion_model
+    for family in FAMILIES.values():
+        classes = family.classes
+        if _full_name(model.model) == f"comfy.model_base.{classes.model}" and is_exactly(
+            network, classes.network
+        ):
+            return family
+    return None
+
+
+def network_blocks(network: nn.Module, family: Family) -> list[nn.Module]:
+    """Return the blocks of a family's network that checkpointing recomputes one at a time."""
+    blocks = family.blocks
+    deeper = [module for module in network.modules() if is_a(module, blocks.classes)]
+    return [*(block for name in blocks.lists for block in getattr(network, name)), *deeper]
+
+
+def layers_by_path(network: nn.Module, pattern: str) -> list[nn.Module]:
+    """Return the modules of a network whose path a family's pattern matches, in order."""
+    return [module for path, module in network.named_modules() if matches(pattern, path)]
+
+
+def is_exactly(module: nn.Module, name: str) -> bool:
+    """Return whether a module is of a class that is named below ``comfy.ldm``, not a derived one."""
+    return _full_name(module) == f"comfy.ldm.{name}"
+
+
+def is_a(module: nn.Module, names: tuple[str, ...]) -> bool:
+    """Return whether a module is of one of some classes named below ``comfy.ldm``, or derived."""
+    return any(
+        f"{kind.__module__}.{kind.__qualname__}" == f"comfy.ldm.{name}"
+        for kind in type(module).__mro__
+        for name in names
+    )
+
+
+def prediction_type(model: ModelPatcher) -> str:
+    """Return what metadata call a MODEL's prediction: ``epsilon``, ``v``, ``flow`` or nothing."""
+    return _PREDICTIONS.get(model.model.model_type, "")
+
+
+def _full_name(instance: object) -> str:
+    return f"{type(instance).__module__}.{type(instance).__qualname__}"
 
 
 def identify_for_training(model: ModelPatcher) -> Family:

@@ -13,8 +13,9 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...training.files.concept import Concept, named_once
+from ..bridge.families import base_name, known_family
 from ..bridge.node_output import warn_on_node
-from ..lora.apply import apply_lora, known_family
+from ..lora.apply import apply_lora
 from ..text.concept_prompt import PROMPT, ConceptPrompt, require_text_encoders
 from ..text.layer_contexts import KEY, LAYERS, CONDLayers, context_layers, read_layers
 
@@ -131,7 +132,7 @@ class ConceptSampling:
 
 def _require_base(model: ModelPatcher, clip: comfy.sd.CLIP, concept: Concept, layers: int) -> None:
     family, made_for = known_family(model), concept.family
-    base = type(model.model).__name__ if family is None else family.name
+    base = base_name(model, family)
     if family is not None and made_for is not None and family != made_for:
         raise ValueError(
             f"<{concept.name}> must be made for this model, {base}, got a concept made for "

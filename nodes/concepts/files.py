@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd1_clip import load_embed
 from torch import Tensor
 
-from ...training.files.concept import TEXT_ENCODERS, TEXT_WIDTHS, Concept
+from ...training.files.concept import TEXT_WIDTHS, Concept
 from ...training.files.concept_file import (
     CONCEPT,
     companion_of,
@@ -205,7 +205,7 @@ def _embedding(embedding: str, lora: LoraState, file: str) -> dict[str, Tensor]:
             "to it, or open it with Load LoRA (Pastiche)"
         )
     family = family_of(lora.metadata)
-    encoders = TEXT_WIDTHS if family is None else TEXT_ENCODERS.get(family.name, ())
+    encoders = TEXT_WIDTHS if family is None else family.text_encoders
     folders = folder_paths.get_folder_paths(EMBEDDINGS)
     found = {}
     for encoder in encoders:

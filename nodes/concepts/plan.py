@@ -166,7 +166,7 @@ def plan_concept(request: ConceptRequest) -> ConceptPlan:
     pictures = _pictures(request, resolution, family.multiple)
     named = [replace(one, caption=with_name(one.caption, name)) for one in pictures]
     text_rate = text_rate_of(request, defaults.text_rate)
-    dropped = _dropped(request) if request.dropout else []
+    dropped = _dropped(request, family) if request.dropout else []
     return ConceptPlan(
         family=family,
         config=config,
@@ -271,10 +271,10 @@ def text_rate_of(request: ConceptRequest, default: float) -> float:
     return 0.0
 
 
-def _dropped(request: ConceptRequest) -> list[str]:
+def _dropped(request: ConceptRequest, family: Family) -> list[str]:
     settings = request.settings
     sites = training_sites(request.model, settings.targets, settings.target_pattern)
-    dropped = text_readers(sites)
+    dropped = text_readers(sites, family)
     if not dropped:
         raise ValueError(
             "text_dropout is for layers that read the text alone, the keys and values of "

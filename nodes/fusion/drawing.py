@@ -14,10 +14,10 @@ import comfy.utils
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...training import Family
+from ...training.families import Family, Sampling
 from ...training.files.concept import Concept
 from ...training.randomness import generator_for
-from ..bridge.drawing import DISTILLED_GUIDANCE, empty_latent, require_own_vae
+from ..bridge.drawing import empty_latent, require_own_vae, told_guidance
 from ..concepts.apply import apply_concepts
 from .activations import InputWatch
 from .text import drawing_prompts, encode
@@ -77,25 +77,24 @@ def draw_prompts(
     )
     applied, text = apply_concepts(model, clip, [bare], 0.0, 0.0)
     pictures = _pictures(applied, vae, concept, drawing.side)
-    sampler = _SeenUnderNoise() if concept.images is not None else _sampler(family)
+    sampling = family.samplings.fusion
+    sampler = _SeenUnderNoise() if concept.images is not None else _sampler(sampling)
 
     def step(*args: Any) -> None:
         on_step()
 
     for number, prompt in enumerate(drawing_prompts(concept)):
-        positive = encode(text, concept, prompt)
-        if family.distilled:
-            positive = [[c, {**options, "guidance": DISTILLED_GUIDANCE}] for c, options in positive]
+        positive = told_guidance(encode(text, concept, prompt), family.samplings)
         watch.prompt = prompt
         for index, latent in enumerate(pictures):
             where = ("fusion", concept.digest, prompt, number, index)
             seed = generator_for(drawing.seed, *where).initial_seed()
-            sigmas = _sigmas(applied, family, drawing.steps)
+            sigmas = _sigmas(applied, sampling, drawing.steps)
             with watch.attached():
                 comfy.sample.sample_custom(
                     applied,
                     comfy.sample.prepare_noise(latent, seed),
-                    1.0,
+                    sampling.cfg,
                     sampler,
                     sigmas,
                     positive,
@@ -107,15 +106,13 @@ def draw_prompts(
                 )
 
 
-def _sampler(family: Family) -> comfy.samplers.KSAMPLER:
-    """Return the paper's DPM-Solver++ for UNets, and Euler where the flow is nearly straight."""
-    return comfy.samplers.sampler_object("dpmpp_2m" if family.kohya_keys else "euler")
+def _sampler(sampling: Sampling) -> comfy.samplers.KSAMPLER:
+    return comfy.samplers.sampler_object(sampling.sampler_name)
 
 
-def _sigmas(model: ModelPatcher, family: Family, steps: int) -> Tensor:
-    scheduler = "normal" if family.kohya_keys else "simple"
-    sampling = model.get_model_object("model_sampling")
-    return comfy.samplers.calculate_sigmas(sampling, scheduler, steps)
+def _sigmas(model: ModelPatcher, sampling: Sampling, steps: int) -> Tensor:
+    levels = model.get_model_object("model_sampling")
+    return comfy.samplers.calculate_sigmas(levels, sampling.scheduler, steps)
 
 
 def _pictures(

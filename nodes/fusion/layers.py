@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import comfy.lora
 import comfy.sd
@@ -19,27 +18,19 @@ from torch import nn
 from ...lora_ops import LowRank
 from ...lora_ops.keys import NATIVE_PREFIX
 from ...training.families import Family
+from ...training.families.family import FusionStage, matches
 from .changes import Changes, Place
 
-Stage = Literal["text", "cross", "spatial"]
-STAGES: tuple[Stage, ...] = ("text", "cross", "spatial")
+Stage = FusionStage
 
 WIDEST = 4096
 """Of an input whose full statistics are kept; wider ones are seen within the span of the LoRAs."""
 
-_CROSS = re.compile(r"\.attn2\.to_[kv]$")
-# Layers that read the same tensor, and the one among them that is watched.
-_SHARED: tuple[tuple[str, str], ...] = (
-    (r"(\.attn1\.)to_[qkv]$", r"\1to_q"),
-    (r"(\.attn2\.)to_[kv]$", r"\1to_k"),
+# Layers of text encoders that read the same tensor, and the one among them that is watched.
+_SHARED_IN_TEXT: tuple[tuple[str, str], ...] = (
     (r"(\.self_attn\.)[qkv]_proj$", r"\1q_proj"),
-    (r"(\.self_attn\.)[qkv]$", r"\1q"),
-    (r"(\.cross_attn\.)[kv]$", r"\1k"),
     (r"(\.SelfAttention\.)[qkv]$", r"\1q"),
     (r"(\.DenseReluDense\.)wi_[01]$", r"\1wi_0"),
-    (r"(\.attn\.)to_[qkv]$", r"\1to_q"),
-    (r"(\.attn\.)add_[qkv]_proj$", r"\1add_q_proj"),
-    (r"(\.feed_forward\.)w[13]$", r"\1w1"),
 )
 
 
@@ -172,10 +163,11 @@ def _layer(
     stage: Stage = "spatial"
     if not path.startswith(NATIVE_PREFIX):
         stage = "text"
-    elif family.kohya_keys and _CROSS.search(path):
+    elif "cross" in family.fusion_stages and matches(family.layers.text_keys_values, path):
         stage = "cross"
     site = path
-    for pattern, representative in _SHARED:
+    shared = _SHARED_IN_TEXT if stage == "text" else family.layers.shared_inputs
+    for pattern, representative in shared:
         site = re.sub(pattern, representative, path)
         if site != path or re.search(pattern, path):
             break

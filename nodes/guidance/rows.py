@@ -7,15 +7,14 @@ import uuid
 
 import comfy.sampler_helpers
 
+from ...training.families import FAMILIES
 from ..bridge.conditioning import Conditioning
 from ..bridge.sampling import Entry
 from ..text.concept_prompt import PROMPT
 
-TEXT_KEYS = frozenset(
+# Keys that ComfyUI's text encoders (0.30) write for models of other families, and our own.
+_OTHER_TEXT_KEYS = frozenset(
     {
-        "cross_attn",
-        "pooled_output",
-        "attention_mask",
         "attention_mask_mt5xl",
         "conditioning_mt5xl",
         "conditioning_llama3",
@@ -32,7 +31,8 @@ TEXT_KEYS = frozenset(
         PROMPT,
     }
 )
-"""What ComfyUI's text encoders (0.30) and ours write into an entry: it belongs to the prompt."""
+# Keys of an entry that belong to the prompt.
+TEXT_KEYS = _OTHER_TEXT_KEYS.union(*(family.text_keys for family in FAMILIES.values()))
 
 _OWN = frozenset({"model_conds", "uuid"})
 

@@ -24,7 +24,7 @@ from ...training.files.adapter_shapes import bias_shape, change_of
 from ...training.files.lora_file import require_named_once, sound
 from ...training.files.lora_state import metadata_of
 from ...training.files.metadata import family_of
-from ..bridge.families import identify
+from ..bridge.families import base_name, known_family
 from ..bridge.node_output import warn_on_node
 
 
@@ -69,7 +69,7 @@ def apply_lora(
     text = [] if clip else [layer for layer in layers if changes_text_encoder(layer)]
     unknown = [layer for layer in layers if layer not in names and layer not in text]
     family = known_family(model)
-    base = type(model.model).__name__ if family is None else family.name
+    base = base_name(model, family)
     made_for = _other_base(family, lora)
     if not known:
         raise ValueError(_nothing_fits(base, len(layers), len(text), made_for))
@@ -96,14 +96,6 @@ def apply_lora(
     return comfy.sd.load_lora_for_models(
         model, clip, matched, strength_model, strength_clip, lora_metadata=metadata_of(lora)
     )
-
-
-def known_family(model: ModelPatcher) -> Family | None:
-    """Return the family of a MODEL, None if it is of none that the pack trains."""
-    try:
-        return identify(model)
-    except ValueError:  # LoRAs work on more models than the pack trains
-        return None
 
 
 def _other_base(family: Family | None, lora: Mapping[str, Tensor]) -> str:

@@ -8,7 +8,6 @@ from datetime import datetime, timezone
 from itertools import takewhile
 from pathlib import Path
 
-from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -17,17 +16,11 @@ from ...training.files.lora_file import in_precision, rank_and_alpha, read_lora
 from ...training.files.lora_state import LoraState, metadata_of
 from ...training.files.metadata import DATES, FileMetadata, file_metadata
 from ...training.files.tensor_file import holds, pack_tensors, write_new
-from ..bridge.families import identify
+from ..bridge.families import identify, prediction_type
 from .folders import ENDING, announce, candidates, lora_path, taken_by, writable_folder
 from .preview import PREVIEW_ENDING, thumbnail, write_preview
 
 LONGEST_HEADER = 900_000  # ComfyUI shows no metadata of a file whose header exceeds 1 MiB
-_PREDICTION = {
-    ModelType.EPS: "epsilon",
-    ModelType.V_PREDICTION: "v",
-    ModelType.FLOW: "flow",
-    ModelType.FLUX: "flow",
-}
 
 
 def load_lora(name: str) -> LoraState:
@@ -75,7 +68,7 @@ def save_lora(
         tensor_digest=packed.digest,
         family=None if model is None else identify(model),
         rank_and_alpha=rank_and_alpha(lora),
-        prediction_type="" if model is None else _PREDICTION.get(model.model.model_type, ""),
+        prediction_type="" if model is None else prediction_type(model),
         trigger=trigger.strip(),
         style_words=style_words.strip(),
         thumbnail=thumbnail(image),

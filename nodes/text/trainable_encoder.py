@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy.sd1_clip import SDClipModel, gen_empty_tokens
 
-from ..bridge.block_checkpoints import in_place_layers
+from ...training.block_checkpoints import in_place_layers
 from .concept_prompt import TOKENS_OF, Tokens
 
 

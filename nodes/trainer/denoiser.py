@@ -14,10 +14,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
+from ...training.block_checkpoints import checkpointed_blocks
 from ...training.denoiser import Example
 from ...training.families import Family
-from ..bridge.block_checkpoints import IN_PLACE_RESIDUALS, checkpointed_blocks
-from ..bridge.families import identify_for_training
+from ..bridge.families import identify_for_training, network_blocks
 from ..bridge.sampling_options import strip_sampling
 from ..text.attention_watch import AttentionWatch
 from ..text.layer_contexts import LAYERS, layer_wrappers
@@ -206,9 +206,10 @@ def open_denoiser(
         patcher.pre_run()
         saved = None
         if checkpointing or offload or keeps_casts(patcher):
-            network = patcher.model.diffusion_model
-            stack.enter_context(checkpointed_blocks(network, family.name))
-        elif family.name in IN_PLACE_RESIDUALS:
+            blocks = network_blocks(patcher.model.diffusion_model, family)
+            in_place = family.blocks.in_place_residuals
+            stack.enter_context(checkpointed_blocks(blocks, in_place))
+        elif family.blocks.in_place_residuals:
             saved = stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
         yield ComfyDenoiser(patcher, saved, offload, text)
 

@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from ...training import TrainingSettings
+from ...training.families import Samplings
 from ...training.files.tensor_file import replace_file
 from ...training.gates import RowGates
 from ...training.progress import Event
-from ..bridge.drawing import DISTILLED_GUIDANCE
 from ..bridge.vae import require_finite
 from ..text.live_caption import LearntCond
 from ..text.training_cond import TrainingCond
@@ -29,7 +29,6 @@ from .denoiser import ComfyDenoiser
 from .panel import LivePanel
 
 FOLDER = "previews"
-CFG, STEPS, SCHEDULER = 5.0, 20, "normal"
 _LARGEST_SIDE = 512
 """Of the picture that ComfyUI's own progress bar carries."""
 
@@ -66,6 +65,7 @@ class Previews:
         settings: How often, and the seed of the noise.
         folder: Of the run.
         panel: Asked for the button; shows the pictures.
+        samplings: Sampling settings of the base's family.
     """
 
     def __init__(
@@ -74,8 +74,10 @@ class Previews:
         settings: TrainingSettings,
         folder: Path,
         panel: LivePanel,
+        samplings: Samplings,
     ):
         self.scene, self.settings, self.panel = scene, settings, panel
+        self.samplings = samplings
         self.folder = folder / FOLDER
         self._unseen: Image.Image | None = None
 
@@ -96,7 +98,7 @@ class Previews:
         self.panel.doing("drawing a picture")
         file = self.folder / f"step_{event.step:06d}.png"
         try:
-            picture = draw(self.scene, event, self.settings)
+            picture = draw(self.scene, event, self.settings, self.samplings)
             png = io.BytesIO()
             picture.save(png, "PNG")
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +111,9 @@ class Previews:
         self.panel.show_picture(file, event.step)
 
 
-def draw(scene: PreviewScene, event: Event, settings: TrainingSettings) -> Image.Image:
+def draw(
+    scene: PreviewScene, event: Event, settings: TrainingSettings, samplings: Samplings
+) -> Image.Image:
     """Return a picture of what the run has learnt so far, in the size of its latents.
 
     Raises:
@@ -119,7 +123,7 @@ def draw(scene: PreviewScene, event: Event, settings: TrainingSettings) -> Image
     denoiser = cast(ComfyDenoiser, session.denoiser)
     cuda = [denoiser.device] if denoiser.device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(cuda), session.averaged():
-        latent = _sample(scene, event, settings)
+        latent = _sample(scene, event, settings, samplings)
         try:
             pixels = _decoded(scene.vae, latent)
         finally:
@@ -129,17 +133,19 @@ def draw(scene: PreviewScene, event: Event, settings: TrainingSettings) -> Image
     return Image.fromarray((pixels.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 
-def _sample(scene: PreviewScene, event: Event, settings: TrainingSettings) -> Tensor:
+def _sample(
+    scene: PreviewScene, event: Event, settings: TrainingSettings, samplings: Samplings
+) -> Tensor:
     """Return a latent as the VAE takes it, ``(1, channel, ...)``, drawn as a KSampler would."""
     session = event.session
     denoiser = cast(ComfyDenoiser, session.denoiser)
-    model = denoiser.model
+    model, preview = denoiser.model, samplings.preview
     rows = [
         (_encoded(event, cond, gates), gates)
         for cond, gates in ((scene.cond, scene.gates), (scene.uncond, scene.uncond_gates))
     ]
-    if "guidance" in rows[0][0].model_conds:
-        told = CONDRegular(torch.tensor([DISTILLED_GUIDANCE]))
+    if samplings.distilled_guidance is not None:
+        told = CONDRegular(torch.tensor([samplings.distilled_guidance]))
         rows = [(TrainingCond({**rows[0][0].model_conds, "guidance": told}), scene.gates)]
     apart = settings.rows_per_pass == 1 or len({cond.shape_key() for cond, _ in rows}) > 1
     passes = [[row] for row in rows] if apart else [rows]
@@ -153,10 +159,11 @@ def _sample(scene: PreviewScene, event: Event, settings: TrainingSettings) -> Te
                 conds = [cond for cond, _ in rows]
                 found.append(denoiser.denoise(many, sigma.expand(count), conds))
         cond, *uncond = torch.cat(found).split(1)
-        return uncond[0] + CFG * (cond - uncond[0]) if uncond else cond
+        return uncond[0] + preview.cfg * (cond - uncond[0]) if uncond else cond
 
     sampling = model.model_sampling
-    sigmas = comfy.samplers.calculate_sigmas(sampling, SCHEDULER, STEPS).to(denoiser.device)
+    sigmas = comfy.samplers.calculate_sigmas(sampling, preview.scheduler, preview.steps)
+    sigmas = sigmas.to(denoiser.device)
     empty = torch.zeros(1, *scene.shape)
     generator = torch.Generator().manual_seed(settings.preview_seed)
     noise = torch.randn(empty.shape, generator=generator).to(denoiser.device)

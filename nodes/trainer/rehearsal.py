@@ -17,17 +17,16 @@ from comfy.sd import CLIP
 from torch import Tensor, nn
 
 from ...training import Recipe, TrainingConfig, TrainingSettings
-from ...training.loop import packs, row_errors, updates_of
-from ...training.memory import LiveBytes, MemoryNeed, optimizer_bytes
-from ...training.recipes.rows import Row
-from ...training.session import Session
-from ..bridge.block_checkpoints import (
-    IN_PLACE_RESIDUALS,
+from ...training.block_checkpoints import (
     checkpointed_blocks,
     in_place_layers,
     out_of_place_blocks,
 )
-from ..bridge.families import identify
+from ...training.loop import packs, row_errors, updates_of
+from ...training.memory import LiveBytes, MemoryNeed, optimizer_bytes
+from ...training.recipes.rows import Row
+from ...training.session import Session
+from ..bridge.families import identify, network_blocks
 from ..text.encoder_layers import TextTraining
 from ..text.trainable_encoder import LearntText, casts_weights, encoders_of, layers_of
 from .denoiser import ComfyDenoiser, in_training, keeps_casts, set_compute_dtype
@@ -58,7 +57,7 @@ def rehearse(
         settings: Precision, layers, checkpointing and offload.
         text: The text encoder that takes part; never changed.
     """
-    family = identify(model).name
+    family = identify(model)
     device = torch.device(model.load_device)
     recomputes = settings.checkpointing or settings.offload or keeps_casts(model)
     with ExitStack() as stack:
@@ -67,12 +66,13 @@ def rehearse(
         stack.enter_context(in_training())
         stack.enter_context(_attention_of(device))
         patcher = _hollow_patcher(model, settings)
-        network = patcher.model.diffusion_model
+        blocks = network_blocks(patcher.model.diffusion_model, family)
+        in_place = family.blocks.in_place_residuals
         if recomputes:
-            stack.enter_context(checkpointed_blocks(network, family))
-        elif family in IN_PLACE_RESIDUALS:
+            stack.enter_context(checkpointed_blocks(blocks, in_place))
+        elif in_place:
             # Training copies what is overwritten, which costs the same; that needs addresses.
-            stack.enter_context(out_of_place_blocks(network, family))
+            stack.enter_context(out_of_place_blocks(blocks))
         encoder = None if text is None else stack.enter_context(_hollow_text(text.clip, settings))
         denoiser = ComfyDenoiser(patcher, text=encoder)
         rows = _largest_pack(denoiser, recipe, config)

@@ -18,6 +18,7 @@ from ...training.progress import Callback, Event
 from ...training.runs.keeper import Keeper
 from ...training.runs.run_folder import RunFolder, StartingPoint
 from ...training.runs.run_store import StoredRun, checked_run_name, require_space, run_id, save_run
+from ..bridge.families import identify
 from ..bridge.output_folder import runs_root
 from ..text.encoder_layers import TextTraining
 from .denoiser import open_denoiser
@@ -164,7 +165,8 @@ def _train(
             ) as denoiser:
                 text = denoiser.text.clip if denoiser.text else None
                 sites = job.sites(denoiser.patcher, text)
-                previews = Previews(prepared.preview, settings, folder.path, panel)
+                samplings = identify(job.model).samplings
+                previews = Previews(prepared.preview, settings, folder.path, panel, samplings)
                 saves = _save_now(job, folder, panel, keeper)
                 # The bar comes after the pictures that it carries.
                 bar = progress_bar(share, previews.latest)

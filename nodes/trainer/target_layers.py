@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import comfy.utils
@@ -13,62 +13,11 @@ from comfy.model_patcher import ModelPatcher
 from ...lora_ops.keys import NATIVE_PREFIX
 from ...training import TrainingSettings
 from ...training.families import Family
+from ...training.families.family import matches
 from ...training.gates import Site
 from ..bridge.families import identify
 from ..lora.layers import is_linear
 from ..text.encoder_layers import TextTraining, text_sites
-
-
-@dataclass(frozen=True)
-class _Layers:
-    """Patterns of a family's module paths below ``diffusion_model``."""
-
-    attention: str
-    feed_forward: str
-    blocks: str
-
-
-_UNET = _Layers(
-    attention=r"\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$",
-    feed_forward=r"\.ff\.net\.(0\.proj|2)$",
-    blocks=r"\.(transformer_blocks\.\d+\..+|proj_in|proj_out)$",
-)
-_FLUX = _Layers(
-    attention=r"^double_blocks\.\d+\.(img|txt)_attn\.(qkv|proj)$|^single_blocks\.\d+\.linear2$",
-    feed_forward=r"^double_blocks\.\d+\.(img|txt)_mlp\.\d+$|^single_blocks\.\d+\.linear1$",
-    blocks=r"^(double|single)_blocks\.",
-)
-_LAYERS: dict[str, _Layers] = {
-    "SD1.5": _UNET,
-    "SD2": _UNET,
-    "SDXL": _UNET,
-    "SD3": _Layers(
-        attention=r"^joint_blocks\.\d+\.(x|context)_block\.attn2?\.(qkv|proj)$",
-        feed_forward=r"^joint_blocks\.\d+\.(x|context)_block\.mlp\.fc[12]$",
-        blocks=r"^joint_blocks\.",
-    ),
-    "Flux": _FLUX,
-    "Flux.2": _FLUX,
-    "Wan 2.1": _Layers(
-        attention=r"^blocks\.\d+\.(self|cross)_attn\.[qkvo]$",
-        feed_forward=r"^blocks\.\d+\.ffn\.[02]$",
-        blocks=r"^blocks\.",
-    ),
-    "Qwen-Image": _Layers(
-        attention=r"^transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)$",
-        feed_forward=r"^transformer_blocks\.\d+\.(img|txt)_mlp\.net\.(0\.proj|2)$",
-        blocks=r"^transformer_blocks\.",
-    ),
-    "Z-Image": _Layers(
-        attention=r"^layers\.\d+\.attention\.(qkv|out)$",
-        feed_forward=r"^layers\.\d+\.feed_forward\.w[123]$",
-        blocks=r"^layers\.",
-    ),
-}
-_READS_TEXT = re.compile(r"_attn2_to_[kv]$|\.cross_attn\.[kv]$")
-# Core's loader reads this suffix as the q, k and v rows of a fused layer.
-_FUSED = re.compile(r"^single_blocks\.\d+\.linear1$")
-_FUSED_SUFFIX = "_qkv"
 
 
 def training_sites(model: ModelPatcher, targets: str, pattern: str = "") -> dict[str, Site]:
@@ -86,7 +35,7 @@ def training_sites(model: ModelPatcher, targets: str, pattern: str = "") -> dict
         ValueError: The model's family is not supported, or the pattern matches no layer.
     """
     family = identify(model)
-    layers = _LAYERS[family.name]
+    layers = family.layers
     patterns = {
         "attention": (layers.attention,),
         "attention and feed-forward": (layers.attention, layers.feed_forward),
@@ -100,14 +49,15 @@ def training_sites(model: ModelPatcher, targets: str, pattern: str = "") -> dict
         shape = tuple(module.weight.shape)
         if any(re.search(pattern, path) for pattern in patterns):
             sites[names[path]] = Site(module, shape)
-        elif targets == "attention" and _FUSED.match(path):
-            sites[names[path] + _FUSED_SUFFIX] = Site(module, (3 * shape[1], shape[1]), start=0)
+        elif targets == "attention" and matches(layers.fused_attention, path):
+            name = names[path] + layers.fused_suffix
+            sites[name] = Site(module, (3 * shape[1], shape[1]), start=0)
     return _matching(sites, model, pattern) if pattern.strip() else sites
 
 
-def text_readers(sites: Iterable[str]) -> list[str]:
+def text_readers(sites: Iterable[str], family: Family) -> list[str]:
     """Return those layers that make keys and values of the text alone, as LoRA files name them."""
-    return [name for name in sites if _READS_TEXT.search(name)]
+    return [name for name in sites if matches(family.layers.text_keys_values, name)]
 
 
 def _matching(sites: dict[str, Site], model: ModelPatcher, pattern: str) -> dict[str, Site]:

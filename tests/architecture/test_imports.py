@@ -23,7 +23,13 @@ COMFY = {
 OWN = {"lora_ops", "training", "nodes", "scripts", "tests", "benchmarks"}
 
 MATHEMATICS = {"lora_ops", "lora_ops/parametrizations"}
-TRAINING = {"training", "training/files", "training/optimizers", "training/recipes"}
+TRAINING = {
+    "training",
+    "training/families",
+    "training/files",
+    "training/optimizers",
+    "training/recipes",
+}
 LOWER = MATHEMATICS | TRAINING | {"training/runs"}
 BRIDGE = {"nodes/bridge"}
 MATERIAL = BRIDGE | {"nodes/text", "nodes/pictures", "nodes/lora"}
@@ -36,7 +42,8 @@ ALLOWED = {
     "training": MATHEMATICS | TRAINING,
     "training/recipes": MATHEMATICS | {"training"},
     "training/optimizers": MATHEMATICS | {"training"},
-    "training/files": MATHEMATICS | {"training"},
+    "training/families": set(),
+    "training/files": MATHEMATICS | {"training", "training/families"},
     "training/runs": MATHEMATICS | {"training", "training/files"},
     "nodes/bridge": LOWER,
     "nodes/text": LOWER | BRIDGE,

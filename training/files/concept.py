@@ -16,18 +16,11 @@ from .metadata import family_of
 
 # Embedding width by text encoder, under ComfyUI's names, of all encoders that concepts support.
 TEXT_WIDTHS: dict[str, int] = {
-    **{"clip_l": 768, "clip_g": 1280, "clip_h": 1024},
-    **{"t5xxl": 4096, "umt5xxl": 4096},
-}
-
-# Text encoders of every family that supports concepts; SD3 also works without some of its own.
-TEXT_ENCODERS: dict[str, tuple[str, ...]] = {
-    "SD1.5": ("clip_l",),
-    "SD2": ("clip_h",),
-    "SDXL": ("clip_l", "clip_g"),
-    "SD3": ("clip_l", "clip_g", "t5xxl"),
-    "Flux": ("clip_l", "t5xxl"),
-    "Wan 2.1": ("umt5xxl",),
+    "clip_l": 768,
+    "clip_g": 1280,
+    "clip_h": 1024,
+    "t5xxl": 4096,
+    "umt5xxl": 4096,
 }
 
 _LONGEST_NAME = 64

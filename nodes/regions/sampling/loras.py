@@ -6,7 +6,6 @@ regions there are.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,10 +15,12 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....lora_ops import LowRank
+from ....training.families.family import RegionLayers, matches
 from ....training.gates import Gate, GatedAdapters, RowGates, Site
 from ...bridge.node_output import warn_on_node
 from ...lora.layers import FixedFactors, file_sites, unmatched_keys
 from ..layout.places import Grid, Places
+from .networks import regional_network
 from .prompts import RegionPrompt
 
 ADAPTER = "pastiche_regions"
@@ -28,20 +29,6 @@ TOKENLESS = (AREA, OFF)
 """What LoRAs do in layers without tokens, such as those of the noise level."""
 
 _IMAGE, _TEXT, _JOINT, _NONE = "image", "text", "text and image", "no tokens"
-
-_WITHOUT_TOKENS = re.compile(
-    r"(^|\.)(time_embed|label_emb|emb_layers|time_in|vector_in|guidance_in|modulation|img_mod|"
-    r"txt_mod|double_stream_modulation_\w+|single_stream_modulation|adaLN_modulation|t_embedder|"
-    r"y_embedder|time_embedding|time_projection)(\.|$)"
-)
-_OF_TEXT = re.compile(
-    r"\.attn2\.to_[kv]$|^context_embedder|\.context_block\.|^txt_in|\.txt_attn\.|\.txt_mlp\.|"
-    r"^text_embedding\.|\.cross_attn\.[kv]$"
-)
-_OF_BOTH = re.compile(r"^single_blocks\.\d+\.linear[12]$")
-_KEYS_VALUES = re.compile(r"\.attn1\.to_[kv]$|\.self_attn\.[kv]$")
-# Fused q, k and v of image tokens: the first third of their width are queries.
-_FUSED = re.compile(r"\.x_block\.attn2?\.qkv$|\.img_attn\.qkv$|^single_blocks\.\d+\.linear1$")
 
 
 @dataclass(frozen=True)
@@ -166,8 +153,9 @@ def regional_loras(
         tokenless: One of ``TOKENLESS``.
 
     Raises:
-        ValueError: A LoRA does not fit the model; its region is named.
+        ValueError: Regions don't work on the model, or a LoRA does not fit it; its region is named.
     """
+    _, patterns = regional_network(model)
     paths = {module: path for path, module in model.model.diffusion_model.named_modules()}
     sites: dict[str, Site] = {}
     found: dict[str, list[_Part]] = {}
@@ -177,7 +165,7 @@ def regional_loras(
             own, fixed = _fitting(model, prompt, lora)
             for name, site in own.items():
                 path = paths.get(site.module, "")
-                for part, kind, image in _parts(path, site, isolate):
+                for part, kind, image in _parts(path, site, isolate, patterns):
                     title = f"{name}{part or ''}"
                     sites[title] = site if part is None else _slice_of(site, part)
                     kinds[title] = (kind, image)
@@ -298,20 +286,23 @@ def _fitting(
         raise ValueError(f'region "{prompt.region}": {error}') from error
 
 
-def _parts(path: str, site: Site, isolate: bool) -> list[tuple[tuple[int, int] | None, str, bool]]:
+def _parts(
+    path: str, site: Site, isolate: bool, patterns: RegionLayers
+) -> list[tuple[tuple[int, int] | None, str, bool]]:
     """Return the parts of a layer's output that are gated alike: rows, kind, and image or not.
 
     Args:
         path: Of the module.
         site: The layer, or the slice of it that a LoRA changes.
         isolate: Whether keys and values of image tokens stay as they are.
+        patterns: Layers of the model's family.
     """
-    kind = _kind(path)
+    kind = _kind(path, patterns)
     if not isolate:
         return [(None, kind, True)]
-    if _KEYS_VALUES.search(path):
+    if matches(patterns.image_keys_values, path):
         return [(None, kind, False)]
-    if not _FUSED.search(path):
+    if not matches(patterns.fused_image, path):
         return [(None, kind, True)]
     width = site.module.weight.shape[1]
     begin = site.start or 0
@@ -324,12 +315,12 @@ def _parts(path: str, site: Site, isolate: bool) -> list[tuple[tuple[int, int] |
     return found
 
 
-def _kind(path: str) -> str:
-    if _WITHOUT_TOKENS.search(path):
+def _kind(path: str, patterns: RegionLayers) -> str:
+    if matches(patterns.without_tokens, path):
         return _NONE
-    if _OF_BOTH.search(path):
+    if matches(patterns.text_and_image, path):
         return _JOINT
-    return _TEXT if _OF_TEXT.search(path) else _IMAGE
+    return _TEXT if matches(patterns.text, path) else _IMAGE
 
 
 def _slice_of(site: Site, rows: tuple[int, int]) -> Site:

@@ -14,11 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from comfy import model_base
-from comfy.ldm.flux.model import Flux
-from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy.ldm.wan.model import WanModel, WanT2VCrossAttention
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from comfy.samplers import CFGGuider
@@ -26,6 +21,7 @@ from torch import Tensor
 
 from ....lora_ops import Region, pooled_mean
 from ....lora_ops.regions import CellRule
+from ...bridge.families import layers_by_path
 from ...bridge.sampling import POSITIVE, wrap_model_call
 from ...bridge.sampling import STYLE_KEY as STYLES
 from ..layout.places import Area, Grid, Places
@@ -33,6 +29,7 @@ from .call import Call, Listening, Rows
 from .cross import CrossListening
 from .joint import JointListening
 from .loras import RegionalLoras, regional_loras
+from .networks import regional_network
 from .prompts import RegionPrompt
 from .texts import Reading, Role, SaidTexts, pooled_of, spoken
 from .unet import UNetListening
@@ -46,9 +43,6 @@ POOLED = (MEAN, GLOBAL)
 """Of which prompts the pooled vector is, in models that have one."""
 
 Wrapped = Callable[..., Any]
-
-_UNETS = {(model_base.BaseModel, UNetModel), (model_base.SDXL, UNetModel)}
-_FLUXES = {(model_base.Flux, Flux), (model_base.Flux2, Flux)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,30 +74,20 @@ def listening_on(model: ModelPatcher, loras: RegionalLoras, keeps: bool) -> List
     """Return how regions' texts reach a model's attention.
 
     Args:
-        model: Any MODEL. Its classes must be the very ones: those derived from them read text in
-            more layers, or place it by its length.
+        model: Any MODEL.
         loras: Of the regions.
         keeps: Whether its weights are the same in every step.
 
     Raises:
         ValueError: It is a model that regions don't work on.
     """
+    layout, layers = regional_network(model)
     network = model.model.diffusion_model
-    kinds = type(model.model), type(network)
-    if kinds in _UNETS:
+    if layout == "unet":
         return UNetListening(network, loras, keeps)
-    if kinds in _FLUXES:
-        return JointListening(network.patch_size, network.params.txt_ids_dims)
-    if kinds == (model_base.SD3, OpenAISignatureMMDITWrapper):
-        return JointListening(network.patch_size)
-    if kinds == (model_base.WAN21, WanModel):
-        layers = [block.cross_attn for block in network.blocks]
-        if all(type(layer) is WanT2VCrossAttention for layer in layers):
-            return CrossListening(layers)
-    raise ValueError(
-        "regions must be on a model of SD1.5, SD2, SDXL, SD3, Flux, Flux.2 or Wan 2.1 "
-        f"text-to-video, got {kinds[0].__name__} with {kinds[1].__name__}; load one of these"
-    )
+    if layout == "joint":
+        return JointListening(network.patch_size, layers.text_positions)
+    return CrossListening(layers_by_path(network, layers.cross_attention))
 
 
 class RegionalRun:

@@ -13,7 +13,7 @@ from drawn_by_core import SIDE, by_core, empty
 from gated_loras import hook_count
 from half_inputs import clip_of
 from pack.nodes.break_for_make import auxiliary
-from pack.nodes.break_for_make.auxiliary import auxiliary_pictures, auxiliary_sampling
+from pack.nodes.break_for_make.auxiliary import auxiliary_pictures
 from pack.nodes.bridge.conditioning import encode_prompt
 from pack.nodes.bridge.drawing import Sampling, draw
 from pack.nodes.bridge.families import identify
@@ -63,7 +63,7 @@ def packing_vae() -> VAE:
 @pytest.mark.parametrize("name", ["sd15", "sd21_v", "sdxl", "sd3", "flux", "flux2", "wan21"])
 def test_a_picture_is_what_core_draws_of_an_empty_latent(name, output):
     model = tiny(name)
-    sampling = replace(auxiliary_sampling(identify(model)), steps=3)
+    sampling = replace(identify(model).samplings.auxiliary, steps=3)
     clip = RandomFeatures(model) if name == "sd21_v" else clip_of(name, model)
     vae = packing_vae() if name == "flux2" else vae_for(name)
     before = weights_hash(model)
@@ -80,9 +80,9 @@ def test_a_picture_is_what_core_draws_of_an_empty_latent(name, output):
 
 
 def test_a_distilled_model_is_told_its_guidance_in_place_of_cfg():
-    assert auxiliary_sampling(identify(tiny("flux"))).cfg == 1.0
-    assert auxiliary_sampling(identify(tiny("sd15"))).cfg == 7.0
-    assert auxiliary_sampling(identify(tiny("sd3"))).cfg == 5.0
+    assert identify(tiny("flux")).samplings.auxiliary.cfg == 1.0
+    assert identify(tiny("sd15")).samplings.auxiliary.cfg == 7.0
+    assert identify(tiny("sd3")).samplings.auxiliary.cfg == 5.0
 
 
 def test_the_second_time_nothing_is_loaded_and_no_byte_differs(output, monkeypatch):

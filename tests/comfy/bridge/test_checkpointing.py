@@ -6,8 +6,6 @@ import textwrap
 from contextlib import contextmanager
 from dataclasses import replace
 
-import comfy.ldm.lumina.model
-import comfy.ldm.qwen_image.model
 import comfy.model_management
 import comfy.ops
 import comfy.sample
@@ -15,9 +13,12 @@ import pytest
 import torch
 from checkpointing_case import CHECKPOINTED, OFFLOADED, PLAIN, TheseRows, example, step_gradient
 from gated_loras import relative
-from pack.nodes.bridge.block_checkpoints import checkpointed_blocks, network_blocks
+from narrow_networks import small_qwen, small_z_image
+from pack.nodes.bridge.families import network_blocks
 from pack.nodes.trainer.denoiser import open_denoiser
 from pack.nodes.trainer.target_layers import training_sites
+from pack.training.block_checkpoints import checkpointed_blocks
+from pack.training.families import FAMILIES
 from pack.training.gates import Gate
 from pack.training.loop import row_errors
 from pack.training.recipes import Row
@@ -54,7 +55,7 @@ def out_of_place_blocks(network, family):
     """Put the blocks' own source in their place, every ``x += y`` written as ``x = x + y``."""
     changed = set()
     with pytest.MonkeyPatch.context() as patch:
-        for kind in {type(block) for block in network_blocks(network, family)}:
+        for kind in {type(block) for block in network_blocks(network, FAMILIES[family])}:
             source = textwrap.dedent(inspect.getsource(kind.forward))
             rewritten = re.sub(r"(?m)^(\s*)(\w+) \+= (.*)$", r"\1\2 = \2 + (\3)", source)
             if rewritten != source:
@@ -177,7 +178,7 @@ def test_predictions_without_gradients_are_bit_equal_and_run_each_block_once(nam
     found, calls = [], []
     for how in (PLAIN, CHECKPOINTED, OFFLOADED):
         with open_denoiser(model, **how) as denoiser, torch.no_grad():
-            blocks = network_blocks(denoiser.model.diffusion_model, FAMILY[name])
+            blocks = network_blocks(denoiser.model.diffusion_model, FAMILIES[FAMILY[name]])
             handles = [
                 block.register_forward_hook(lambda *_, how=how: calls.append(str(how)))
                 for block in blocks
@@ -203,38 +204,6 @@ def test_offloaded_weights_stay_where_they_are(name):
     assert streams == comfy.model_management.NUM_STREAMS
 
 
-def small_qwen(operations):
-    return comfy.ldm.qwen_image.model.QwenImageTransformer2DModel(
-        num_layers=2,
-        attention_head_dim=32,
-        num_attention_heads=2,
-        joint_attention_dim=48,
-        axes_dims_rope=(8, 12, 12),
-        dtype=torch.float32,
-        operations=operations,
-    )
-
-
-def small_z_image(operations):
-    return comfy.ldm.lumina.model.NextDiT(
-        in_channels=16,
-        dim=256,
-        n_layers=2,
-        n_refiner_layers=1,
-        n_heads=2,
-        n_kv_heads=2,
-        axes_dims=(32, 48, 48),
-        axes_lens=(64, 64, 64),
-        cap_feat_dim=48,
-        qk_norm=True,
-        z_image_modulation=True,
-        pad_tokens_multiple=32,
-        time_scale=1000.0,
-        dtype=torch.float32,
-        operations=operations,
-    )
-
-
 @pytest.mark.parametrize(
     ("family", "make", "shape", "blocks"),
     [
@@ -254,7 +223,7 @@ def test_families_that_cannot_be_made_tiny_have_blocks_and_exact_gradients(
     network.requires_grad_(False)
     generator = torch.Generator().manual_seed(1)
     x, context = (torch.randn(size, generator=generator) for size in (shape, (2, 12, 48)))
-    assert len(network_blocks(network, family)) == blocks
+    assert len(network_blocks(network, FAMILIES[family])) == blocks
 
     def gradient():
         leaf = x.clone().requires_grad_()
@@ -266,7 +235,8 @@ def test_families_that_cannot_be_made_tiny_have_blocks_and_exact_gradients(
         return leaf.grad
 
     plain = gradient()
-    with checkpointed_blocks(network, family):
+    found = network_blocks(network, FAMILIES[family])
+    with checkpointed_blocks(found, in_place=False):
         checkpointed = gradient()
     assert plain.norm() > 0
     assert relative(checkpointed, plain) <= 1e-5

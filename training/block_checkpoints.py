@@ -3,60 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from comfy.ldm.modules.attention import BasicTransformerBlock
-from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
-# Small enough that one block's activations are little, large enough that what is kept between
-# them is: a UNet's level would be neither.
-_UNET_BLOCKS = (ResBlock, BasicTransformerBlock)
-_UNETS = {"SD1.5", "SD2", "SDXL"}
-_BLOCK_LISTS: dict[str, tuple[str, ...]] = {
-    "SD3": ("joint_blocks",),
-    "Flux": ("double_blocks", "single_blocks"),
-    "Flux.2": ("double_blocks", "single_blocks"),
-    "Wan 2.1": ("blocks",),
-    "Qwen-Image": ("transformer_blocks",),
-    "Z-Image": ("noise_refiner", "context_refiner", "layers"),
-}
-# Their blocks add residuals to their own inputs in place, which recomputing must find untouched.
-IN_PLACE_RESIDUALS = frozenset({"Flux", "Flux.2"})
-
-
-def network_blocks(network: nn.Module, family: str) -> list[nn.Module]:
-    """Return the blocks of a family's network that are recomputed one at a time."""
-    if family in _UNETS:
-        return [module for module in network.modules() if isinstance(module, _UNET_BLOCKS)]
-    return [block for name in _BLOCK_LISTS[family] for block in getattr(network, name)]
-
 
 @contextmanager
-def checkpointed_blocks(network: nn.Module, family: str) -> Iterator[None]:
+def checkpointed_blocks(blocks: Sequence[nn.Module], in_place: bool) -> Iterator[None]:
     """Keep of each block only its inputs where gradients are wanted; undone at the end.
 
     A block runs a second time in backward. What decides its result, such as the gates of its rows,
     must still be in force there.
 
     Args:
-        network: Of the base model.
-        family: Its family's name.
+        blocks: Blocks of a network, none inside another.
+        in_place: Whether they add residuals to their own inputs in place.
     """
-    in_place = family in IN_PLACE_RESIDUALS
-    with _forwards(network, family, lambda forward: _recomputed(forward, in_place)):
+    with _wrapped(blocks, lambda forward: _recomputed(forward, in_place)):
         yield
 
 
 @contextmanager
-def out_of_place_blocks(network: nn.Module, family: str) -> Iterator[None]:
-    """Let a family's blocks add residuals to their inputs out of place; undone at the end."""
-    with _forwards(network, family, _out_of_place):
+def out_of_place_blocks(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Let a network's blocks add residuals to their inputs out of place; undone at the end."""
+    with _wrapped(blocks, _out_of_place):
         yield
 
 
@@ -74,12 +49,6 @@ def in_place_layers(layers: Sequence[nn.Module], recompute: bool) -> Iterator[No
 
     with _wrapped(layers, wrap):
         yield
-
-
-def _forwards(
-    network: nn.Module, family: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
-) -> AbstractContextManager[None]:
-    return _wrapped(network_blocks(network, family), wrap)
 
 
 @contextmanager
