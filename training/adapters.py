@@ -21,18 +21,18 @@ class TrainedAdapter:
     Args:
         parametrization: Parametrisation that converts the parts to factors.
         parts: Tensors by site and part name: parameters if they are learnt, else plain tensors.
-        rates: Multipliers of the learning rate by part; 1 for parts without an entry.
-        site_rates: Further multipliers by site; 1 for sites without an entry.
+        lr_scales: Multipliers of the learning rate by part; 1 for parts without an entry.
+        learning_rates: Learning rates by site; the run's for sites without an entry.
     """
 
     parametrization: Parametrization
     parts: Mapping[str, Mapping[str, Tensor]]
-    rates: Mapping[str, float] = field(default_factory=dict)
-    site_rates: Mapping[str, float] = field(default_factory=dict)
+    lr_scales: Mapping[str, float] = field(default_factory=dict)
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
 
-    def rate(self, site: str, part: str) -> float:
-        """Return the multiplier of the learning rate of a site's part."""
-        return self.rates.get(part, 1.0) * self.site_rates.get(site, 1.0)
+    def learning_rate(self, site: str, part: str, default: float) -> float:
+        """Return the learning rate of a site's part, where the run's is ``default``."""
+        return self.learning_rates.get(site, default) * self.lr_scales.get(part, 1.0)
 
     def factors(self, site: str, frozen: frozenset[str], like: Tensor) -> LowRank | None:
         """Return the factors at ``site`` with the frozen parts detached; None at other sites."""
@@ -61,15 +61,23 @@ class TrainedAdapter:
             }
 
 
-def rate_groups(adapters: Iterable[TrainedAdapter]) -> list[dict[str, Any]]:
-    """Return all learnt parts as an optimiser's groups, one for every ``rate``."""
+def parameter_groups(
+    adapters: Iterable[TrainedAdapter], learning_rate: float
+) -> list[dict[str, Any]]:
+    """Return all learnt parts as an optimiser's groups, one for every learning rate."""
     groups: dict[float, list[nn.Parameter]] = {}
     for adapter in adapters:
         for site, parts in adapter.parts.items():
             for name, part in parts.items():
                 if isinstance(part, nn.Parameter):
-                    groups.setdefault(adapter.rate(site, name), []).append(part)
-    return [{"params": parts, "rate": rate} for rate, parts in groups.items()]
+                    rate = adapter.learning_rate(site, name, learning_rate)
+                    groups.setdefault(rate, []).append(part)
+    return [parameter_group(parts, rate) for rate, parts in groups.items()]
+
+
+def parameter_group(parts: list[nn.Parameter], learning_rate: float) -> dict[str, Any]:
+    """Return an optimiser's group; its ``initial_lr`` stays while the schedule moves ``lr``."""
+    return {"params": parts, "lr": learning_rate, "initial_lr": learning_rate}
 
 
 def new_adapter(
@@ -79,7 +87,7 @@ def new_adapter(
     rank: int,
     seed: int,
     device: torch.device,
-    rates: Mapping[str, float] | None = None,
+    lr_scales: Mapping[str, float] | None = None,
 ) -> TrainedAdapter:
     """Return an adapter at its initial values, fp32 on ``device``.
 
@@ -107,8 +115,10 @@ def new_adapter(
                 if id(tensor) not in moved:
                     moved[id(tensor)] = tensor.to(device, torch.float32)
                 parts[key][part] = moved[id(tensor)]
-    site_rates = {key: site.rate for key, site in sites.items() if site.rate != 1.0}
-    return TrainedAdapter(parametrization, parts, rates or {}, site_rates)
+    learning_rates = {
+        key: site.learning_rate for key, site in sites.items() if site.learning_rate is not None
+    }
+    return TrainedAdapter(parametrization, parts, lr_scales or {}, learning_rates)
 
 
 def _detached(factors: LowRank) -> LowRank:

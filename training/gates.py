@@ -27,13 +27,13 @@ class Site:
         module: A linear layer or a convolution of the base model.
         shape: Shape of the weight that is changed, ``(out, in, ...)``.
         start: First output channel of the slice; ``None`` for the whole output.
-        rate: Multiplier of the learning rate at this site, such as that of a text encoder.
+        learning_rate: Learning rate of the adapter at this site; ``None`` is the run's.
     """
 
     module: nn.Module
     shape: tuple[int, ...]
     start: int | None = None
-    rate: float = 1.0
+    learning_rate: float | None = None
 
     @property
     def convolution(self) -> dict[str, tuple[int, ...]]:
@@ -41,6 +41,28 @@ class Site:
         if len(self.shape) == 2:
             return {}
         return {name: getattr(self.module, name) for name in ("stride", "padding", "dilation")}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer by its path: the same in a network and in every copy of it.
+
+    Args:
+        path: Module path below the network.
+        shape: Shape of the weight that is changed, ``(out, in, ...)``.
+        start: First output channel of a slice; ``None`` for the whole output.
+        learning_rate: Learning rate of what is learnt here; ``None`` is the run's.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    start: int | None = None
+    learning_rate: float | None = None
+
+    def on(self, network: nn.Module) -> Site:
+        """Return the layer's site in a network."""
+        module = network.get_submodule(self.path)
+        return Site(module, self.shape, self.start, self.learning_rate)
 
 
 class TokenWeights(Protocol):

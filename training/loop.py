@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from .optimizers.factor_optimizer import FactorOptimizer
 from .progress import Callback, Event
 from .randomness import noise_for, uniform
 from .recipes.rows import Recipe, Row
-from .schedule import rate_at
+from .schedule import scheduled_rate
 from .session import Session, Trained
 from .words import LearntWords
 
@@ -34,7 +33,6 @@ def train(
     callbacks: Sequence[Callback] = (),
     *,
     start: Checkpoint | None = None,
-    facts: Mapping[str, Any] | None = None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Trained:
     """Run the recipe's steps and return the trained adapters.
@@ -51,14 +49,13 @@ def train(
         config: Configuration of the run.
         callbacks: Functions that are called with an ``Event`` after every step.
         start: Checkpoint of an equal run from which this run is resumed.
-        facts: Plain values that checkpoints carry; those of ``start`` win.
         warn: Function that receives warnings of the optimizer, each once and as a sentence.
 
     Raises:
         ValueError: There is no site, or the rank doesn't fit one.
         RuntimeError: The loss or the gradient is not a finite number.
     """
-    session = Session(denoiser, sites, recipe, config, facts, warn)
+    session = Session(denoiser, sites, recipe, config, warn)
     if start is not None:
         session.restore(start)
     with session.gates.attached():
@@ -81,7 +78,7 @@ def take_step(session: Session, recipe: Recipe) -> dict[str, float]:
     config, step = session.config, session.step
     rows = [_captioned(row, config, step) for row in recipe.rows(step, config.seed)]
     for group in session.optimizer.param_groups:
-        group["lr"] = rate_at(step, config) * group["rate"]
+        group["lr"] = scheduled_rate(group["initial_lr"], step, config)
     errors: dict[str, list[float]] = defaultdict(list)
     loss = 0.0
     updates = updates_of(rows, config)

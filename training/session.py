@@ -48,7 +48,6 @@ class Session:
         sites: Sites of the adapters, by name.
         recipe: Recipe that defines the adapters.
         config: Configuration of the run.
-        facts: Plain values that its checkpoints carry.
         warn: Function that receives warnings of the optimizer, each once and as a sentence.
 
     Raises:
@@ -61,15 +60,14 @@ class Session:
         sites: Mapping[str, Site],
         recipe: Recipe,
         config: TrainingConfig,
-        facts: Mapping[str, Any] | None = None,
         warn: Callable[[str], None] = lambda text: None,
     ):
         if not sites:
             raise ValueError(
                 "training needs at least one layer, got none; choose other target layers"
             )
-        self.denoiser, self.config, self.facts = denoiser, config, dict(facts or {})
-        rates = recipe.rates()
+        self.denoiser, self.config = denoiser, config
+        lr_scales = recipe.lr_scales()
         self.adapters: dict[str, TrainedAdapter] = {
             name: new_adapter(
                 name=name,
@@ -78,7 +76,7 @@ class Session:
                 rank=config.rank,
                 seed=config.seed,
                 device=denoiser.device,
-                rates=rates.get(name),
+                lr_scales=lr_scales.get(name),
             )
             for name, kind in recipe.adapters().items()
         }
@@ -227,7 +225,7 @@ class Session:
             for name, value in tensors.items()
         }
         curves = {name: list(values) for name, values in self.curves.items()}
-        return Checkpoint(self.step, copies, scalars, curves, self.facts)
+        return Checkpoint(self.step, copies, scalars, curves)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Load a checkpoint of an equal run.
@@ -267,7 +265,7 @@ class Session:
         self.curves = defaultdict(
             list, {name: list(values) for name, values in checkpoint.curves.items()}
         )
-        self.step, self.facts = checkpoint.step, dict(checkpoint.facts)
+        self.step = checkpoint.step
 
     def _require_finite(self) -> None:
         values = (*self.parameters.values(), *self.average.values())

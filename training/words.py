@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..lora_ops.attention_regulariser import attention_penalty
 from ..lora_ops.vocabulary_density import VocabularyDensity
+from .adapters import parameter_group
 from .denoiser import Denoiser, ExposesAttention
 
 
@@ -20,13 +21,13 @@ class Words:
 
     Args:
         starts: Initial values by name of the text encoder, ``(..., dim)`` each.
-        rates: Multipliers of the learning rate by name; 1 for names without an entry.
+        learning_rates: Learning rates by name; the run's for names without an entry.
         norms: Mean norm of the embeddings in each vocabulary, by name.
-        stop: Mean norm of the learnt embeddings, relative to their vocabulary's, at which their
-            training stops for the rest of the run; 0 is off.
-        attention: Weight of the penalty on the words' attention outside the masks; 0 is off.
+        embedding_stop: Mean norm of the learnt embeddings, relative to their vocabulary's, at
+            which their training stops for the rest of the run; 0 is off.
+        attention_weight: Weight of the penalty on the words' attention outside the masks; 0 is off.
         fill_mask: Whether the last word's attention must also fill the mask.
-        density: Weight of the penalty that pulls embeddings to their vocabulary; 0 is off.
+        density_weight: Weight of the penalty that pulls embeddings to their vocabulary; 0 is off.
         vocabularies: Densities of the vocabularies by name, if there is a density weight.
 
     Raises:
@@ -34,17 +35,17 @@ class Words:
     """
 
     starts: Mapping[str, Tensor] = field(default_factory=dict)
-    rates: Mapping[str, float] = field(default_factory=dict)
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
     norms: Mapping[str, float] = field(default_factory=dict)
-    stop: float = 0.0
-    attention: float = 0.0
+    embedding_stop: float = 0.0
+    attention_weight: float = 0.0
     fill_mask: bool = False
-    density: float = 0.0
+    density_weight: float = 0.0
     vocabularies: Mapping[str, VocabularyDensity] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         bare = sorted(name for name in self.starts if self.norms.get(name, 0.0) <= 0)
-        if self.stop and bare:
+        if self.embedding_stop and bare:
             raise ValueError(
                 "stopping embeddings at a norm needs the norm of a row of every vocabulary, got "
                 f"none for {', '.join(bare)}; give it or set the stop to 0"
@@ -68,10 +69,11 @@ class LearntWords:
             for name, start in self._words.starts.items()
         }
 
-    def groups(self) -> list[dict[str, Any]]:
-        """Return the rows as an optimiser's groups, each with its ``rate``."""
+    def groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Return the rows as an optimiser's groups, where the run's learning rate is this."""
+        rates = self._words.learning_rates
         return [
-            {"params": [rows], "rate": self._words.rates.get(name, 1.0)}
+            parameter_group([rows], rates.get(name, learning_rate))
             for name, rows in self.parameters.items()
         ]
 
@@ -84,13 +86,13 @@ class LearntWords:
 
         It depends only on the embeddings, so a resumed run decides like an uninterrupted one.
         """
-        if not self._words.stop or not self.parameters:
+        if not self._words.embedding_stop or not self.parameters:
             return False
         shares = [
             rows.detach().norm(dim=-1).flatten() / self._words.norms[name]
             for name, rows in self.parameters.items()
         ]
-        return bool(torch.cat(shares).mean() >= self._words.stop)
+        return bool(torch.cat(shares).mean() >= self._words.embedding_stop)
 
     def drop_stopped_gradients(self) -> None:
         """Drop the embeddings' gradients once their training has stopped; decay stops too."""
@@ -114,14 +116,14 @@ class LearntWords:
         return outside + away.to(outside)
 
     def _distance(self) -> Tensor | None:
-        if not self._words.density or not self.parameters:
+        if not self._words.density_weight or not self.parameters:
             return None
         vocabularies = self._words.vocabularies
         found = [vocabularies[name].penalty(rows) for name, rows in self.parameters.items()]
-        return self._words.density * torch.stack(found).sum()
+        return self._words.density_weight * torch.stack(found).sum()
 
     def _attention(self, denoiser: Denoiser, masks: Sequence[Tensor | None]) -> Tensor | None:
-        if not self._words.attention or all(mask is None for mask in masks):
+        if not self._words.attention_weight or all(mask is None for mask in masks):
             return None
         if not isinstance(denoiser, ExposesAttention) or not (maps := denoiser.attention()):
             return None
@@ -129,7 +131,7 @@ class LearntWords:
         everywhere = torch.ones(size)
         stacked = torch.stack([everywhere if mask is None else mask for mask in masks])
         penalty = attention_penalty(maps, stacked.to(maps[0]), self._words.fill_mask)
-        return self._words.attention * penalty
+        return self._words.attention_weight * penalty
 
     def result(self) -> dict[str, Tensor]:
         """Return the present embeddings, fp32 on the CPU."""

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from pack.lora_ops.halves import Role
-from pack.nodes.break_for_make.half_plan import HalfRequest
-from pack.nodes.break_for_make.make import make_loras
-from pack.nodes.break_for_make.make_plan import MakeRequest
-from pack.nodes.break_for_make.train_half import train_half
+from pack.nodes.break_for_make.make import MakeTrainer, make_loras
+from pack.nodes.break_for_make.train_half import HalfTrainer
 from pack.nodes.lora.apply import apply_lora
-from pack.nodes.plain.plan import PlainRequest
-from pack.nodes.plain.train import train_plain
+from pack.nodes.plain.train import PlainTrainer
+from pack.nodes.trainer.base import Base
+from pack.nodes.trainer.run import run_training
 from pack.training import LoraState, TrainingSettings
+from pack.training.recipes.break_for_make import HALF
+from pack.training.recipes.single import LORA
 
 from ..shared.toy_base import Drawing, ToyBase, image_of
 from ..toyworld.scenes import BOAT_SCENES, PAIR_SCENES
@@ -129,13 +130,11 @@ def half(cell: Cell, role: Role, share: float = 1.0, **how: Any) -> LoraState:
         alone = how.pop("alone", False)
         main = cell.contents if role == "content" else cell.styles
         other = list(OTHER_STYLES if role == "content" else OTHER_CONTENTS)
-        request = HalfRequest(
-            model=cell.base.model,
-            clip=cell.base.clip,
-            vae=cell.base.vae,
+        request = HalfTrainer(
+            base=Base(cell.base.model, cell.base.clip, cell.base.vae),
             role=role,
             images=_images(main),
-            prompts=[caption(scene) for scene in main],
+            prompt=[caption(scene) for scene in main],
             token=cell.kind if role == "content" else cell.style,
             auxiliary_images=() if alone else _images(other),
             auxiliary_prompts=() if alone else [caption(scene) for scene in other],
@@ -147,7 +146,7 @@ def half(cell: Cell, role: Role, share: float = 1.0, **how: Any) -> LoraState:
             settings=SETTINGS,
             **how,
         )
-        cell.made[key] = train_half(request).half
+        cell.made[key] = run_training(request).loras[HALF]
     return cell.made[key]
 
 
@@ -159,28 +158,24 @@ def make(
     values = {
         "optimizer": optimizer,
         "steps": cell.budget.make,
-        "model": cell.base.model,
-        "clip": cell.base.clip,
-        "vae": cell.base.vae,
+        "base": Base(cell.base.model, cell.base.clip, cell.base.vae),
         "content_images": _images(cell.contents),
-        "content_prompts": [caption(scene) for scene in cell.contents],
+        "content_prompt": [caption(scene) for scene in cell.contents],
         "style_images": _images(cell.styles),
-        "style_prompts": [caption(scene) for scene in cell.styles],
+        "style_prompt": [caption(scene) for scene in cell.styles],
         "learning_rate": cell.budget.make_rate if scaled else cell.budget.adamw_rate,
         "seed": cell.seed,
         "run_name": f"{cell.kind} {cell.style}",
         "settings": SETTINGS,
         **how,
     }
-    return make_loras(MakeRequest([content], [style], **values)).loras[0]
+    return make_loras(MakeTrainer(contents=[content], styles=[style], **values))[0][0]
 
 
 def plain(cell: Cell, scenes: list[Scene], rows: int, batch: int) -> LoraState:
     """Return an ordinary LoRA of the scenes that has seen ``rows`` pictures."""
-    request = PlainRequest(
-        model=cell.base.model,
-        clip=cell.base.clip,
-        vae=cell.base.vae,
+    request = PlainTrainer(
+        base=Base(cell.base.model, cell.base.clip, cell.base.vae),
         images=_images(scenes),
         captions=[caption(scene) for scene in scenes],
         steps=rows // batch,
@@ -190,7 +185,7 @@ def plain(cell: Cell, scenes: list[Scene], rows: int, batch: int) -> LoraState:
         run_name="plain",
         settings=replace(SETTINGS, batch_size=batch),
     )
-    return train_plain(request).lora
+    return run_training(request).loras[LORA]
 
 
 def _staged(cell: Cell, optimizer: str = "Scaled AdamW", **how: Any) -> LoraState:

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from pack.nodes.concepts.apply import apply_concepts
-from pack.nodes.concepts.plan import LEARNT, ConceptRequest
-from pack.nodes.concepts.train import train_concept
+from pack.nodes.concepts.train import LEARNT, ConceptTrainer
 from pack.nodes.lora.apply import apply_lora
-from pack.nodes.plain.plan import PlainRequest
-from pack.nodes.plain.train import train_plain
+from pack.nodes.plain.train import PlainTrainer
 from pack.nodes.text.concept_prompt import encode_concept_prompt
+from pack.nodes.trainer.base import Base
+from pack.nodes.trainer.run import run_training
 from pack.training import TrainingSettings
 from pack.training.files.concept import Concept
+from pack.training.recipes.single import LORA
 
 import nodes
 
@@ -45,10 +46,8 @@ class Cell:
         if learnt not in self.made:
             scenes = self.subject.scenes()
             words_alone = learnt == LEARNT[2]
-            request = ConceptRequest(
-                model=self.base.model,
-                clip=self.base.clip,
-                vae=self.base.vae,
+            request = ConceptTrainer(
+                base=Base(self.base.model, self.base.clip, self.base.vae),
                 images=_images(scenes),
                 name=NAME,
                 class_word=self.subject.class_word,
@@ -67,16 +66,14 @@ class Cell:
                 ),
             )
             with torch.inference_mode():
-                (self.made[learnt],) = train_concept(request).concepts
+                self.made[learnt] = request.concept(run_training(request).loras)
         return self.made[learnt]
 
     def plain(self) -> Mapping[str, torch.Tensor]:
         """An ordinary LoRA of the same pictures, steps and rank, in the denoiser."""
         scenes = self.subject.scenes()
-        request = PlainRequest(
-            model=self.base.model,
-            clip=self.base.clip,
-            vae=self.base.vae,
+        request = PlainTrainer(
+            base=Base(self.base.model, self.base.clip, self.base.vae),
             images=_images(scenes),
             captions=[self.subject.text(scene, self.called) for scene in scenes],
             steps=self.budget.steps,
@@ -89,7 +86,7 @@ class Cell:
             ),
         )
         with torch.inference_mode():
-            return train_plain(request).lora
+            return run_training(request).loras[LORA]
 
     @property
     def called(self) -> str:

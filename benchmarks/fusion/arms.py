@@ -8,17 +8,18 @@ from typing import Any
 
 import torch
 from pack.nodes.concepts.apply import apply_concepts
-from pack.nodes.concepts.plan import ConceptRequest
-from pack.nodes.concepts.train import train_concept
+from pack.nodes.concepts.train import ConceptTrainer
 from pack.nodes.fusion.as_concept import concept_for_fusion
 from pack.nodes.fusion.plan import FusionRequest
 from pack.nodes.fusion.run import Fusion, fuse
 from pack.nodes.lora.apply import apply_lora
-from pack.nodes.plain.plan import PlainRequest
-from pack.nodes.plain.train import train_plain
+from pack.nodes.plain.train import PlainTrainer
 from pack.nodes.text.concept_prompt import encode_concept_prompt
+from pack.nodes.trainer.base import Base
+from pack.nodes.trainer.run import run_training
 from pack.training import TrainingSettings
 from pack.training.files.concept import Concept
+from pack.training.recipes.single import LORA
 
 import nodes
 
@@ -129,10 +130,8 @@ def learn(base: ToyBase, one: Learnt) -> Concept:
     captions = [one.text(scene) for scene in scenes]
     with torch.inference_mode():
         if not one.words:
-            request = PlainRequest(
-                model=base.model,
-                clip=base.clip,
-                vae=base.vae,
+            request = PlainTrainer(
+                base=Base(base.model, base.clip, base.vae),
                 images=images,
                 captions=captions,
                 steps=BUDGET.steps,
@@ -147,13 +146,11 @@ def learn(base: ToyBase, one: Learnt) -> Concept:
                     target_pattern=LAYERS,
                 ),
             )
-            lora = train_plain(request).lora
+            lora = run_training(request).loras[LORA]
             (found,) = concept_for_fusion(lora, None, one.triggers(), one.word, 1.0, 1.0, None)
             return found
-        asked = ConceptRequest(
-            model=base.model,
-            clip=base.clip,
-            vae=base.vae,
+        asked = ConceptTrainer(
+            base=Base(base.model, base.clip, base.vae),
             images=images,
             name=one.word,
             class_word=one.subject.class_word if one.subject else "",
@@ -173,7 +170,7 @@ def learn(base: ToyBase, one: Learnt) -> Concept:
                 target_pattern=LAYERS,
             ),
         )
-        (found,) = train_concept(asked).concepts
+        found = asked.concept(run_training(asked).loras)
         return replace(found, prompts=tuple(one.triggers()))
 
 
@@ -186,7 +183,7 @@ def request(base: ToyBase, concepts: Sequence[Concept], **changes: Any) -> Fusio
         "rank": 0,
         "energy": 1.0,
         "steps": DRAWING_STEPS,
-        "side": SIDE,
+        "size": SIDE,
         "seed": 0,
         "prior_prompts": (),
         "prior_weight": 0.2,

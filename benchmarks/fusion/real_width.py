@@ -113,8 +113,8 @@ def _fusion(count: int, steps: int, side: int) -> dict[str, Any]:
     model = load_base(Case("SD1.5", "float32", 64, 1, False))
     base = SimpleNamespace(model=model, clip=_clip())
     concepts = _concepts(model, count, words)
-    asked = request(base, concepts, steps=steps, side=side)
-    fuse(request(base, _concepts(model, 2, False), steps=1, side=64))  # whatever is made once
+    asked = request(base, concepts, steps=steps, size=side)
+    fuse(request(base, _concepts(model, 2, False), steps=1, size=64))  # whatever is made once
     with growing() as growth, _stage_peaks(growth) as peaks:
         started = time.perf_counter()
         done = fuse(asked)

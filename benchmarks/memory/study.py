@@ -19,9 +19,10 @@ from pathlib import Path
 
 import comfy.model_management
 import torch
+from pack.nodes.trainer.base import Base
 from pack.nodes.trainer.denoiser import open_denoiser
-from pack.nodes.trainer.rehearsal import rehearse
-from pack.nodes.trainer.target_layers import training_sites
+from pack.nodes.trainer.rehearsal import Rehearsal
+from pack.nodes.trainer.target_layers import target_layers, training_sites
 from pack.training import TrainingConfig, TrainingSettings, train
 from pack.training.recipes.single import Single
 
@@ -98,7 +99,9 @@ def measure(case: Case) -> dict:
     recipe = Single(random_examples(model, case), batch_size=case.rows)
     config = TrainingConfig(steps=2, rank=16, learning_rate=1e-4, seed=0)
     started = time.process_time()
-    need = rehearse(model, recipe, config, settings)
+    base = Base(model, None, None)
+    layers = target_layers(base.layers, settings.targets)
+    need = Rehearsal(base, layers, None, recipe).need(config, settings)
     seconds = time.process_time() - started
     on_gpu = comfy.model_management.get_torch_device().type == "cuda"
     if on_gpu:

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from pack.nodes.plain.plan import PlainRequest
-from pack.nodes.plain.train import train_plain
+from pack.nodes.plain.train import PlainTrainer
+from pack.nodes.trainer.base import Base
+from pack.nodes.trainer.run import run_training
 from pack.training import TrainingSettings
+from pack.training.recipes.single import LORA
 
 from ..toyworld.scenes import BOAT_SCENES
 from ..toyworld.world import Scene, caption
@@ -44,10 +46,8 @@ def learn_with_pack(
 ) -> Lora:
     """Return the LoRA that this pack's trainer learns; its own run folder keeps it."""
     images, captions = pictures(scenes)
-    request = PlainRequest(
-        model=base.model,
-        clip=base.clip,
-        vae=base.vae,
+    trainer = PlainTrainer(
+        base=Base(base.model, base.clip, base.vae),
         images=images,
         captions=captions,
         steps=how.steps,
@@ -57,4 +57,4 @@ def learn_with_pack(
         run_name=name,
         settings=TrainingSettings(schedule=SCHEDULE, timesteps=how.timesteps, targets=how.targets),
     )
-    return train_plain(request).lora
+    return run_training(trainer).loras[LORA]

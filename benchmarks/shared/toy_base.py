@@ -13,16 +13,17 @@ import torch
 from comfyui.toy_base import CHECKPOINT, place, toy_checkpoint
 from environment import cache_folder
 from pack.nodes.guidance.apply import with_style_guidance
-from pack.nodes.guidance.run import Style
 from pack.nodes.guidance.window import style_window
 from pack.nodes.lora.apply import apply_lora
-from pack.nodes.pair.plan import PairRequest
-from pack.nodes.pair.train import train_pair
+from pack.nodes.pair.train import PairTrainer
 from pack.nodes.text.training_cond import training_cond, training_latent
+from pack.nodes.trainer.base import Base
 from pack.nodes.trainer.denoiser import open_denoiser
+from pack.nodes.trainer.run import run_training
 from pack.nodes.trainer.target_layers import training_sites
 from pack.training import LoraState, TrainingConfig, TrainingSettings, lora_state, train
 from pack.training.denoiser import Example
+from pack.training.recipes.pair import STYLE
 from pack.training.recipes.single import Single
 
 import nodes
@@ -106,13 +107,11 @@ class ToyBase:
 
     def learn_pair(self, scenes: Sequence[Scene], style: str, how: Training) -> LoraState:
         """The style that the pack's trainer learns from before/after renders of the scenes."""
-        request = PairRequest(
-            model=self.model,
-            clip=self.clip,
-            vae=self.vae,
+        request = PairTrainer(
+            base=Base(self.model, self.clip, self.vae),
             before=[image_of(scene) for scene in scenes],
             after=[image_of(scene.with_style(style)) for scene in scenes],
-            content_prompts=[caption(scene) for scene in scenes],
+            content_prompt=[caption(scene) for scene in scenes],
             style_words=style_words(style),
             steps=how.steps,
             rank=RANK,
@@ -123,7 +122,7 @@ class ToyBase:
             packing="batched",
             settings=TrainingSettings(batch_size=NOISE_LEVELS),
         )
-        return train_pair(request).style
+        return run_training(request).loras[STYLE]
 
     def learn_single(self, scenes: Sequence[Scene], style: str, how: Training) -> LoraState:
         """A plain LoRA on the pictures after alone, with as many rows as the pair's run."""
@@ -152,7 +151,7 @@ class ToyBase:
         model, positive = self.model, self.batch_prompt(plain)
         if how.kind == "guidance":
             window = style_window(how.strength, WINDOW_START, 1.0, "")
-            model = with_style_guidance(model, Style(how.lora, self.batch_prompt(styled), window))
+            model = with_style_guidance(model, how.lora, self.batch_prompt(styled), window)
         elif how.kind == "lora":
             model, _ = apply_lora(model, None, how.lora, how.strength, 0.0)
             positive = self.batch_prompt(styled)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..factors import LowRank, kaiming_down
 
-DOWN_STARTS = ("uniform", "normal")
+LORA_STARTS = ("uniform", "normal")
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Plain:
     """Learn ``down`` and ``up`` without constraints, with a scale of 1.
 
     Args:
-        start: Distribution of the initial ``down``: ``uniform`` within ``1 / sqrt(in)``, or
+        lora_start: Distribution of the initial ``down``: ``uniform`` within ``1 / sqrt(in)``, or
             ``normal`` with a deviation of ``1 / rank``, as in the first code of Hu et al.
 
     Raises:
@@ -27,12 +27,12 @@ class Plain:
     Reference: Hu et al. 2021, arXiv:2106.09685, section 4.1.
     """
 
-    start: str = "uniform"
+    lora_start: str = "uniform"
 
     def __post_init__(self) -> None:
-        if self.start not in DOWN_STARTS:
+        if self.lora_start not in LORA_STARTS:
             raise ValueError(
-                f"start must be one of {' and '.join(DOWN_STARTS)}, got {self.start!r}; choose one"
+                f"lora_start must be one of {' and '.join(LORA_STARTS)}, got {self.lora_start!r}; choose one"
             )
 
     @property
@@ -45,7 +45,7 @@ class Plain:
     ) -> dict[str, Tensor]:
         """Return a random ``down`` and a zero ``up``."""
         up = torch.zeros(shape[0], rank, *([1] * (len(shape) - 2)))
-        if self.start == "normal":
+        if self.lora_start == "normal":
             down = torch.randn(rank, *shape[1:], generator=generator) / rank
         else:
             down = kaiming_down(shape, rank, generator)

@@ -12,19 +12,16 @@ from typing import Any
 import comfy.sd
 import numpy as np
 import torch
-from comfy.model_patcher import ModelPatcher
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from ...training import Family
 from ...training.files.tensor_file import replace_file
 from ...training.randomness import generator_for
-from ..bridge.conditioning import encode_prompt
-from ..bridge.digests import clip_digest, content_digest, model_digest, vae_digest
+from ..bridge.digests import content_digest
 from ..bridge.drawing import DrawingBar, Sampling, as_pil, draw, require_size, told_guidance
-from ..bridge.families import identify
 from ..bridge.output_folder import runs_root
 from ..bridge.sampling_options import strip_sampling
+from ..trainer.base import Base
 
 FOLDER = "auxiliary"
 _FORMAT = 1
@@ -34,9 +31,7 @@ _PROMPT = "pastiche.prompt"
 
 
 def auxiliary_pictures(
-    model: ModelPatcher,
-    clip: comfy.sd.CLIP,
-    vae: comfy.sd.VAE,
+    base: Base,
     prompts: Sequence[str],
     seed: int,
     side: int,
@@ -52,9 +47,7 @@ def auxiliary_pictures(
     Sampling-time patches of the MODEL are left out, as training leaves them out.
 
     Args:
-        model: The base; never changed.
-        clip: Its text encoder.
-        vae: Its VAE.
+        base: What draws; never changed.
         prompts: One per picture; none gives no pictures.
         seed: Of the noise.
         side: Of the square pictures, in pixels.
@@ -66,12 +59,11 @@ def auxiliary_pictures(
     """
     if not prompts:
         return []
-    family = identify(model)
-    require_size(family, side, side)
-    if clip is None or vae is None:
+    require_size(base.family, side, side)
+    if base.clip is None or base.vae is None:
         raise ValueError(
             "auxiliary pictures are drawn with the base's CLIP and VAE, got none for "
-            f"{'clip' if clip is None else 'vae'}; connect the checkpoint's"
+            f"{'clip' if base.clip is None else 'vae'}; connect the checkpoint's"
         )
     texts = [prompt.strip() for prompt in prompts]
     if not all(texts):
@@ -79,26 +71,26 @@ def auxiliary_pictures(
             "an auxiliary prompt must describe a picture, got an empty text for prompt "
             f'{texts.index("") + 1}; write for example "a photo of a teapot"'
         )
-    sampling = sampling or family.samplings.auxiliary
-    base = {
+    sampling = sampling or base.family.samplings.auxiliary
+    pieces = {
         "format": _FORMAT,
-        "model": model_digest(model),
-        "clip": clip_digest(clip),
-        "vae": vae_digest(vae),
+        "model": base.model_digest,
+        "clip": base.clip_digest,
+        "vae": base.vae_digest,
         "sampling": asdict(sampling),
         "side": side,
     }
-    places = list(_places(base, clip, texts, seed))
+    places = list(_places(pieces, base.clip, texts, seed))
     found = {place: _read(place, side) for place, _, _ in places}
     missing = [entry for entry in places if found[entry[0]] is None]
     if missing:
-        _draw_all(model, clip, vae, missing, side, sampling, family)
+        _draw_all(base, missing, side, sampling)
         found |= {place: _read(place, side) for place, _, _ in missing}
     return [_required(place, found[place]) for place, _, _ in places]
 
 
 def _places(
-    base: Mapping[str, Any], clip: comfy.sd.CLIP, texts: Sequence[str], seed: int
+    shared: Mapping[str, Any], clip: comfy.sd.CLIP, texts: Sequence[str], seed: int
 ) -> Iterator[tuple[Path, str, int]]:
     """Yield every picture's file, prompt and noise seed.
 
@@ -107,7 +99,7 @@ def _places(
     for index, text in enumerate(texts):
         noise_seed = generator_for(seed, "auxiliary", text, texts[:index].count(text))
         pieces = {
-            **base,
+            **shared,
             "prompt": text,
             "tokens": [content_digest(clip.tokenize(words)) for words in (text, "")],
             "noise": noise_seed.initial_seed(),
@@ -117,24 +109,20 @@ def _places(
 
 
 def _draw_all(
-    model: ModelPatcher,
-    clip: comfy.sd.CLIP,
-    vae: comfy.sd.VAE,
-    missing: Sequence[tuple[Path, str, int]],
-    side: int,
-    sampling: Sampling,
-    family: Family,
+    base: Base, missing: Sequence[tuple[Path, str, int]], side: int, sampling: Sampling
 ) -> None:
     """Draw pictures and write each as soon as it is there."""
-    conds = {text: encode_prompt(clip, text) for _, text, _ in missing}
-    negative = encode_prompt(clip, "")
-    conds = {text: told_guidance(cond, family.samplings) for text, cond in conds.items()}
-    plain = model.clone()
+    conds = {text: base.caption(text) for _, text, _ in missing}
+    negative = base.caption("")
+    conds = {text: told_guidance(cond, base.family.samplings) for text, cond in conds.items()}
+    plain = base.model.clone()
     strip_sampling(plain)
     bar = DrawingBar(len(missing), sampling.steps)
     for place, text, noise_seed in missing:
         size = (side, side)
-        picture = draw(plain, vae, conds[text], negative, noise_seed, size, sampling, bar.on_step)
+        picture = draw(
+            plain, base.vae, conds[text], negative, noise_seed, size, sampling, bar.on_step
+        )
         _write(place, picture, text)
         bar.on_picture(picture)
 

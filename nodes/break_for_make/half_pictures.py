@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..bridge.inputs import one_or_each
 from ..pictures.fitted_image import single_images
 from ..pictures.picture import Picture, pictures_of
 
@@ -23,21 +24,17 @@ def half_pictures(
         images: IMAGE batches ``(batch, height, width, channel)``; sizes may differ.
         prompts: One for all of them or one each.
         resolution: Side of the square whose area larger pictures are brought to.
-        multiple: Of the frames' sides.
-        names: Of the node's inputs for pictures and prompts.
+        multiple: The frames' sides are multiples of this.
+        names: Names of the node's inputs for pictures and prompts.
 
     Raises:
         ValueError: The counts differ, or a picture holds nothing to learn from.
     """
     count = len(single_images(images))
-    if count and len(prompts) not in (1, count):
-        raise ValueError(
-            f"{names[1]} must be one text for all pictures or one for each, got {len(prompts)} "
-            f"for {count} pictures; write what each of them shows"
-        )
     if not count:
         return []
+    texts = one_or_each(prompts, count, names[1], "picture")
     try:
-        return pictures_of(images, (), prompts, resolution, multiple)
+        return pictures_of(images, (), texts, resolution, multiple)
     except ValueError as error:
         raise ValueError(f"{names[0]}: {error}") from error

@@ -3,89 +3,286 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from ...lora_ops import LowRank, PartlyLearnable
 from ...lora_ops.halves import Part, join_layer
-from ...training import Gate, LoraState, Trained, lora_state, metadata_of
+from ...lora_ops.keys import changes_text_encoder
+from ...training import (
+    Gate,
+    LoraState,
+    Trained,
+    TrainingConfig,
+    TrainingSettings,
+    lora_state,
+    metadata_of,
+)
+from ...training.families.defaults import HalfDefaults
 from ...training.files.half import BASIS, OWNER, TOKEN, check_fit, half_layers
-from ...training.files.metadata import as_metadata
+from ...training.files.metadata import as_metadata, family_of
+from ...training.gates import Layer
 from ...training.recipes import Make
 from ...training.recipes.break_for_make import LORA
+from ...training.runs.run_store import StoredRun
+from ...training.settings import TARGETS
+from ..bridge.digests import content_digest
+from ..bridge.inputs import list_input
+from ..pictures.picture import Picture
+from ..text.encoder_layers import text_layers
 from ..trainer.examples import captioned_examples, preview_scene
-from ..trainer.progress_bar import Share
-from ..trainer.report import warnings
-from ..trainer.run import Prepared, TrainingJob, run_training
-from .make_plan import MakePlan, MakeRequest, plan_make, run_pieces
+from ..trainer.preview import PreviewScene
+from ..trainer.progress_bar import ProgressRange
+from ..trainer.run import run_training
+from ..trainer.target_layers import target_layers
+from ..trainer.trainer import Trainer, TrainerOutput
+from .half_pictures import half_pictures
 
 _BASE = ("modelspec.architecture", "ss_base_model_version", "pastiche.base_family")
 CONTENT_TOKEN, STYLE_TOKEN = "pastiche.content_token", "pastiche.style_token"
 
 
-@dataclass(frozen=True)
-class MakeResult:
-    """What the node hands on and shows.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MakeTrainer(Trainer):
+    """The joint fine-tune of one content and one style half, with its node's inputs.
+
+    The rank and the layers are the halves'. Without steps there is no fine-tune, and the base may
+    be missing.
 
     Args:
-        loras: Every content with every style, content-major.
-        losses: Of the fine-tune; empty without one.
-        text: What was made of what.
+        contents: Content halves.
+        styles: Style halves.
+        content_strength: Multiplier of the content's owned part of the result.
+        style_strength: Multiplier of the style's owned part of the result.
+        optimizer: The fine-tune's optimiser, whatever the settings say.
+        content_images: The content's pictures.
+        content_prompt: One prompt for all of them or one each.
+        style_images: The style's pictures.
+        style_prompt: One prompt for all of them or one each.
     """
 
-    loras: list[LoraState]
-    losses: dict[str, list[float]]
-    text: str
+    method: ClassVar[str] = "make"
+
+    contents: Sequence[LoraState] = list_input()
+    styles: Sequence[LoraState] = list_input()
+    content_strength: float = 1.0
+    style_strength: float = 1.0
+    optimizer: str = "Scaled AdamW"
+    content_images: Sequence[Tensor] = list_input(())
+    content_prompt: Sequence[str] = list_input(("",))
+    style_images: Sequence[Tensor] = list_input(())
+    style_prompt: Sequence[str] = list_input(("",))
+
+    @property
+    def defaults(self) -> HalfDefaults:
+        """Return the method's defaults for the family."""
+        return self.base.family.half
+
+    @cached_property
+    def whole(self) -> LoraState:
+        """Return the two halves as one LoRA, at strengths of 1."""
+        return made(self.contents, self.styles)[0]
+
+    @cached_property
+    def joined(self) -> Mapping[str, LowRank]:
+        """Return the factors of the two halves as one."""
+        return half_layers(self.whole)
+
+    @cached_property
+    def content_owns(self) -> Part:
+        """Return the part that the content owns."""
+        return check_fit(self.contents[0], self.styles[0])
+
+    @cached_property
+    def run_settings(self) -> TrainingSettings:
+        """Return the user's settings with the halves' layers and the chosen optimiser.
+
+        Raises:
+            ValueError: The base has not all of these layers in these shapes, or the settings train
+                the text encoder where the halves leave it, or the other way round.
+        """
+        self._require_layers()
+        settings = replace(self.settings, optimizer=self.optimizer)
+        layers = {name for name in self.joined if not changes_text_encoder(name)}
+        for targets in TARGETS:
+            if target_layers(self.base.layers, targets).keys() == layers:
+                return replace(settings, targets=targets, target_pattern="")
+        return replace(settings, target_pattern=" ".join(sorted(layers)))
+
+    @cached_property
+    def config(self) -> TrainingConfig:
+        """Return the run with every default in its place."""
+        return self.resolved(rank=next(iter(self.joined.values())).rank)
+
+    @cached_property
+    def content_pictures(self) -> list[Picture]:
+        """Return the content's pictures."""
+        return self._pictures("content", self.content_images, self.content_prompt)
+
+    @cached_property
+    def style_pictures(self) -> list[Picture]:
+        """Return the style's pictures."""
+        return self._pictures("style", self.style_images, self.style_prompt)
+
+    def check(self) -> None:
+        """Check all inputs before anything is encoded.
+
+        Raises:
+            ValueError: An input is not what it must be; the message says which and what to do.
+        """
+        if len(self.contents) != 1 or len(self.styles) != 1:
+            raise ValueError(
+                "a fine-tune must be given one content and one style half, whose pictures it "
+                f"learns from, got {len(self.contents)} and {len(self.styles)}; set steps to 0 or "
+                "connect one of each"
+            )
+        missing = [name for name in ("model", "clip", "vae") if getattr(self.base, name) is None]
+        if missing:
+            raise ValueError(
+                f"a fine-tune needs the base, got none on {', '.join(missing)}; connect "
+                f"{'it' if len(missing) == 1 else 'them'} or set steps to 0"
+            )
+        said = family_of(metadata_of(self.contents[0]))
+        if said is not None and said != self.base.family:
+            raise ValueError(
+                f"the halves must fit the model, got {said.name} halves and a "
+                f"{self.base.family.name} model; choose halves of this base"
+            )
+        _ = self.config, self.content_owns, self.content_pictures, self.style_pictures, self.layers
+
+    def _require_layers(self) -> None:
+        """Check that the base has the halves' layers in their shapes."""
+        text = text_layers(self.base.clip, 0.0) if self._has_text_layers() else {}
+        offered: Mapping[str, Layer] = {**self.base.layers, **text}
+        missing = sorted(
+            name
+            for name, factors in self.joined.items()
+            if name not in offered or offered[name].shape != factors.shape
+        )
+        if missing:
+            raise ValueError(
+                f"the halves must fit the model, got {len(missing)} of {len(self.joined)} layers "
+                f"that it lacks or has in another shape, such as {missing[0]}; choose halves of "
+                "this base"
+            )
+
+    def _has_text_layers(self) -> bool:
+        """Return whether the halves have layers of the text encoder, as the settings must say."""
+        rate = self.settings.text_encoder_rate
+        held = any(changes_text_encoder(layer) for layer in self.joined)
+        if held and not rate:
+            raise ValueError(
+                "the fine-tune must train what the halves have, got halves with layers of the text "
+                "encoder and text_encoder_rate 0; set it in Training Settings as for the halves"
+            )
+        if rate and not held:
+            raise ValueError(
+                "the fine-tune must train what the halves have, got halves without layers of the "
+                f"text encoder and text_encoder_rate {rate:g}; set it to 0 in Training Settings"
+            )
+        return held
+
+    def _pictures(
+        self, role: str, images: Sequence[Tensor], prompts: Sequence[str]
+    ) -> list[Picture]:
+        names = (f"{role}_images", f"{role}_prompt")
+        multiple = self.base.family.multiple
+        pictures = half_pictures(images, prompts, self.resolution, multiple, names)
+        if not pictures:
+            raise ValueError(
+                f"a fine-tune needs pictures of the {role}, got none; connect {role}_images or set "
+                "steps to 0"
+            )
+        if not all(picture.caption for picture in pictures):
+            raise ValueError(
+                f"{role}_prompt must say what the {role}'s pictures show, got an empty text; write "
+                "the prompt that the half was trained with"
+            )
+        return pictures
+
+    def pieces(self) -> dict[str, Any]:
+        """Return what decides the result, by name; strengths act on the result alone."""
+        pictures = [*self.content_pictures, *self.style_pictures]
+        return {
+            **self.base_pieces(prompts=[picture.caption for picture in pictures]),
+            "content": content_digest(dict(self.contents[0])),
+            "style": content_digest(dict(self.styles[0])),
+            "contents": len(self.content_pictures),
+            "pictures": [content_digest(picture.image) for picture in pictures],
+        }
+
+    def prepare(self, begun_for: int) -> tuple[Make, PreviewScene]:
+        """Return the encoded recipe and what previews show."""
+        base, settings = self.base, self.run_settings
+        # Where pictures are mirrored at random, both ways take their turns.
+        contents, styles = (
+            [one for view in captioned_examples(base, pictures, settings) for one in view]
+            for pictures in (self.content_pictures, self.style_pictures)
+        )
+        recipe = Make(contents, styles, PartlyLearnable(given=self.joined), settings.samples)
+        gates, prompts = {LORA: Gate()}, [self.content_pictures[0].caption]
+        return recipe, preview_scene(base, settings, prompts, (gates, gates), contents[0].latent)
+
+    def results(self, trained: Trained, begun_for: int, identity: str) -> dict[str, LoraState]:
+        """Return the LoRA at strengths of 1, and the halves that it was made of."""
+        metadata = {
+            **self.whole.metadata,
+            "pastiche.stages": f"break, make with {trained.steps} steps",
+            "pastiche.run_id": identity,
+            "pastiche.steps": trained.steps,
+            "pastiche.config": {**self.run_settings.identity_fields(), **self.config.as_json()},
+        }
+        return {
+            LORA: lora_state(trained.adapters[LORA], as_metadata(metadata)),
+            "content half": self.contents[0],
+            "style half": self.styles[0],
+        }
+
+    def pictures(self) -> list[Tensor]:
+        """Return no pictures: the halves' own nodes show them."""
+        return []
+
+    def lines(self, run: StoredRun) -> list[str]:
+        """Return the line that the node shows."""
+        return [
+            f"{self.base.family.name}: {run.steps} steps with {self.config.optimizer}, learning "
+            f"rate {self.config.learning_rate:g}, {len(self.content_pictures)} content and "
+            f"{len(self.style_pictures)} style pictures"
+        ]
 
 
-def make_loras(request: MakeRequest, share: Share | None = None) -> MakeResult:
-    """Return the LoRAs that the node makes.
+def make_loras(
+    trainer: MakeTrainer, progress: ProgressRange | None = None
+) -> tuple[list[LoraState], TrainerOutput]:
+    """Return every content with every style as a LoRA, content-major, and what the node shows.
 
     Args:
-        request: The node's inputs.
-        share: Of the node's progress bar.
+        trainer: The node's inputs; without steps the halves are joined as they are.
+        progress: The fine-tune's part of the node's progress bar.
 
     Raises:
         ValueError: Halves don't fit or an input is not what it must be; the message says which.
         RuntimeError: The fine-tune broke off.
     """
-    strengths = (request.content_strength, request.style_strength)
-    loras = made(request.contents, request.styles, *strengths)
-    if not request.steps:
-        return MakeResult(loras, {"loss": []}, _made_text(request, loras))
-    whole = made(request.contents, request.styles)[0]
-    plan = plan_make(request, half_layers(whole))
-    outcome = run_training(
-        TrainingJob(
-            name=request.run_name,
-            node_id=request.node_id,
-            model=request.model,
-            config=plan.config,
-            settings=plan.settings,
-            pieces=run_pieces(request, plan),
-            facts={},
-            prepare=lambda facts: _prepare(request, plan),
-            loras=lambda trained, facts, identity: {
-                LORA: _made_lora(plan, trained, identity, whole),
-                "content half": request.contents[0],
-                "style half": request.styles[0],
-            },
-            described={"family": plan.family.name},
-            share=share,
-            text=plan.text,
+    strengths = (trainer.content_strength, trainer.style_strength)
+    if not trainer.steps:
+        loras = made(trainer.contents, trainer.styles, strengths[0], strengths[1])
+        text = (
+            f"{len(trainer.contents)} content and {len(trainer.styles)} style halves made into "
+            f"{len(loras)} LoRA{'s' if len(loras) > 1 else ''}, without further training"
         )
-    )
-    trained = outcome.run.loras[LORA]
-    layers = _scaled(half_layers(trained), plan.content_owns, *strengths)
-    lora = lora_state(layers, {**trained.metadata, **_strengths(*strengths)})
-    lines = [
-        f"{plan.family.name}: {outcome.run.steps} steps with {plan.config.optimizer}, learning "
-        f"rate {plan.config.learning_rate:g}, {len(plan.contents)} content and "
-        f"{len(plan.styles)} style pictures",
-        *warnings(plan.family),
-        *outcome.notes,
-    ]
-    return MakeResult([lora], dict(outcome.run.losses), "\n".join(lines))
+        return loras, TrainerOutput({}, {"loss": []}, [], text)
+    output = run_training(trainer, progress)
+    trained = output.loras[LORA]
+    # The owned parts are scaled.
+    layers = {
+        layer: join_layer(factors, factors, trainer.content_owns, *strengths)
+        for layer, factors in half_layers(trained).items()
+    }
+    return [lora_state(layers, {**trained.metadata, **_strengths(*strengths)})], output
 
 
 def made(
@@ -123,16 +320,6 @@ def _made(content: LoraState, style: LoraState, *strengths: float) -> LoraState:
     return lora_state(layers, {**_metadata(content, style), **_strengths(*strengths)})
 
 
-def _scaled(
-    layers: Mapping[str, LowRank], content_owns: Part, *strengths: float
-) -> dict[str, LowRank]:
-    """Return a made LoRA with its owned parts scaled."""
-    return {
-        layer: join_layer(factors, factors, content_owns, *strengths)
-        for layer, factors in layers.items()
-    }
-
-
 def _metadata(content: LoraState, style: LoraState) -> dict[str, str]:
     """Return what the made LoRA says of itself: what both halves say alike, and of each."""
     ours, other = metadata_of(content), metadata_of(style)
@@ -155,37 +342,3 @@ def _strengths(content: float, style: float) -> dict[str, str]:
         "pastiche.content_strength": f"{content:g}",
         "pastiche.style_strength": f"{style:g}",
     }
-
-
-def _prepare(request: MakeRequest, plan: MakePlan) -> Prepared:
-    source = (request.model, request.clip, request.vae)
-    # Where pictures are mirrored at random, both ways take their turns.
-    contents, styles = (
-        [one for view in captioned_examples(*source, pictures, plan.settings) for one in view]
-        for pictures in (plan.contents, plan.styles)
-    )
-    projections = PartlyLearnable(given=plan.joined)
-    recipe = Make(contents, styles, projections, plan.settings.samples)
-    gates = {LORA: Gate()}
-    scene = preview_scene(
-        *source, plan.settings, [plan.contents[0].caption], (gates, gates), contents[0].latent
-    )
-    return Prepared(recipe, scene)
-
-
-def _made_lora(plan: MakePlan, trained: Trained, identity: str, whole: LoraState) -> LoraState:
-    metadata: dict[str, Any] = {
-        **whole.metadata,
-        "pastiche.stages": f"break, make with {trained.steps} steps",
-        "pastiche.run_id": identity,
-        "pastiche.steps": trained.steps,
-        "pastiche.config": {**plan.settings.identity_fields(), **plan.config.as_json()},
-    }
-    return lora_state(trained.adapters[LORA], as_metadata(metadata))
-
-
-def _made_text(request: MakeRequest, loras: Sequence[LoraState]) -> str:
-    return (
-        f"{len(request.contents)} content and {len(request.styles)} style halves made into "
-        f"{len(loras)} LoRA{'s'[: len(loras) - 1]}, without further training"
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ...training.files.lora_file import PRECISIONS
+from ..bridge.inputs import filename_input, precision_input, preview_image_input
 from ..bridge.socket_types import HalfType
 from ..lora.files import saved_files
 from ..lora.folders import fingerprint, lora_names
@@ -31,22 +31,10 @@ class SaveHalf(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 HalfType.Input("half", tooltip="From Train Half or Load Half."),
-                io.String.Input(
-                    "filename",
-                    default="halves/my_half",
-                    tooltip=(
-                        "A name, or subfolder/name. If another LoRA has it, the new one gets _2, "
-                        "_3 and so on; if the same half has it, nothing is written."
-                    ),
-                ),
-                io.Combo.Input(
-                    "precision",
-                    options=list(PRECISIONS),
-                    default="fp16",
-                    tooltip=(
-                        "Halves of any precision fit together. fp16 halves the file and rounds "
-                        "eight times finer than bf16; fp32 keeps every bit."
-                    ),
+                filename_input("halves/my_half", "half", "LoRA"),
+                precision_input(
+                    "Halves of any precision fit together. fp16 halves the file and rounds "
+                    "eight times finer than bf16; fp32 keeps every bit."
                 ),
                 io.Model.Input(
                     "model",
@@ -62,11 +50,7 @@ class SaveHalf(io.ComfyNode):
                     optional=True,
                     tooltip="Words that call the half up; empty: its token.",
                 ),
-                io.Image.Input(
-                    "image",
-                    optional=True,
-                    tooltip="A picture made with it: kept in the file and beside it as a preview.",
-                ),
+                preview_image_input(),
             ],
             outputs=[
                 io.String.Output(

@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..bridge.drawing import SAMPLERS, SCHEDULERS, Sampling
-from ..bridge.inputs import only, seed_input
+from ..bridge.drawing import SAMPLERS, SCHEDULERS
+from ..bridge.inputs import read_inputs, seed_input, text_input
 from ..bridge.node_output import node_display
 from ..bridge.socket_types import HalfType
 from .sheet import SheetRequest, half_sheet
@@ -60,12 +60,7 @@ class HalfSheet(io.ComfyNode):
                     tooltip="{content} and {style} become the token of the row's and of the "
                     "column's half. Either may be left out.",
                 ),
-                io.String.Input(
-                    "negative",
-                    default="",
-                    multiline=True,
-                    tooltip="What every picture is guided away from.",
-                ),
+                text_input("negative", "What every picture is guided away from."),
                 io.Float.Input(
                     "content_strength",
                     default=1.0,
@@ -137,21 +132,17 @@ class HalfSheet(io.ComfyNode):
                     default=True,
                     tooltip="Name rows and columns on the margin; off leaves the margin out.",
                 ),
-                io.String.Input(
+                text_input(
                     "content_words",
-                    default="",
-                    multiline=True,
-                    optional=True,
-                    tooltip="What stands in for {content} and on the label, one line per content. "
+                    "What stands in for {content} and on the label, one line per content. "
                     "Empty, or an empty line: the half's token.",
+                    optional=True,
                 ),
-                io.String.Input(
+                text_input(
                     "style_words",
-                    default="",
-                    multiline=True,
-                    optional=True,
-                    tooltip="What stands in for {style} and on the label, one line per style. "
+                    "What stands in for {style} and on the label, one line per style. "
                     "Empty, or an empty line: the half's token.",
+                    optional=True,
                 ),
             ],
             outputs=[
@@ -170,54 +161,9 @@ class HalfSheet(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: list[Any],
-        clip: list[Any],
-        vae: list[Any],
-        contents: list[Any],
-        styles: list[Any],
-        prompt: list[str],
-        negative: list[str],
-        content_strength: list[float],
-        style_strength: list[float],
-        seed: list[int],
-        steps: list[int],
-        cfg: list[float],
-        sampler_name: list[str],
-        scheduler: list[str],
-        width: list[int],
-        height: list[int],
-        labels: list[bool],
-        content_words: list[str] | None = None,
-        style_words: list[str] | None = None,
-    ) -> io.NodeOutput:
+    def execute(cls, **inputs: list[Any]) -> io.NodeOutput:
         """Make the LoRAs and draw the sheet."""
-        drawn = half_sheet(
-            SheetRequest(
-                model=only("model", model),
-                clip=only("clip", clip),
-                vae=only("vae", vae),
-                contents=contents,
-                styles=styles,
-                prompt=only("prompt", prompt),
-                negative=only("negative", negative),
-                content_strength=only("content_strength", content_strength),
-                style_strength=only("style_strength", style_strength),
-                seed=only("seed", seed),
-                sampling=Sampling(
-                    steps=only("steps", steps),
-                    cfg=only("cfg", cfg),
-                    sampler_name=only("sampler_name", sampler_name),
-                    scheduler=only("scheduler", scheduler),
-                ),
-                width=only("width", width),
-                height=only("height", height),
-                labels=only("labels", labels),
-                content_words=content_words or (),
-                style_words=style_words or (),
-            )
-        )
+        drawn = half_sheet(SheetRequest(**read_inputs(SheetRequest, inputs)))
         display = node_display(cls.hidden.unique_id, [drawn.sheet], drawn.text)
         return io.NodeOutput(drawn.sheet, drawn.pictures, drawn.loras, ui=display)
 

@@ -6,19 +6,27 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ...training import LoraState, TrainingSettings
-from ...training.recipes.break_for_make import GRADIENTS
+from ...training.recipes.break_for_make import GRADIENTS, HALF
 from ...training.settings import OPTIMIZERS
-from ..bridge.inputs import lines_of, only, rate_input, seed_input, settings_input
+from ..bridge.inputs import (
+    base_inputs,
+    rank_input,
+    rate_input,
+    run_name_input,
+    seed_input,
+    settings_input,
+    steps_input,
+    strength_input,
+    text_input,
+)
 from ..bridge.node_output import node_display
 from ..bridge.socket_types import LARGEST_SEED, HalfType
-from .half_plan import HalfRequest
-from .make import make_loras
-from .make_plan import MakeRequest
-from .train_half import train_half
+from ..trainer.request import read_request
+from ..trainer.run import run_training
+from .make import MakeTrainer, make_loras
+from .train_half import HalfTrainer
 
 _SEED = "Seed for all noise, noise levels and sampled pictures; the same seed repeats the run."
-_STRENGTH: dict[str, Any] = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01}
 
 
 class TrainHalf(io.ComfyNode):
@@ -41,9 +49,7 @@ class TrainHalf(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("model", tooltip="The base to learn on; it is not changed."),
-                io.Clip.Input("clip", tooltip="The base's text encoder, for the prompts."),
-                io.Vae.Input("vae", tooltip="The base's VAE, for the pictures."),
+                *base_inputs("The base's text encoder, for the prompts."),
                 io.Combo.Input(
                     "role",
                     options=["content", "style"],
@@ -53,13 +59,11 @@ class TrainHalf(io.ComfyNode):
                     "images",
                     tooltip="Pictures of the content (about 4) or in the style (1 to 3).",
                 ),
-                io.String.Input(
+                text_input(
                     "prompt",
-                    default="",
-                    multiline=True,
-                    placeholder="a photo of snq teddybear",
-                    tooltip="What the pictures show, with the token. One text serves all; a list "
+                    "What the pictures show, with the token. One text serves all; a list "
                     "gives each its own.",
+                    placeholder="a photo of snq teddybear",
                 ),
                 io.String.Input(
                     "token",
@@ -68,30 +72,20 @@ class TrainHalf(io.ComfyNode):
                     tooltip="The rare word of the prompt that will call the half up. It is kept "
                     "in the file, and content and style must not share one.",
                 ),
-                io.String.Input(
+                text_input(
                     "auxiliary_prompts",
-                    default="",
-                    multiline=True,
-                    placeholder="a teapot in sticker style",
-                    tooltip="Pictures of other contents for a style, in other styles for a "
+                    "Pictures of other contents for a style, in other styles for a "
                     "content, one per line; three or more. Without auxiliary_images the base "
                     "draws each once. Empty: none, and the half may fit others less.",
+                    placeholder="a teapot in sticker style",
                 ),
-                io.Int.Input(
-                    "steps",
-                    default=0,
-                    min=0,
-                    max=1_000_000,
-                    tooltip="Training steps. 0 is the default of 1000: the released style "
-                    "script's for SDXL, ours for the others.",
+                steps_input(
+                    "Training steps. 0 is the default of 1000: the released style "
+                    "script's for SDXL, ours for the others."
                 ),
-                io.Int.Input(
-                    "rank",
-                    default=0,
-                    min=0,
-                    max=1024,
-                    tooltip="Size of the LoRA. 0 is the default of 64, the released scripts'. "
-                    "Halves that are to fit need the same.",
+                rank_input(
+                    "Size of the LoRA. 0 is the default of 64, the released scripts'. "
+                    "Halves that are to fit need the same."
                 ),
                 rate_input(
                     "learning_rate",
@@ -99,14 +93,10 @@ class TrainHalf(io.ComfyNode):
                     "which the released scripts use.",
                 ),
                 seed_input(_SEED),
-                io.String.Input(
-                    "run_name",
-                    default="my_half",
-                    tooltip="Name of the run's folder below output/pastiche.",
-                ),
+                run_name_input("my_half"),
                 io.Float.Input(
                     "partner_rate",
-                    default=0.0,
+                    default=HalfTrainer.partner_rate,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -118,7 +108,7 @@ class TrainHalf(io.ComfyNode):
                 io.Combo.Input(
                     "gradients",
                     options=list(GRADIENTS),
-                    default="isolated",
+                    default=HalfTrainer.gradients,
                     advanced=True,
                     tooltip="isolated: the pictures move the half alone, the auxiliary ones its "
                     "partner alone, as the paper means it. leaky: both reach both, as in the "
@@ -127,7 +117,7 @@ class TrainHalf(io.ComfyNode):
                 io.Combo.Input(
                     "start",
                     options=["orthogonal", "released", "exact"],
-                    default="orthogonal",
+                    default=HalfTrainer.start,
                     advanced=True,
                     tooltip="How the frozen parts are drawn: one orthonormal basis at every "
                     "layer; at square query, key and value layers alone, as in the released "
@@ -136,14 +126,14 @@ class TrainHalf(io.ComfyNode):
                 io.Combo.Input(
                     "content_owns",
                     options=["down", "up"],
-                    default="down",
+                    default=HalfTrainer.content_owns,
                     advanced=True,
                     tooltip="The part that contents own; styles own the other. down is the "
                     "released code's; the paper's figure shows up.",
                 ),
                 io.Int.Input(
                     "basis_seed",
-                    default=0,
+                    default=HalfTrainer.basis_seed,
                     min=0,
                     max=LARGEST_SEED,
                     advanced=True,
@@ -169,57 +159,13 @@ class TrainHalf(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: list[Any],
-        clip: list[Any],
-        vae: list[Any],
-        role: list[Any],
-        images: list[Any],
-        prompt: list[str],
-        token: list[str],
-        auxiliary_prompts: list[str],
-        steps: list[int],
-        rank: list[int],
-        learning_rate: list[float],
-        seed: list[int],
-        run_name: list[str],
-        partner_rate: list[float],
-        gradients: list[str],
-        start: list[Any],
-        content_owns: list[Any],
-        basis_seed: list[int],
-        auxiliary_images: list[Any] | None = None,
-        settings: list[TrainingSettings] | None = None,
-    ) -> io.NodeOutput:
+    def execute(cls, **inputs: list[Any]) -> io.NodeOutput:
         """Train, or take an equal run's result."""
-        result = train_half(
-            HalfRequest(
-                model=only("model", model),
-                clip=only("clip", clip),
-                vae=only("vae", vae),
-                role=only("role", role),
-                images=images,
-                prompts=prompt,
-                token=only("token", token),
-                auxiliary_images=auxiliary_images or (),
-                auxiliary_prompts=lines_of(auxiliary_prompts),
-                steps=only("steps", steps),
-                rank=only("rank", rank),
-                learning_rate=only("learning_rate", learning_rate),
-                seed=only("seed", seed),
-                run_name=only("run_name", run_name),
-                partner_rate=only("partner_rate", partner_rate),
-                gradients=only("gradients", gradients),
-                start=only("start", start),
-                content_owns=only("content_owns", content_owns),
-                basis_seed=only("basis_seed", basis_seed),
-                settings=only("settings", settings or [TrainingSettings()]),
-                node_id=cls.hidden.unique_id,
-            )
-        )
-        display = node_display(cls.hidden.unique_id, result.pictures, result.text)
-        return io.NodeOutput(result.half, result.half, result.losses, ui=display)
+        trainer = read_request(HalfTrainer, inputs, cls.hidden.unique_id)
+        output = run_training(trainer)
+        half = output.loras[HALF]
+        display = node_display(trainer.node_id, output.pictures, output.text)
+        return io.NodeOutput(half, half, output.losses, ui=display)
 
 
 class Make(io.ComfyNode):
@@ -244,24 +190,16 @@ class Make(io.ComfyNode):
             inputs=[
                 HalfType.Input("contents", tooltip="One content half, or a list of them."),
                 HalfType.Input("styles", tooltip="One style half, or a list of them."),
-                io.Float.Input(
-                    "content_strength",
-                    **_STRENGTH,
-                    tooltip="How strongly the content shows; never trains anew.",
+                strength_input(
+                    "content_strength", "How strongly the content shows; never trains anew."
                 ),
-                io.Float.Input(
-                    "style_strength",
-                    **_STRENGTH,
-                    tooltip="How strongly the style shows; never trains anew.",
+                strength_input(
+                    "style_strength", "How strongly the style shows; never trains anew."
                 ),
-                io.Int.Input(
-                    "steps",
-                    default=0,
-                    min=0,
-                    max=1_000_000,
-                    tooltip="Steps of joint training; 0 joins the halves without it. The released "
+                steps_input(
+                    "Steps of joint training; 0 joins the halves without it. The released "
                     "script allows 1000 and keeps every 50th: a few hundred balance content and "
-                    "style. Joint training needs all inputs below.",
+                    "style. Joint training needs all inputs below."
                 ),
                 rate_input(
                     "learning_rate",
@@ -269,15 +207,11 @@ class Make(io.ComfyNode):
                     "released script uses.",
                 ),
                 seed_input(_SEED),
-                io.String.Input(
-                    "run_name",
-                    default="my_lora",
-                    tooltip="Name of the run's folder below output/pastiche.",
-                ),
+                run_name_input("my_lora"),
                 io.Combo.Input(
                     "optimizer",
                     options=list(OPTIMIZERS),
-                    default="Scaled AdamW",
+                    default=MakeTrainer.optimizer,
                     advanced=True,
                     tooltip="Optimizer of the joint training, which overrides the settings. Scaled "
                     "AdamW is the paper's: a half does not learn faster because it is larger.",
@@ -290,24 +224,20 @@ class Make(io.ComfyNode):
                     optional=True,
                     tooltip="The pictures that the content half was trained on.",
                 ),
-                io.String.Input(
+                text_input(
                     "content_prompt",
-                    default="",
-                    multiline=True,
+                    "The prompt that the content half was trained with.",
                     optional=True,
-                    tooltip="The prompt that the content half was trained with.",
                 ),
                 io.Image.Input(
                     "style_images",
                     optional=True,
                     tooltip="The pictures that the style half was trained on.",
                 ),
-                io.String.Input(
+                text_input(
                     "style_prompt",
-                    default="",
-                    multiline=True,
+                    "The prompt that the style half was trained with.",
                     optional=True,
-                    tooltip="The prompt that the style half was trained with.",
                 ),
                 settings_input(),
             ],
@@ -322,51 +252,12 @@ class Make(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        contents: list[LoraState],
-        styles: list[LoraState],
-        content_strength: list[float],
-        style_strength: list[float],
-        steps: list[int],
-        learning_rate: list[float],
-        seed: list[int],
-        run_name: list[str],
-        optimizer: list[str],
-        model: list[Any] | None = None,
-        clip: list[Any] | None = None,
-        vae: list[Any] | None = None,
-        content_images: list[Any] | None = None,
-        content_prompt: list[str] | None = None,
-        style_images: list[Any] | None = None,
-        style_prompt: list[str] | None = None,
-        settings: list[TrainingSettings] | None = None,
-    ) -> io.NodeOutput:
+    def execute(cls, **inputs: list[Any]) -> io.NodeOutput:
         """Join the halves, and train them together where steps are given."""
-        result = make_loras(
-            MakeRequest(
-                contents=contents,
-                styles=styles,
-                content_strength=only("content_strength", content_strength),
-                style_strength=only("style_strength", style_strength),
-                steps=only("steps", steps),
-                model=only("model", model or [None]),
-                clip=only("clip", clip or [None]),
-                vae=only("vae", vae or [None]),
-                content_images=content_images or (),
-                content_prompts=content_prompt or [""],
-                style_images=style_images or (),
-                style_prompts=style_prompt or [""],
-                learning_rate=only("learning_rate", learning_rate),
-                seed=only("seed", seed),
-                run_name=only("run_name", run_name),
-                optimizer=only("optimizer", optimizer),
-                settings=only("settings", settings or [TrainingSettings()]),
-                node_id=cls.hidden.unique_id,
-            )
-        )
-        display = node_display(cls.hidden.unique_id, [], result.text)
-        return io.NodeOutput(result.loras, result.losses, ui=display)
+        trainer = read_request(MakeTrainer, inputs, cls.hidden.unique_id)
+        loras, output = make_loras(trainer)
+        display = node_display(trainer.node_id, output.pictures, output.text)
+        return io.NodeOutput(loras, output.losses, ui=display)
 
 
 NODES: list[type[io.ComfyNode]] = [TrainHalf, Make]

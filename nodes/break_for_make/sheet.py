@@ -16,6 +16,7 @@ from ...training.files.lora_state import LoraState
 from ..bridge.conditioning import encode_prompt
 from ..bridge.drawing import DrawingBar, Sampling, draw, require_size
 from ..bridge.families import identify
+from ..bridge.inputs import list_input
 from ..lora.apply import apply_lora
 from ..pictures.contact_sheet import contact_sheet, drawable
 from .make import made
@@ -23,7 +24,7 @@ from .make import made
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SheetRequest:
     """The sheet node's inputs.
 
@@ -38,7 +39,10 @@ class SheetRequest:
         content_strength: Multiplies what a content half owns.
         style_strength: Multiplies what a style half owns.
         seed: Of the noise, the same for every picture.
-        sampling: Of every picture.
+        steps: Sampling steps.
+        cfg: Guidance scale.
+        sampler_name: Name of the sampler.
+        scheduler: Name of the scheduler.
         width: Of a picture in pixels.
         height: Of a picture in pixels.
         labels: Whether rows and columns are named.
@@ -49,19 +53,27 @@ class SheetRequest:
     model: ModelPatcher
     clip: comfy.sd.CLIP
     vae: comfy.sd.VAE
-    contents: Sequence[LoraState]
-    styles: Sequence[LoraState]
+    contents: Sequence[LoraState] = list_input()
+    styles: Sequence[LoraState] = list_input()
     prompt: str
     negative: str
     content_strength: float
     style_strength: float
     seed: int
-    sampling: Sampling
+    steps: int
+    cfg: float
+    sampler_name: str
+    scheduler: str
     width: int
     height: int
     labels: bool
-    content_words: Sequence[str]
-    style_words: Sequence[str]
+    content_words: Sequence[str] = list_input(())
+    style_words: Sequence[str] = list_input(())
+
+    @property
+    def sampling(self) -> Sampling:
+        """Return how every picture is sampled."""
+        return Sampling(self.steps, self.cfg, self.sampler_name, self.scheduler)
 
 
 @dataclass(frozen=True)

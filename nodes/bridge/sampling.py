@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from comfy.samplers import CFGGuider
 
 STYLE_KEY = "pastiche_style_guidance"  # key of the style guidance's wrappers and conditioning
 POSITIVE = "positive"  # what every guider of ComfyUI calls the prompt it follows
@@ -15,6 +17,25 @@ OWN_PROMPT = "pastiche_own_prompt"
 Wrapped = Callable[..., Any]
 Entry = dict[str, Any]
 """A conditioning entry inside a sampler: text, options and ``model_conds`` in one dictionary."""
+
+
+def single_gpu_model(guider: CFGGuider, what: str) -> ModelPatcher:
+    """Return a guider's model.
+
+    Args:
+        guider: The sampler's guider, before it samples.
+        what: What needs the model on one GPU, for the message.
+
+    Raises:
+        ValueError: The model runs on several GPUs.
+    """
+    patcher = guider.model_patcher
+    if patcher.get_additional_models_with_key("multigpu"):
+        raise ValueError(
+            f"{what} must run on a single GPU, got a model with MultiGPU work units; remove the "
+            "MultiGPU node"
+        )
+    return patcher
 
 
 def wrap_model_call(options: dict[str, Any], key: str, wrapper: Callable[..., Any]) -> None:

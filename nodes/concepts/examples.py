@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import comfy.model_management
-import comfy.sd
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...training import Example
 from ...training.files.concept import name_key
 from ..pictures.crops import Look
-from ..pictures.fitted_image import encode
 from ..text.concept_prompt import BoundPrompt, Tokens, bound_prompt, is_marker
 from ..text.live_caption import LearntCond, lengths, picture_options
-from ..text.training_cond import Framing, training_latent
-from ..trainer.examples import VIEWS, latent_mask
+from ..text.training_cond import Framing
+from ..trainer.base import Base
+from ..trainer.examples import VIEWS, picture_views
 from .words import WORDS
 
 
@@ -26,15 +23,13 @@ class Reader:
     """Reads captions that may hold the concept's name.
 
     Args:
-        model: The base; need not be loaded.
-        clip: Its text encoder; need not be loaded.
+        base: The base; need not be loaded.
         name: Of the concept.
         layers: Of the denoiser that read the text apart.
         watch: Whether the attention to the words is watched.
     """
 
-    model: ModelPatcher
-    clip: comfy.sd.CLIP
+    base: Base
     name: str
     layers: int
     watch: bool = False
@@ -51,10 +46,10 @@ class Reader:
             ValueError: It names another concept.
         """
         key = name_key(self.name)
-        prompt = bound_prompt(self.clip, text, {key: WORDS})
+        prompt = bound_prompt(self.base.clip, text, {key: WORDS})
         apart = self.layers if prompt.named else 1
         # SDXL's pooled vector is made of the words' mean rows.
-        pooled = apart > 1 and getattr(self.model.model, "adm_channels", 0) > 0
+        pooled = apart > 1 and getattr(self.base.model.model, "adm_channels", 0) > 0
 
         def bind(learnt: Mapping[str, Tensor]) -> list[Tokens]:
             rows = {key: learnt}
@@ -74,7 +69,6 @@ class Reader:
 
 def concept_examples(
     reader: Reader,
-    vae: comfy.sd.VAE,
     pictures: Sequence[Iterable[Look]],
     captions: Sequence[Sequence[str]],
     flip: str,
@@ -83,9 +77,8 @@ def concept_examples(
     """Return pictures in all their cuts and wordings, once for every view.
 
     Args:
-        reader: Of the captions.
-        vae: Encodes the pictures.
-        pictures: In order, each in all its cuts.
+        reader: Reads the captions and encodes the pictures.
+        pictures: Pictures in order, each in all its cuts.
         captions: Every picture's wordings.
         flip: Whether pictures are mirrored, of ``VIEWS``.
         dropped: Whether captions may be left out.
@@ -94,24 +87,17 @@ def concept_examples(
         ValueError: All that a mask lets count is cut away.
         RuntimeError: The VAE gives NaN.
     """
-    views = VIEWS[flip]
-    found: list[list[list[Example]]] = [[] for _ in views]
+    found: list[list[list[Example]]] = [[] for _ in VIEWS[flip]]
     for picture, texts in zip(pictures, captions, strict=True):
         for view in found:
             view.append([])
         for image, mask in picture:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            (height, width), (top, left) = image.original_size, image.crop
-            framing = Framing(width, height, left, top, image.size[1], image.size[0])
-            for view, mirrored in zip(found, views, strict=True):
-                latent = training_latent(reader.model, encode(vae, image, mirrored))[0]
-                counts = None
-                if mask is not None:
-                    counts = latent_mask(mask.flip(1) if mirrored else mask, latent)
+            views = picture_views(reader.base, image, flip, mask)
+            for view, (latent, framing, counts) in zip(found, views, strict=True):
                 empty = reader.cond("", latent, framing) if dropped else None
                 view[-1] += [
-                    Example(latent, reader.cond(one, latent, framing), counts, empty)
-                    for one in texts
+                    Example(latent, reader.cond(text, latent, framing), counts, empty)
+                    for text in texts
                 ]
     return found
 

@@ -6,15 +6,24 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ...lora_ops.parametrizations.plain import DOWN_STARTS
-from ...training import TrainingSettings
+from ...lora_ops.parametrizations.plain import LORA_STARTS
 from ...training.concept_captions import TEMPLATES
-from ..bridge.inputs import only, rate_input, seed_input, settings_input
+from ..bridge.inputs import (
+    base_inputs,
+    rank_input,
+    rate_input,
+    run_name_input,
+    seed_input,
+    settings_input,
+    steps_input,
+    text_input,
+)
 from ..bridge.node_output import node_display
 from ..bridge.socket_types import ConceptType
 from ..pictures.crops import CROPS
-from .plan import LEARNT, RELEASED_STOP, ConceptRequest
-from .train import train_concept
+from ..trainer.request import read_request
+from ..trainer.run import run_training
+from .train import DECAYS, LEARNT, ConceptTrainer
 from .words import STARTS
 
 
@@ -48,11 +57,7 @@ class TrainConcept(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("model", tooltip="The base to learn on; it is not changed."),
-                io.Clip.Input(
-                    "clip", tooltip="The base's text encoder, which learns the word; not changed."
-                ),
-                io.Vae.Input("vae", tooltip="The base's VAE, for the pictures."),
+                *base_inputs("The base's text encoder, which learns the word; not changed."),
                 io.Image.Input(
                     "images",
                     tooltip="Five to twenty pictures of the concept, a list or batch of them, such "
@@ -71,30 +76,18 @@ class TrainConcept(io.ComfyNode):
                     tooltip="What kind of thing it is, in one common word: man, woman, dog, chair. "
                     "The concept begins as it.",
                 ),
-                io.String.Input(
+                text_input(
                     "captions",
-                    default="",
-                    multiline=True,
-                    placeholder="a <my_concept1> on a beach",
-                    tooltip="What the pictures show besides the concept, with <name> in place of "
+                    "What the pictures show besides the concept, with <name> in place of "
                     "the concept. One text serves all pictures, a list gives each its own; empty "
                     "is the name alone. A caption without the name gets it in front.",
+                    placeholder="a <my_concept1> on a beach",
                 ),
-                io.Int.Input(
-                    "steps",
-                    default=0,
-                    min=0,
-                    max=1_000_000,
-                    tooltip="Training steps; each takes batch_size pictures. 0 is 1000, the "
-                    "paper's for persons and places at 4 pictures a step; it has 500 for objects.",
+                steps_input(
+                    "Training steps; each takes batch_size pictures. 0 is 1000, the "
+                    "paper's for persons and places at 4 pictures a step; it has 500 for objects."
                 ),
-                io.Int.Input(
-                    "rank",
-                    default=4,
-                    min=1,
-                    max=1024,
-                    tooltip="Size of the LoRA; 4 is the paper's. Alpha is the same.",
-                ),
+                rank_input("Size of the LoRA; 4 is the paper's. Alpha is the same.", default=4),
                 rate_input(
                     "word_rate",
                     "How far a step moves the word, as a learning rate for CLIP-L; in text "
@@ -113,11 +106,7 @@ class TrainConcept(io.ComfyNode):
                     "Seed for all noise, noise levels and captions; the same seed repeats the run. "
                     "Results vary with the seed: try another one if a training fails."
                 ),
-                io.String.Input(
-                    "run_name",
-                    default="my_concept",
-                    tooltip="Name of the run's folder below output/pastiche.",
-                ),
+                run_name_input("my_concept"),
                 io.Mask.Input(
                     "masks",
                     optional=True,
@@ -128,7 +117,7 @@ class TrainConcept(io.ComfyNode):
                 io.Combo.Input(
                     "templates",
                     options=list(TEMPLATES),
-                    default="object",
+                    default=ConceptTrainer.templates,
                     optional=True,
                     tooltip="Sentences that are written around the captions at random: for objects "
                     "and places, for persons, or none.",
@@ -136,15 +125,15 @@ class TrainConcept(io.ComfyNode):
                 io.Combo.Input(
                     "learnt",
                     options=list(LEARNT),
-                    default=LEARNT[0],
+                    default=ConceptTrainer.learnt,
                     optional=True,
                     advanced=True,
                     tooltip="What is learnt. Words alone show whether the word carries the concept.",
                 ),
                 io.Combo.Input(
                     "decay",
-                    options=["linear", "as set"],
-                    default="linear",
+                    options=list(DECAYS),
+                    default=ConceptTrainer.decay,
                     optional=True,
                     advanced=True,
                     tooltip="linear lets all rates fall to nothing at the end, as the paper does; "
@@ -152,7 +141,7 @@ class TrainConcept(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "noise_offset",
-                    default=0.01,
+                    default=ConceptTrainer.noise_offset,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -163,7 +152,7 @@ class TrainConcept(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "attention_weight",
-                    default=0.01,
+                    default=ConceptTrainer.attention_weight,
                     min=0.0,
                     max=10.0,
                     step=0.001,
@@ -175,7 +164,7 @@ class TrainConcept(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "fill_mask",
-                    default=False,
+                    default=ConceptTrainer.fill_mask,
                     optional=True,
                     advanced=True,
                     tooltip="The class word's attention must also fill the mask: the released "
@@ -183,7 +172,7 @@ class TrainConcept(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "embedding_stop",
-                    default=RELEASED_STOP,
+                    default=ConceptTrainer.embedding_stop,
                     min=0.0,
                     max=100.0,
                     step=0.05,
@@ -195,7 +184,7 @@ class TrainConcept(io.ComfyNode):
                 io.Combo.Input(
                     "embedding_start",
                     options=list(STARTS),
-                    default=STARTS[0],
+                    default=ConceptTrainer.embedding_start,
                     optional=True,
                     advanced=True,
                     tooltip="Whether the new word begins alike in all layers (released code, main "
@@ -203,8 +192,8 @@ class TrainConcept(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "lora_start",
-                    options=list(DOWN_STARTS),
-                    default=DOWN_STARTS[0],
+                    options=list(LORA_STARTS),
+                    default=ConceptTrainer.lora_start,
                     optional=True,
                     advanced=True,
                     tooltip="How the LoRA begins: uniform (released code, main branch) or normal "
@@ -213,7 +202,7 @@ class TrainConcept(io.ComfyNode):
                 io.Combo.Input(
                     "crops",
                     options=list(CROPS),
-                    default=CROPS[0],
+                    default=ConceptTrainer.crops,
                     optional=True,
                     advanced=True,
                     tooltip="How pictures are cut: each once, to its own shape; to random squares, "
@@ -222,7 +211,7 @@ class TrainConcept(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "density_weight",
-                    default=0.0,
+                    default=ConceptTrainer.density_weight,
                     min=0.0,
                     max=10.0,
                     step=0.001,
@@ -234,7 +223,7 @@ class TrainConcept(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "text_dropout",
-                    default=0.0,
+                    default=ConceptTrainer.text_dropout,
                     min=0.0,
                     max=0.95,
                     step=0.05,
@@ -258,73 +247,12 @@ class TrainConcept(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: list[Any],
-        clip: list[Any],
-        vae: list[Any],
-        images: list[Any],
-        name: list[str],
-        class_word: list[str],
-        captions: list[str],
-        steps: list[int],
-        rank: list[int],
-        word_rate: list[float],
-        text_rate: list[float],
-        learning_rate: list[float],
-        seed: list[int],
-        run_name: list[str],
-        masks: list[Any] | None = None,
-        settings: list[TrainingSettings] | None = None,
-        templates: list[str] | None = None,
-        learnt: list[str] | None = None,
-        decay: list[str] | None = None,
-        noise_offset: list[float] | None = None,
-        attention_weight: list[float] | None = None,
-        fill_mask: list[bool] | None = None,
-        embedding_stop: list[float] | None = None,
-        embedding_start: list[str] | None = None,
-        lora_start: list[str] | None = None,
-        crops: list[str] | None = None,
-        density_weight: list[float] | None = None,
-        text_dropout: list[float] | None = None,
-    ) -> io.NodeOutput:
+    def execute(cls, **inputs: list[Any]) -> io.NodeOutput:
         """Train, or take an equal run's result."""
-        result = train_concept(
-            ConceptRequest(
-                model=only("model", model),
-                clip=only("clip", clip),
-                vae=only("vae", vae),
-                images=images,
-                name=only("name", name),
-                class_word=only("class_word", class_word),
-                captions=captions,
-                steps=only("steps", steps),
-                rank=only("rank", rank),
-                word_rate=only("word_rate", word_rate),
-                text_rate=only("text_rate", text_rate),
-                learning_rate=only("learning_rate", learning_rate),
-                seed=only("seed", seed),
-                run_name=only("run_name", run_name),
-                masks=masks or (),
-                settings=only("settings", settings or [TrainingSettings()]),
-                templates=only("templates", templates or ["object"]),
-                learnt=only("learnt", learnt or [LEARNT[0]]),
-                decay=only("decay", decay or ["linear"]),
-                noise_offset=only("noise_offset", noise_offset or [0.01]),
-                attention=only("attention_weight", attention_weight or [0.01]),
-                fill_mask=only("fill_mask", fill_mask or [False]),
-                stop=only("embedding_stop", embedding_stop or [RELEASED_STOP]),
-                start=only("embedding_start", embedding_start or [STARTS[0]]),
-                down_start=only("lora_start", lora_start or [DOWN_STARTS[0]]),
-                crops=only("crops", crops or [CROPS[0]]),
-                density=only("density_weight", density_weight or [0.0]),
-                dropout=only("text_dropout", text_dropout or [0.0]),
-                node_id=cls.hidden.unique_id,
-            )
-        )
-        display = node_display(cls.hidden.unique_id, result.pictures, result.text)
-        return io.NodeOutput(result.concepts, result.losses, ui=display)
+        trainer = read_request(ConceptTrainer, inputs, cls.hidden.unique_id)
+        output = run_training(trainer)
+        display = node_display(trainer.node_id, output.pictures, output.text)
+        return io.NodeOutput((trainer.concept(output.loras),), output.losses, ui=display)
 
 
 NODES: list[type[io.ComfyNode]] = [TrainConcept]

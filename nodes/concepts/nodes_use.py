@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ...training.files.lora_file import PRECISIONS
-from ..bridge.inputs import concepts_input, joined
+from ..bridge.inputs import (
+    concepts_input,
+    filename_input,
+    joined,
+    precision_input,
+    preview_image_input,
+    strength_input,
+)
 from ..bridge.socket_types import ConceptType
 from ..lora.files import saved_files
 from ..lora.folders import lora_names
@@ -86,24 +92,16 @@ class ApplyConcept(io.ComfyNode):
                 io.Model.Input("model", tooltip="The base model that the concepts were made for."),
                 io.Clip.Input("clip", tooltip="The base model's text encoder."),
                 _concepts_input(),
-                io.Float.Input(
+                strength_input(
                     "strength_model",
-                    default=1.0,
-                    min=-100.0,
-                    max=100.0,
-                    step=0.01,
-                    tooltip=(
-                        "How strongly the concepts' LoRAs change the model: 0.7 to 1; 0 leaves "
-                        "the concepts to their words alone."
-                    ),
+                    "How strongly the concepts' LoRAs change the model: 0.7 to 1; 0 leaves "
+                    "the concepts to their words alone.",
+                    most=100.0,
                 ),
-                io.Float.Input(
+                strength_input(
                     "strength_clip",
-                    default=1.0,
-                    min=-100.0,
-                    max=100.0,
-                    step=0.01,
-                    tooltip="How strongly they change the text encoder: as the model, usually.",
+                    "How strongly they change the text encoder: as the model, usually.",
+                    most=100.0,
                 ),
             ],
             outputs=[
@@ -140,22 +138,10 @@ class SaveConcept(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 ConceptType.Input("concept", tooltip="From Train Concept or Load Concept."),
-                io.String.Input(
-                    "filename",
-                    default="concepts/my_concept",
-                    tooltip=(
-                        "A name, or subfolder/name. If another file has it, the new one gets _2, "
-                        "_3 and so on; if the same concept has it, nothing is written."
-                    ),
-                ),
-                io.Combo.Input(
-                    "precision",
-                    options=list(PRECISIONS),
-                    default="fp16",
-                    tooltip=(
-                        "Precision of the LoRA: fp16 halves the file and rounds eight times finer "
-                        "than bf16; fp32 keeps every bit. The words' embeddings are always fp16."
-                    ),
+                filename_input("concepts/my_concept", "concept", "file"),
+                precision_input(
+                    "Precision of the LoRA: fp16 halves the file and rounds eight times finer "
+                    "than bf16; fp32 keeps every bit. The words' embeddings are always fp16."
                 ),
                 io.Boolean.Input(
                     "save_embedding",
@@ -170,11 +156,7 @@ class SaveConcept(io.ComfyNode):
                     optional=True,
                     tooltip="The base model, for concepts that do not say it themselves.",
                 ),
-                io.Image.Input(
-                    "image",
-                    optional=True,
-                    tooltip="A picture made with it: kept in the file and beside it as a preview.",
-                ),
+                preview_image_input(),
             ],
             outputs=[
                 io.String.Output(

@@ -1,227 +1,410 @@
-"""A concept from pictures: what the train node does when it is queued."""
+"""A concept from pictures: the inputs, their check and the training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar
 
+from comfy.sd import CLIP
 from torch import Tensor
 
 from ...lora_ops import Plain
 from ...lora_ops.attention_regulariser import RELATIVE_WEIGHT, RELEASED_WEIGHT
-from ...training import Gate, LoraState, Trained, lora_state
+from ...lora_ops.parametrizations.plain import LORA_STARTS
+from ...training import Gate, LoraState, Trained, TrainingConfig, TrainingSettings, lora_state
+from ...training.concept_captions import TEMPLATES, captions_without_name, with_name, wordings
+from ...training.families import ConceptDefaults
 from ...training.files.concept import Concept
 from ...training.files.metadata import as_metadata
+from ...training.gates import Layer
+from ...training.optimizers.by_name import PRECONDITIONED
 from ...training.recipes import EdLora
 from ...training.recipes.concept import CONCEPT
 from ...training.runs.run_store import StoredRun
 from ...training.words import Words
+from ..bridge.inputs import list_input
 from ..pictures.crops import CROPS, CROPS_EACH, Look, looks
-from ..pictures.picture import Picture
+from ..pictures.fitted_image import single_images
+from ..pictures.picture import Picture, pictures_of
+from ..text.encoder_layers import TRAINABLE, text_layers
+from ..text.layer_contexts import context_layers
 from ..trainer.preview import PreviewScene
-from ..trainer.report import shared_metadata, warnings
-from ..trainer.run import Prepared, TrainingJob, run_training
+from ..trainer.target_layers import target_layers, text_readers
+from ..trainer.trainer import KEPT_CAPTIONS, SHOWN_PICTURES, Trainer, picture_pieces
 from .examples import Reader, concept_examples
-from .plan import ConceptPlan, ConceptRequest, plan_concept, run_pieces
-from .words import CLIP_L_NORM, starting_rows, vocabulary_densities, vocabulary_norms
+from .words import (
+    CLIP_L_NORM,
+    STARTS,
+    checked_words,
+    encoders_without_lora,
+    require_gradients,
+    starting_rows,
+    vocabulary_densities,
+    vocabulary_norms,
+)
+
+LEARNT = ("words, text encoder and denoiser", "words and denoiser", "words only")
+DECAYS = ("linear", "as set")
+RELEASED_STOP = 1.45
+"""The released code stops at a norm of 0.55, where a row of CLIP-L's vocabulary has about 0.38."""
 
 WORDS = "words"
 """The words' rows among a run's results, by text encoder."""
-SHOWN_PICTURES = 4
-KEPT_CAPTIONS = 20
-"""In the file's metadata, of the distinct ones."""
 _LISTED_LAYERS = 3
 _LEFT_OUT = "pastiche.left_out"
 
 
-@dataclass(frozen=True)
-class ConceptResult:
-    """What the train node hands on and shows.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ConceptTrainer(Trainer):
+    """The concept trainer with its node's inputs.
 
     Args:
-        concepts: The one concept.
-        losses: Curves ``loss`` and ``concept``.
-        pictures: The first pictures as they were trained, each an IMAGE.
-        text: What was trained, from which defaults, and where it lies.
+        images: IMAGE batches.
+        name: The word that calls the concept up, with or without its brackets.
+        class_word: What kind of thing it is, one word.
+        captions: One for all pictures or one each; empty ones are the name alone.
+        word_rate: Learning rate of the words' rows, for CLIP-L, 0 the default; where a vocabulary's
+            rows are longer, steps are as much longer.
+        text_rate: Learning rate of the LoRA in the text encoder; 0 is the settings', or the
+            default.
+        masks: MASK batches, one mask per picture, or none.
+        templates: One of ``TEMPLATES``.
+        learnt: One of ``LEARNT``.
+        decay: ``linear`` lets all rates fall to nothing; ``as set`` leaves it to the settings.
+        noise_offset: Share of noise that is constant over a channel.
+        attention_weight: Weight of the attention regulariser, in the released code's measure.
+        fill_mask: Whether the class word's attention must also fill the mask.
+        embedding_stop: Norm of the rows, in the vocabulary's, at which they stay; 0 is never.
+        embedding_start: One of ``STARTS``.
+        lora_start: One of ``LORA_STARTS``.
+        crops: One of ``CROPS``.
+        density_weight: Weight of what draws the words to their vocabulary, in the released code's
+            measure.
+        text_dropout: Share of the steps in which a layer that reads the text goes without the LoRA.
     """
 
-    concepts: tuple[Concept, ...]
-    losses: dict[str, list[float]]
-    pictures: list[Tensor]
-    text: str
+    method: ClassVar[str] = "concept"
 
+    images: Sequence[Tensor] = list_input()
+    name: str
+    class_word: str
+    captions: Sequence[str] = list_input()
+    word_rate: float
+    text_rate: float
+    masks: Sequence[Tensor] = list_input(())
+    templates: str = "object"
+    learnt: str = LEARNT[0]
+    decay: str = DECAYS[0]
+    noise_offset: float = 0.01
+    attention_weight: float = 0.01
+    fill_mask: bool = False
+    embedding_stop: float = RELEASED_STOP
+    embedding_start: str = STARTS[0]
+    lora_start: str = LORA_STARTS[0]
+    crops: str = CROPS[0]
+    density_weight: float = 0.0
+    text_dropout: float = 0.0
 
-def train_concept(request: ConceptRequest) -> ConceptResult:
-    """Train the concept, or return what an equal run has left.
+    @property
+    def defaults(self) -> ConceptDefaults:
+        """Return the method's defaults for the family."""
+        return self.base.family.concept
 
-    Raises:
-        ValueError: An input is not what it must be; the message says which and what to do.
-        RuntimeError: The output folder, the VAE or the loss prevents the training.
-    """
-    plan = plan_concept(request)
-    outcome = run_training(
-        TrainingJob(
-            name=request.run_name,
-            node_id=request.node_id,
-            model=request.model,
-            config=plan.config,
-            settings=plan.settings,
-            pieces=run_pieces(request, plan),
-            facts={},
-            prepare=lambda facts: _prepare(request, plan),
-            loras=lambda trained, facts, identity: _results(request, plan, trained, identity),
-            described={"family": plan.family.name, "concept": f"<{plan.name}> {plan.class_word}"},
-            text=plan.text,
-            denoiser_rate=plan.denoiser_rate,
+    @cached_property
+    def run_settings(self) -> TrainingSettings:
+        """Return the user's settings with the concept's decay and noise offset."""
+        settings = replace(self.settings, noise_offset=self.noise_offset)
+        return replace(settings, schedule="linear") if self.decay == "linear" else settings
+
+    @cached_property
+    def resolution(self) -> int:
+        """Return the side of the square whose area large pictures are brought to."""
+        return self.settings.resolution or self.base.family.plain.resolution
+
+    @cached_property
+    def config(self) -> TrainingConfig:
+        """Return the run with every default in its place."""
+        return self.resolved(timesteps=self.base.family.plain.timesteps)
+
+    @cached_property
+    def words(self) -> tuple[str, str]:
+        """Return the concept's name without brackets and its class word, both checked."""
+        return checked_words(self.base.clip, self.name, self.class_word)
+
+    @cached_property
+    def context_layers(self) -> int:
+        """Return how many layers of the denoiser read the text apart; 1 where all read the same."""
+        return context_layers(self.base.model)
+
+    @cached_property
+    def words_learning_rate(self) -> float:
+        """Return the learning rate of the words' rows, for CLIP-L."""
+        return self.word_rate or self.defaults.word_rate
+
+    @cached_property
+    def text_learning_rate(self) -> float:
+        """Return the learning rate of the LoRA in the text encoder, 0 where there is none.
+
+        Raises:
+            ValueError: A rate is asked for where no text encoder can be trained.
+        """
+        if self.learnt != LEARNT[0]:
+            return 0.0
+        clip = self.base.clip
+        untrained = encoders_without_lora(clip, TRAINABLE)
+        if set(untrained) != set(encoders_without_lora(clip, ())):
+            default = self.settings.text_encoder_rate or self.defaults.text_rate
+            return self.text_rate or default
+        if self.text_rate:
+            raise ValueError(
+                f"text_rate is for {' and '.join(TRAINABLE)}, got {self.text_rate:g} for a base "
+                f"that reads its text with {', '.join(untrained)}; set it to 0"
+            )
+        return 0.0
+
+    @property
+    def denoiser_learning_rate(self) -> float:
+        """Return the learning rate of the LoRA in the denoiser."""
+        return 0.0 if self.learnt == "words only" else self.config.learning_rate
+
+    @property
+    def text_encoder(self) -> CLIP:
+        """Return the text encoder, which takes part in every step."""
+        return self.base.clip
+
+    @cached_property
+    def layers(self) -> Mapping[str, Layer]:
+        """Return the layers that are trained: the denoiser's, then the text encoder's."""
+        settings, rate = self.settings, self.text_learning_rate
+        chosen = target_layers(self.base.layers, settings.targets, settings.target_pattern)
+        denoiser = {
+            name: replace(layer, learning_rate=self.denoiser_learning_rate)
+            for name, layer in chosen.items()
+        }
+        return {**denoiser, **(text_layers(self.base.clip, rate) if rate else {})}
+
+    @cached_property
+    def dropped(self) -> list[str]:
+        """Return the layers that may go without the LoRA in a step."""
+        if not self.text_dropout:
+            return []
+        dropped = text_readers(self.layers, self.base.family)
+        if not dropped:
+            raise ValueError(
+                "text_dropout is for layers that read the text alone, the keys and values of "
+                f"cross-attention, got {self.text_dropout:g} where none is trained; set it to 0"
+            )
+        return dropped
+
+    @cached_property
+    def unnamed_dataset(self) -> list[Picture]:
+        """Return the pictures with their captions as they came."""
+        if not single_images(self.images):
+            raise ValueError("a concept needs at least one picture, got none; connect images")
+        if self.templates not in TEMPLATES:
+            raise ValueError(
+                f"templates must be one of {', '.join(TEMPLATES)}, got {self.templates!r}"
+            )
+        if self.crops not in CROPS:
+            raise ValueError(
+                f"crops must be one of {', '.join(CROPS)}, got {self.crops!r}; choose one of them"
+            )
+        captions, multiple = list(self.captions) or [""], self.base.family.multiple
+        return pictures_of(self.images, self.masks, captions, self.resolution, multiple)
+
+    @cached_property
+    def dataset(self) -> list[Picture]:
+        """Return the pictures with their captions, the name in each."""
+        name = self.words[0]
+        return [replace(one, caption=with_name(one.caption, name)) for one in self.unnamed_dataset]
+
+    @property
+    def masked(self) -> bool:
+        """Return whether a picture has a mask."""
+        return any(picture.mask is not None for picture in self.dataset)
+
+    @cached_property
+    def wordings(self) -> list[list[str]]:
+        """Return every picture's wordings."""
+        return [
+            wordings(one.caption, self.templates, self.seed, one.number) for one in self.dataset
+        ]
+
+    def check(self) -> None:
+        """Check all inputs before anything is encoded.
+
+        Raises:
+            ValueError: An input is not what it must be; the message says which and what to do.
+        """
+        _ = self.base.family
+        self.base.require_clip()
+        _ = self.words
+        require_gradients(self.base.clip)
+        if self.settings.optimizer in PRECONDITIONED:
+            raise ValueError(
+                "optimizer must be one that looks at every number alone where words are learnt, "
+                f"got {self.settings.optimizer}; choose AdamW, Adafactor or SGD in Training "
+                "Settings"
+            )
+        _ = self.config, self.dataset, self.layers, self.dropped
+
+    def pieces(self) -> dict[str, Any]:
+        """Return what decides the concept, by name, excluding the number of steps."""
+        name, class_word = self.words
+        bare = [text.replace(f"<{name}>", name) for texts in self.wordings for text in texts]
+        pieces = {
+            **self.base_pieces(captions=bare),
+            **picture_pieces(self.dataset),
+            "name": name,
+            "class_word": class_word,
+            "learnt": {
+                "what": self.learnt,
+                "layers": self.context_layers,
+                "embedding_stop": self.embedding_stop,
+                "embedding_start": self.embedding_start,
+                "lora_start": self.lora_start,
+            },
+            "crops": self.crops,
+            "density": self.density_weight,
+            "dropout": [self.text_dropout, self.dropped],
+        }
+        # The captions themselves, without the tokens of repeated ones.
+        pieces["captions"] = self.wordings
+        pieces["settings"] |= {
+            "text_rate": self.text_learning_rate,
+            "word_rate": self.words_learning_rate,
+        }
+        if self.masked:
+            pieces["attention"] = [self.attention_weight, self.fill_mask]
+        return pieces
+
+    def _looks(self, picture: Picture) -> Iterator[Look]:
+        multiple = self.base.family.multiple
+        return looks(picture, self.crops, self.resolution, multiple, self.seed)
+
+    def prepare(self, begun_for: int) -> tuple[EdLora, PreviewScene]:
+        """Return the encoded recipe and what previews show."""
+        base, settings = self.base, self.run_settings
+        reader = Reader(
+            base, self.words[0], self.context_layers, self.masked and self.attention_weight > 0
         )
-    )
-    run = outcome.run
-    return ConceptResult(
-        concepts=(concept_of(plan, run),),
-        losses=dict(run.losses),
-        pictures=[
-            next(_looks(request, plan, one))[0].pixels[None]
-            for one in plan.pictures[:SHOWN_PICTURES]
-        ],
-        text=concept_text(request, plan, run, outcome.notes),
-    )
-
-
-def concept_of(plan: ConceptPlan, run: StoredRun) -> Concept:
-    """Return the concept that a finished run holds."""
-    rows = {encoder: tensor.clone() for encoder, tensor in run.loras[WORDS].items()}
-    return Concept(plan.name, plan.class_word, rows, run.loras[CONCEPT])
-
-
-def _looks(request: ConceptRequest, plan: ConceptPlan, picture: Picture) -> Iterator[Look]:
-    return looks(picture, request.crops, plan.resolution, plan.family.multiple, request.seed)
-
-
-def _prepare(request: ConceptRequest, plan: ConceptPlan) -> Prepared:
-    masked = any(picture.mask is not None for picture in plan.pictures)
-    reader = Reader(
-        model=request.model,
-        clip=request.clip,
-        name=plan.name,
-        layers=plan.layers,
-        watch=masked and request.attention > 0,
-    )
-    settings = plan.settings
-    examples, *mirrored = concept_examples(
-        reader=reader,
-        vae=request.vae,
-        pictures=[_looks(request, plan, one) for one in plan.pictures],
-        captions=plan.captions,
-        flip=settings.flip,
-        dropped=settings.caption_dropout > 0,
-    )
-    norms = vocabulary_norms(request.clip)
-    share = plan.word_rate / plan.config.learning_rate
-    words = Words(
-        starts=starting_rows(
-            clip=request.clip,
-            class_word=plan.class_word,
-            layers=plan.layers,
-            seed=request.seed,
-            start=request.start,
-        ),
-        # A step goes as far in every text encoder, measured by the rows of its vocabulary.
-        rates={encoder: share * norm / CLIP_L_NORM for encoder, norm in norms.items()},
-        norms=norms,
-        stop=request.stop,
-        # In the node's measure, which is the released code's, beside this pack's smaller loss.
-        attention=request.attention * RELATIVE_WEIGHT / RELEASED_WEIGHT,
-        fill_mask=request.fill_mask,
-        density=request.density * RELATIVE_WEIGHT / RELEASED_WEIGHT,
-        vocabularies=vocabulary_densities(request.clip) if request.density else {},
-    )
-    recipe = EdLora(
-        examples=examples,
-        learnt=words,
-        batch_size=settings.samples,
-        mirrored=mirrored[0] if mirrored else (),
-        adapter=Plain(request.down_start),
-        dropped=plan.dropped,
-        dropout=request.dropout,
-    )
-    latent = examples[0][0].latent
-    prompt = settings.preview_prompt.strip() or plan.captions[0][0]
-    gates = {CONCEPT: Gate()}
-    conds = (reader.cond(prompt, latent), reader.cond("", latent))
-    return Prepared(recipe, PreviewScene(request.vae, *conds, gates, gates, latent.shape))
-
-
-def _results(
-    request: ConceptRequest, plan: ConceptPlan, trained: Trained, identity: str
-) -> dict[str, LoraState]:
-    layers = trained.adapters[CONCEPT]
-    # Without any gradient ``up`` is as it began, zero, and the layer changes nothing.
-    learnt = {name: factors for name, factors in layers.items() if factors.up.any()}
-    captions = list(dict.fromkeys(picture.caption for picture in plan.pictures))
-    metadata = {
-        **shared_metadata(
-            method="concept",
-            request=request,
-            family=plan.family,
-            config=plan.config,
-            resolution=plan.resolution,
-            steps=trained.steps,
-            identity=identity,
-        ),
-        "pastiche.concept": plan.name,
-        "pastiche.class_word": plan.class_word,
-        "pastiche.word_rate": plan.word_rate,
-        "pastiche.text_rate": plan.text_rate,
-        "pastiche.learnt": request.learnt,
-        "pastiche.images": len(plan.pictures),
-        "pastiche.masked": any(picture.mask is not None for picture in plan.pictures),
-        "pastiche.crops": request.crops,
-        "pastiche.captions": "\n".join(captions[:KEPT_CAPTIONS]),
-        _LEFT_OUT: "\n".join(name for name in layers if name not in learnt),
-        "modelspec.trigger_phrase": f"<{plan.name}>",
-        "ss_num_train_images": len(plan.pictures),
-    }
-    described = as_metadata(metadata)
-    return {
-        CONCEPT: lora_state(learnt, described),
-        WORDS: LoraState(trained.embeddings, described),
-    }
-
-
-def concept_text(
-    request: ConceptRequest, plan: ConceptPlan, run: StoredRun, notes: Sequence[str]
-) -> str:
-    """Return the lines that the node shows: values with their source, words, pictures, notes."""
-    config, source = plan.config, plan.family.concept.source
-
-    def shown(label: str, value: float, given: float) -> str:
-        if not value:
-            return f"{label} 0 (not learnt)"
-        return f"{label} {value:g}" if given else f"{label} {value:g} (default: {source})"
-
-    rates = (
-        shown("of the words", plan.word_rate, request.word_rate),
-        shown("of the text encoder", plan.text_rate, request.text_rate),
-        shown("of the denoiser", config.learning_rate * plan.denoiser_rate, request.learning_rate),
-    )
-    lines = [
-        f"{plan.family.name}: <{plan.name}> as {plan.class_word}, "
-        f"{shown('steps', run.steps, request.steps)}, rank {config.rank}, "
-        f"learning rates {', '.join(rates)}",
-        f"{len(plan.pictures)} pictures, {plan.layers} rows for each of the two words",
-    ]
-    if request.crops != CROPS[0]:
-        lines.append(f"each picture in {CROPS_EACH} cuts: {request.crops}")
-    if plan.unnamed:
-        lines.append(
-            f"<{plan.name}> was put in front of the captions without it: picture "
-            f"{', '.join(map(str, plan.unnamed))}"
+        cuts = [self._looks(picture) for picture in self.dataset]
+        dropped = settings.caption_dropout > 0
+        examples, *mirrored = concept_examples(reader, cuts, self.wordings, settings.flip, dropped)
+        recipe = EdLora(
+            examples,
+            self._words(),
+            settings.samples,
+            mirrored=mirrored[0] if mirrored else (),
+            adapter=Plain(self.lora_start),
+            dropped=self.dropped,
+            text_dropout=self.text_dropout,
         )
-    if plan.untrained:
-        lines.append(f"the layers of {', '.join(plan.untrained)} stay as they are")
-    left_out = run.loras[CONCEPT].metadata.get(_LEFT_OUT, "").split()
-    if left_out:
-        first = ", ".join(left_out[:_LISTED_LAYERS])
-        more = f" and {len(left_out) - _LISTED_LAYERS} more" * (len(left_out) > _LISTED_LAYERS)
-        lines.append(f"left out, as no gradient reached them: {first}{more}")
-    return "\n".join([*lines, *warnings(plan.family), *notes])
+        latent = examples[0][0].latent
+        prompt = settings.preview_prompt.strip() or self.wordings[0][0]
+        gates = {CONCEPT: Gate()}
+        conds = (reader.cond(prompt, latent), reader.cond("", latent))
+        return recipe, PreviewScene(base.vae, *conds, gates, gates, latent.shape)
+
+    def _words(self) -> Words:
+        clip = self.base.clip
+        norms = vocabulary_norms(clip)
+        layers, start = self.context_layers, self.embedding_start
+        return Words(
+            starts=starting_rows(clip, self.words[1], layers, self.seed, start),
+            # A step goes as far in every text encoder, measured by the rows of its vocabulary.
+            learning_rates={
+                encoder: self.words_learning_rate * norm / CLIP_L_NORM
+                for encoder, norm in norms.items()
+            },
+            norms=norms,
+            embedding_stop=self.embedding_stop,
+            # In the node's measure, which is the released code's, beside this pack's smaller loss.
+            attention_weight=self.attention_weight * RELATIVE_WEIGHT / RELEASED_WEIGHT,
+            fill_mask=self.fill_mask,
+            density_weight=self.density_weight * RELATIVE_WEIGHT / RELEASED_WEIGHT,
+            vocabularies=vocabulary_densities(clip) if self.density_weight else {},
+        )
+
+    def results(self, trained: Trained, begun_for: int, identity: str) -> dict[str, LoraState]:
+        """Return the LoRA and the words' rows with their metadata."""
+        layers = trained.adapters[CONCEPT]
+        # Without any gradient ``up`` is as it began, zero, and the layer changes nothing.
+        learnt = {name: factors for name, factors in layers.items() if factors.up.any()}
+        captions = list(dict.fromkeys(picture.caption for picture in self.dataset))
+        name, class_word = self.words
+        metadata = as_metadata(
+            {
+                **self.metadata(trained.steps, identity),
+                "pastiche.concept": name,
+                "pastiche.class_word": class_word,
+                "pastiche.word_rate": self.words_learning_rate,
+                "pastiche.text_rate": self.text_learning_rate,
+                "pastiche.learnt": self.learnt,
+                "pastiche.images": len(self.dataset),
+                "pastiche.masked": self.masked,
+                "pastiche.crops": self.crops,
+                "pastiche.captions": "\n".join(captions[:KEPT_CAPTIONS]),
+                _LEFT_OUT: "\n".join(layer for layer in layers if layer not in learnt),
+                "modelspec.trigger_phrase": f"<{name}>",
+                "ss_num_train_images": len(self.dataset),
+            }
+        )
+        return {
+            CONCEPT: lora_state(learnt, metadata),
+            WORDS: LoraState(trained.embeddings, metadata),
+        }
+
+    def concept(self, loras: Mapping[str, LoraState]) -> Concept:
+        """Return the concept that a finished run's results hold."""
+        rows = {encoder: tensor.clone() for encoder, tensor in loras[WORDS].items()}
+        return Concept(*self.words, rows, loras[CONCEPT])
+
+    def described(self) -> dict[str, Any]:
+        """Return plain values about the run for its folder."""
+        name, class_word = self.words
+        return {**super().described(), "concept": f"<{name}> {class_word}"}
+
+    def pictures(self) -> list[Tensor]:
+        """Return the first pictures as they were trained."""
+        shown = self.dataset[:SHOWN_PICTURES]
+        return [next(self._looks(picture))[0].pixels[None] for picture in shown]
+
+    def lines(self, run: StoredRun) -> list[str]:
+        """Return the lines that the node shows: values with their source, words, pictures."""
+        source, (name, class_word) = self.defaults.source, self.words
+
+        def shown(label: str, value: float, given: float) -> str:
+            if not value:
+                return f"{label} 0 (not learnt)"
+            return f"{label} {value:g}" if given else f"{label} {value:g} (default: {source})"
+
+        rates = (
+            shown("of the words", self.words_learning_rate, self.word_rate),
+            shown("of the text encoder", self.text_learning_rate, self.text_rate),
+            shown("of the denoiser", self.denoiser_learning_rate, self.learning_rate),
+        )
+        lines = [
+            f"{self.base.family.name}: <{name}> as {class_word}, "
+            f"{shown('steps', run.steps, self.steps)}, rank {self.config.rank}, "
+            f"learning rates {', '.join(rates)}",
+            f"{len(self.dataset)} pictures, {self.context_layers} rows for each of the two words",
+        ]
+        if self.crops != CROPS[0]:
+            lines.append(f"each picture in {CROPS_EACH} cuts: {self.crops}")
+        captions = [picture.caption for picture in self.unnamed_dataset]
+        if unnamed := captions_without_name(captions, name):
+            lines.append(
+                f"<{name}> was put in front of the captions without it: picture "
+                f"{', '.join(map(str, unnamed))}"
+            )
+        trained = TRAINABLE if self.text_learning_rate else ()
+        if untrained := encoders_without_lora(self.base.clip, trained):
+            lines.append(f"the layers of {', '.join(untrained)} stay as they are")
+        if left_out := run.loras[CONCEPT].metadata.get(_LEFT_OUT, "").split():
+            first, more = ", ".join(left_out[:_LISTED_LAYERS]), len(left_out) - _LISTED_LAYERS
+            ending = f" and {more} more" if more > 0 else ""
+            lines.append(f"left out, as no gradient reached them: {first}{ending}")
+        return lines

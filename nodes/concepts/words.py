@@ -89,7 +89,7 @@ def require_gradients(clip: CLIP) -> None:
 
 
 def starting_rows(
-    clip: CLIP, class_word: str, layers: int, seed: int, start: str
+    clip: CLIP, class_word: str, layers: int, seed: int, embedding_start: str
 ) -> dict[str, Tensor]:
     """Return where the words' rows begin, ``(word, layer, dim)`` by text encoder.
 
@@ -102,7 +102,7 @@ def starting_rows(
         class_word: Checked.
         layers: Of the denoiser.
         seed: Of the run.
-        start: One of ``STARTS``.
+        embedding_start: One of ``STARTS``.
     """
     tokenizers, norms = text_tokenizers(clip), vocabulary_norms(clip)
     rows = {}
@@ -111,7 +111,7 @@ def starting_rows(
         own = table[token_ids(tokenizers[encoder], class_word)].detach().float().cpu().mean(dim=0)
         spread = norms[encoder] / table.shape[1] ** 0.5
         generator = generator_for(seed, "embedding", encoder)
-        draws = layers if start == "a draw per layer" else 1
+        draws = layers if embedding_start == "a draw per layer" else 1
         drawn = torch.randn(draws, table.shape[1], generator=generator) * spread
         rows[encoder] = torch.stack([drawn.expand(layers, -1), own.expand(layers, -1)])
     return rows

@@ -103,7 +103,7 @@ def changes_of(model: ModelPatcher, clip: comfy.sd.CLIP, concept: Concept) -> Ch
             continue
         place = Place(key, site.start or 0, site.shape[0])
         if isinstance(patch, LoRAAdapter):
-            factors[place] = patch_factors(key, patch, site, function)
+            factors[place] = patch_factors(key, patch, site.shape, function)
         else:
             kind, change = _dense(concept, key, patch, site, function)
             factors[place], energy = factorised(change, energy=KEPT_ENERGY, most=MOST_RANKS)

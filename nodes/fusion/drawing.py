@@ -29,12 +29,12 @@ class Drawing:
 
     Args:
         steps: Of the sampler, and noise levels at which pictures are seen.
-        side: Of the square pictures, in pixels.
+        size: Side of the square pictures, in pixels.
         seed: Of the noise; every concept and prompt has its own.
     """
 
     steps: int
-    side: int
+    size: int
     seed: int
 
 
@@ -76,7 +76,7 @@ def draw_prompts(
         concept.name, concept.class_words, concept.embeddings, prompts=concept.prompts or ("-",)
     )
     applied, text = apply_concepts(model, clip, [bare], 0.0, 0.0)
-    pictures = _pictures(applied, vae, concept, drawing.side)
+    pictures = _pictures(applied, vae, concept, drawing.size)
     sampling = family.samplings.fusion
     sampler = _SeenUnderNoise() if concept.images is not None else _sampler(sampling)
 

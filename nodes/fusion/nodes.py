@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
-from ..bridge.inputs import concepts_input, joined, lines_of, seed_input
+from ..bridge.inputs import concepts_input, joined, lines_of, seed_input, text_input
 from ..bridge.node_output import node_display
 from ..bridge.socket_types import ConceptType, FusionType
 from .as_concept import concept_for_fusion
@@ -112,14 +114,10 @@ class GradientFusion(io.ComfyNode):
                     tooltip="Side of the square pictures that are drawn; 0 is the base's own.",
                 ),
                 seed_input("Seed of the noise from which the concepts are sampled."),
-                io.String.Input(
+                text_input(
                     "prior_prompts",
-                    default="",
-                    multiline=True,
-                    tooltip=(
-                        "One per line, such as: a photo of a person. On these the base shall stay "
-                        "as it is; each is read and drawn as well."
-                    ),
+                    "One per line, such as: a photo of a person. On these the base shall stay "
+                    "as it is; each is read and drawn as well.",
                 ),
                 io.Float.Input(
                     "prior_weight",
@@ -166,42 +164,11 @@ class GradientFusion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        clip,
-        concepts,
-        activations,
-        anchor,
-        damping,
-        rank,
-        energy,
-        steps,
-        size,
-        seed,
-        prior_prompts,
-        prior_weight,
-        statistics,
-        vae=None,
-    ) -> io.NodeOutput:
+    def execute(cls, concepts, prior_prompts, **inputs: Any) -> io.NodeOutput:
         """Fuse."""
         fusion = fuse(
             FusionRequest(
-                model=model,
-                clip=clip,
-                concepts=joined(concepts),
-                activations=activations,
-                anchor=anchor,
-                damping=damping,
-                rank=rank,
-                energy=energy,
-                steps=steps,
-                side=size,
-                seed=seed,
-                prior_prompts=lines_of([prior_prompts]),
-                prior_weight=prior_weight,
-                statistics=statistics,
-                vae=vae,
+                concepts=joined(concepts), prior_prompts=lines_of([prior_prompts]), **inputs
             )
         )
         text = summary(fusion.report)
@@ -237,14 +204,10 @@ class ConceptForFusion(io.ComfyNode):
                     optional=True,
                     tooltip="From Load LoRA (Pastiche) or any trainer.",
                 ),
-                io.String.Input(
+                text_input(
                     "trigger_prompts",
-                    default="",
-                    multiline=True,
-                    tooltip=(
-                        "One per line: how the LoRA is called up, such as: a photo of sks dog. It "
-                        "is read and drawn with each. Empty: what its file says."
-                    ),
+                    "One per line: how the LoRA is called up, such as: a photo of sks dog. It "
+                    "is read and drawn with each. Empty: what its file says.",
                 ),
                 io.Float.Input(
                     "strength",

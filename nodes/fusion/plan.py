@@ -20,7 +20,7 @@ from .changes import Changes, changes_of
 from .drawing import Drawing
 from .layers import Layout, layout_of
 from .solve import Solving
-from .stages import Base
+from .stages import FusionBase
 from .statistics import Member
 from .text import bindings, drawing_prompts, reading_prompts
 
@@ -44,7 +44,7 @@ class FusionRequest:
         rank: Of a fused layer at most; 0 keeps all.
         energy: Share of a fused layer's energy to keep.
         steps: Of drawing each prompt.
-        side: Of the drawn pictures, in pixels; 0 is the family's.
+        size: Side of the drawn pictures, in pixels; 0 is the family's.
         seed: Of the noise.
         prior_prompts: One per line: on these the base shall stay as it is.
         prior_weight: Of all of them together, where a concept's is 1.
@@ -61,7 +61,7 @@ class FusionRequest:
     rank: int
     energy: float
     steps: int
-    side: int
+    size: int
     seed: int
     prior_prompts: Sequence[str]
     prior_weight: float
@@ -84,7 +84,7 @@ class FusionPlan:
         notes: Sentences for the report.
     """
 
-    base: Base
+    base: FusionBase
     changes: tuple[Changes, ...]
     layout: Layout
     members: tuple[Member, ...]
@@ -103,7 +103,7 @@ def plan_fusion(request: FusionRequest) -> FusionPlan:
     """
     family = identify(request.model)
     require_clip(request.clip)
-    base = Base(request.model, request.clip, request.vae, family)
+    base = FusionBase(request.model, request.clip, request.vae, family)
     concepts, notes = _weighted(request.concepts)
     _require_whole(concepts)
     for concept in concepts:
@@ -131,11 +131,11 @@ def plan_fusion(request: FusionRequest) -> FusionPlan:
             "no layer is changed by more than one of the concepts, so nothing had to be shared; "
             "each change was only kept from touching the others' inputs"
         )
-    side = request.side or family.plain.resolution
-    require_size(family, side, side)
-    drawing = Drawing(request.steps, side, request.seed)
+    size = request.size or family.plain.resolution
+    require_size(family, size, size)
+    drawing = Drawing(request.steps, size, request.seed)
     members = tuple(
-        Member(concept, factors, _digest(concept, request.vae), concept.weight)
+        Member(concept, factors, _digest(concept, request.vae))
         for concept, factors in zip(concepts, layout.factors, strict=True)
     )
     solving = Solving(request.anchor, request.damping, request.rank, request.energy)
@@ -213,7 +213,7 @@ def _prior(request: FusionRequest) -> Member | None:
     concept = Concept(PRIOR, "", {}, prompts=prompts, weight=request.prior_weight)
     for prompt in prompts:
         bindings(request.clip, concept, prompt)
-    return Member(concept, {}, _digest(concept, None), request.prior_weight)
+    return Member(concept, {}, _digest(concept, None))
 
 
 def _digest(concept: Concept, vae: comfy.sd.VAE | None) -> str:

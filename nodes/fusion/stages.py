@@ -47,7 +47,7 @@ Changes = dict[str, LowRank]
 
 
 @dataclass(frozen=True)
-class Base:
+class FusionBase:
     """What is fused into.
 
     Args:
@@ -116,7 +116,7 @@ class Stages:
 
     def __init__(
         self,
-        base: Base,
+        base: FusionBase,
         layout: Layout,
         members: Sequence[Member],
         prior: Member | None,

@@ -23,13 +23,16 @@ class Member:
         concept: What it is.
         factors: Its changes by layer name; none for prompts that the base is to keep.
         digest: Of all that decides its statistics.
-        weight: Its importance.
     """
 
     concept: Concept
     factors: Mapping[str, LowRank]
     digest: str
-    weight: float
+
+    @property
+    def weight(self) -> float:
+        """Return its importance."""
+        return self.concept.weight
 
     @property
     def where(self) -> str:

@@ -13,37 +13,55 @@ from torch import Tensor
 
 from ...lora_ops.keys import changes_text_encoder, parts_by_layer
 from ...training.files.lora_file import sound
+from ..bridge.conditioning import Conditioning
 from ..bridge.node_output import warn_on_node
 from ..bridge.sampling import STYLE_KEY, Wrapped
-from ..lora.layers import file_sites, unmatched_keys
+from ..lora.layers import LoraLayers, lora_layers
 from .run import Style, StyleRun
+from .window import StyleWindow
 
 
-def with_style_guidance(model: ModelPatcher, style: Style) -> ModelPatcher:
+def with_style_guidance(
+    model: ModelPatcher,
+    style_lora: Mapping[str, Tensor],
+    conditioning: Conditioning,
+    window: StyleWindow,
+    lora_strength: float = 1.0,
+    mask: Tensor | None = None,
+) -> ModelPatcher:
     """Return a clone of the model that every sampler draws with the style.
 
     A model that has a style already gets one more: each style is a term of its own, with its own
     LoRA and rows. What the model carries stays below: LoRAs on it are part of every prediction.
+
+    Args:
+        model: The base.
+        style_lora: The style's LoRA; on for the style's rows only.
+        conditioning: Conditioning of the prompt with the style words.
+        window: When the style acts and how strongly.
+        lora_strength: Multiplier of the LoRA.
+        mask: ``(batch, height, width)``, multiplies the guidance term; None for everywhere.
 
     Raises:
         ValueError: The LoRA does not fit the model.
 
     Reference: Jones et al. 2024, arXiv:2405.01536, equations 10 and 11.
     """
-    lora = sound(style.lora)
-    file_sites(model, lora)
-    _log_unused(model, lora)
+    lora = sound(style_lora)
+    layers = lora_layers(model, lora)
+    _log_unused(lora, layers)
     clone = model.clone()
     before = clone.get_wrappers(WrappersMP.OUTER_SAMPLE, STYLE_KEY)
+    style = Style(layers, conditioning, window, lora_strength, mask)
     styles = (*(before[0].styles if before else ()), style)
     clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, STYLE_KEY)
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, STYLE_KEY, StyledSampling(styles))
     return clone
 
 
-def _log_unused(model: ModelPatcher, lora: Mapping[str, Tensor]) -> None:
+def _log_unused(lora: Mapping[str, Tensor], layers: LoraLayers) -> None:
     text = [layer for layer in parts_by_layer(lora) if changes_text_encoder(layer)]
-    unknown = unmatched_keys(model, lora)
+    unknown = layers.unmatched
     if text:
         logging.info(
             "Pastiche: style guidance leaves out the LoRA's %d text encoder layers; "
@@ -69,7 +87,7 @@ class StyledSampling:
 
     def __call__(self, executor: Wrapped, *args: Any, **kwargs: Any) -> Tensor:
         """Sample with the styles that have a scale; with none, as if this were not here."""
-        styles = [style for style in self.styles if style.window.scale != 0]
+        styles = [style for style in self.styles if style.window.style_scale != 0]
         if not styles:
             return executor(*args, **kwargs)
         with StyleRun(executor.class_obj, styles).attached():

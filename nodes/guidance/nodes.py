@@ -6,7 +6,6 @@ from comfy_api.latest import io
 
 from .apply import with_style_guidance
 from .prompts import style_prompts
-from .run import Style
 from .window import style_window
 
 
@@ -136,8 +135,9 @@ class ApplyStyleGuidance(io.ComfyNode):
     ) -> io.NodeOutput:
         """Put the style on a clone of the model."""
         window = style_window(style_scale, start_percent, end_percent, schedule)
-        described = Style(style_lora, style, window, lora_strength, mask)
-        return io.NodeOutput(with_style_guidance(model, described))
+        return io.NodeOutput(
+            with_style_guidance(model, style_lora, style, window, lora_strength, mask)
+        )
 
 
 class StylePrompts(io.ComfyNode):

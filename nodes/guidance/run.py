@@ -7,7 +7,7 @@ positive, APPLY_MODEL turns each row's place in that call into its gates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +18,18 @@ from comfy.samplers import CFGGuider
 from torch import Tensor
 
 from ...lora_ops import style_guidance
-from ...training.files.lora_file import respelled
 from ...training.gates import Gate, GatedAdapters
 from ..bridge.conditioning import Conditioning
-from ..bridge.sampling import OWN_PROMPT, POSITIVE, STYLE_KEY, Entry, Wrapped, wrap_model_call
-from ..lora.layers import file_sites
+from ..bridge.sampling import (
+    OWN_PROMPT,
+    POSITIVE,
+    STYLE_KEY,
+    Entry,
+    Wrapped,
+    single_gpu_model,
+    wrap_model_call,
+)
+from ..lora.layers import LoraLayers
 from .rows import style_rows
 from .window import StyleWindow
 
@@ -32,14 +39,14 @@ class Style:
     """One style as its node describes it.
 
     Args:
-        lora: Its factors by file key; on for the style's rows only.
+        layers: What its LoRA changes of the model; on for the style's rows only.
         conditioning: Of the prompt with the style words.
         window: When it acts and how strongly.
         lora_strength: Multiplies the LoRA.
         mask: ``(batch, height, width)``, multiplies the guidance term; None for everywhere.
     """
 
-    lora: Mapping[str, Tensor]
+    layers: LoraLayers
     conditioning: Conditioning
     window: StyleWindow
     lora_strength: float = 1.0
@@ -78,12 +85,7 @@ class StyleRun:
     """
 
     def __init__(self, guider: CFGGuider, styles: list[Style]):
-        patcher = guider.model_patcher
-        if patcher.get_additional_models_with_key("multigpu"):
-            raise ValueError(
-                "style guidance must run on a single GPU, got a model with MultiGPU work units; "
-                "remove the MultiGPU node"
-            )
+        patcher = single_gpu_model(guider, "style guidance")
         if POSITIVE not in guider.conds:
             raise ValueError(
                 "style guidance must find a prompt called positive in the guider, got "
@@ -102,7 +104,7 @@ class StyleRun:
         }
         sites, adapters = {}, {}
         for name, style in self._styles.items():
-            own_sites, adapters[name] = file_sites(patcher, respelled(style.lora))
+            own_sites, adapters[name] = style.layers.on(patcher)
             sites |= own_sites
         self._gates = GatedAdapters(sites, adapters)
         self._request: _Request | None = None

@@ -16,14 +16,14 @@ class StyleWindow:
     """A style's scale over the run: nothing outside the window, keyframes times scale inside.
 
     Args:
-        scale: ``style_scale`` of equation 10.
+        style_scale: The scale of equation 10.
         start_percent: The first styled step has ``sigma <= percent_to_sigma(start_percent)``, as
             ComfyUI reads the start of a conditioning.
         end_percent: The last styled step has ``sigma >= percent_to_sigma(end_percent)``.
         keyframes: Factors of the scale by percent.
     """
 
-    scale: float
+    style_scale: float
     start_percent: float
     end_percent: float
     keyframes: Keyframes
@@ -32,11 +32,11 @@ class StyleWindow:
         """Return the scale at a step, 0 where the style is not to be computed."""
         begins = float(percent_to_sigma(self.start_percent))
         ends = float(percent_to_sigma(self.end_percent))
-        if self.scale == 0 or not ends <= sigma <= begins:
+        if self.style_scale == 0 or not ends <= sigma <= begins:
             return 0.0
         if not self.keyframes.keys:
-            return self.scale
-        return self.scale * self.keyframes.at(_percent_of(sigma, percent_to_sigma))
+            return self.style_scale
+        return self.style_scale * self.keyframes.at(_percent_of(sigma, percent_to_sigma))
 
 
 def style_window(

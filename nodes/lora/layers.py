@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import comfy.lora
 import comfy.utils
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ...lora_ops import LowRank
 from ...lora_ops.keys import changes_text_encoder, parts_by_layer
 from ...training.files.lora_file import require_named_once
-from ...training.gates import Site
+from ...training.gates import Layer, Site
 from ..bridge.families import identify
 
 
@@ -50,48 +51,59 @@ class FixedFactors:
         return self._placed[place]
 
 
-def file_sites(
-    model: ModelPatcher, lora: Mapping[str, Tensor]
-) -> tuple[dict[str, Site], FixedFactors]:
-    """Return the layers that a LoRA changes, and its factors there.
+@dataclass(frozen=True, eq=False)
+class LoraLayers:
+    """What a LoRA changes of a model, worked out of its file once.
+
+    Args:
+        layers: The changed layers by the model's own names, so that several LoRAs can be merged.
+        factors: The factors at each of them.
+        unmatched: Layers of the file's image model part that the model doesn't have.
+    """
+
+    layers: Mapping[str, Layer]
+    factors: Mapping[str, LowRank]
+    unmatched: Sequence[str] = ()
+
+    def on(self, model: ModelPatcher) -> tuple[dict[str, Site], FixedFactors]:
+        """Return the layers as they lie in a model, and an adapter for one sampling run."""
+        sites = {name: layer.on(model.model) for name, layer in self.layers.items()}
+        return sites, FixedFactors(self.factors)
+
+
+def lora_layers(model: ModelPatcher, lora: Mapping[str, Tensor]) -> LoraLayers:
+    """Return what a LoRA changes of a model.
 
     Names, alpha, slices of fused layers and convolutions are read as ComfyUI's own loader reads
-    them. Site names are the model's, so the sites of several LoRAs can be merged.
+    them.
 
     Raises:
         ValueError: No key matches the model, a shape doesn't, or a layer is not low-rank.
     """
     names = comfy.lora.model_lora_keys_unet(model.model, {})
-    require_named_once(parts_by_layer(lora), names)
+    file_layers = parts_by_layer(lora)
+    require_named_once(file_layers, names)
     patches = comfy.lora.load_lora(dict(lora), names, log_missing=False)
+    own = sorted(layer for layer in file_layers if not changes_text_encoder(layer))
     if not patches:
-        example = next(iter(_denoiser_layers(lora)), None)
-        what = f"such as {example[:80]}" if example else "no key for the image model"
+        what = f"such as {own[0][:80]}" if own else "no key for the image model"
         raise ValueError(
             f"the LoRA must be made for this architecture, {identify(model).name}, got a LoRA "
             f"without any matching key ({what}); choose a LoRA made for it"
         )
-    sites, layers = {}, {}
+    layers, factors = {}, {}
     for target, patch in patches.items():
         key, offset, function = (
             (target, None, None) if isinstance(target, str) else (*target, None)[:3]
         )
         _require_low_rank(key, patch)
-        site = _site(model, key, offset)
-        name = key if site.start is None else f"{key}[{site.start}:{site.start + site.shape[0]}]"
-        layers[name] = patch_factors(key, patch, site, function)
-        sites[name] = site
-    return sites, FixedFactors(layers)
-
-
-def unmatched_keys(model: ModelPatcher, lora: Mapping[str, Tensor]) -> list[str]:
-    """Return the layers of the image model's part of a LoRA that this model has no layer for."""
-    names = comfy.lora.model_lora_keys_unet(model.model, {})
-    return [layer for layer in _denoiser_layers(lora) if layer not in names]
-
-
-def _denoiser_layers(lora: Mapping[str, Tensor]) -> list[str]:
-    return sorted(layer for layer in parts_by_layer(lora) if not changes_text_encoder(layer))
+        layer = _layer(model, key, offset)
+        name = (
+            key if layer.start is None else f"{key}[{layer.start}:{layer.start + layer.shape[0]}]"
+        )
+        factors[name] = patch_factors(key, patch, layer.shape, function)
+        layers[name] = layer
+    return LoraLayers(layers, factors, [layer for layer in own if layer not in names])
 
 
 def _require_low_rank(key: str, patch: object) -> None:
@@ -109,7 +121,7 @@ def _require_low_rank(key: str, patch: object) -> None:
     )
 
 
-def _site(model: ModelPatcher, key: str, offset: tuple[int, int, int] | None) -> Site:
+def _layer(model: ModelPatcher, key: str, offset: tuple[int, int, int] | None) -> Layer:
     path, _, parameter = key.rpartition(".")
     module = comfy.utils.get_attr(model.model, path)
     kind = type(module).__name__
@@ -125,17 +137,19 @@ def _site(model: ModelPatcher, key: str, offset: tuple[int, int, int] | None) ->
         )
     shape = tuple(module.weight.shape)
     if offset is None:
-        return Site(module, shape)
-    return Site(module, (offset[2], *shape[1:]), start=offset[1])
+        return Layer(path, shape)
+    return Layer(path, (offset[2], *shape[1:]), start=offset[1])
 
 
-def patch_factors(key: str, patch: LoRAAdapter, site: Site, function: object) -> LowRank:
+def patch_factors(
+    key: str, patch: LoRAAdapter, shape: tuple[int, ...], function: object
+) -> LowRank:
     """Return the factors of a low-rank patch of ComfyUI's, in the layout of the layer's weight.
 
     Args:
         key: Of the weight.
         patch: As ComfyUI's loader made it.
-        site: The layer, or the slice of it that is changed.
+        shape: Shape of the layer's weight, or of the slice of it that is changed.
         function: What ComfyUI applies to the change's rows, or None.
 
     Raises:
@@ -145,14 +159,14 @@ def patch_factors(key: str, patch: LoRAAdapter, site: Site, function: object) ->
     if mid is not None:  # Tucker form: the kernel sits between two 1x1 layers
         down = torch.einsum("jkhw,ki->jihw", mid, down.flatten(1))
     rank = down.shape[0]
-    fan_in = math.prod(site.shape[1:])
-    if down.numel() != rank * fan_in or up.numel() != rank * site.shape[0]:
+    fan_in = math.prod(shape[1:])
+    if down.numel() != rank * fan_in or up.numel() != rank * shape[0]:
         raise ValueError(
             f"the LoRA must fit the model's layers, got factors {tuple(up.shape)} and "
-            f"{tuple(down.shape)} for {key} of shape {site.shape}; choose a LoRA "
+            f"{tuple(down.shape)} for {key} of shape {shape}; choose a LoRA "
             "made for it"
         )
     if function is not None:
         up = function(up)
-    up = up.reshape(site.shape[0], rank, *([1] * (len(site.shape) - 2)))
-    return LowRank(down.reshape(rank, *site.shape[1:]), up, alpha)
+    up = up.reshape(shape[0], rank, *([1] * (len(shape) - 2)))
+    return LowRank(down.reshape(rank, *shape[1:]), up, alpha)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ...training.files.lora_file import PRECISIONS
+from ..bridge.inputs import filename_input, precision_input, preview_image_input, strength_input
 from .apply import apply_lora
 from .files import load_lora, save_lora, saved_files
 from .folders import fingerprint, lora_names
@@ -69,21 +69,15 @@ class ApplyLora(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model that the LoRA was made for."),
                 io.LoraModel.Input("lora", tooltip="From a training node or Load LoRA (Pastiche)."),
-                io.Float.Input(
+                strength_input(
                     "strength_model",
-                    default=1.0,
-                    min=-100.0,
-                    max=100.0,
-                    step=0.01,
-                    tooltip="How strongly the model is changed: 0 not at all, 1 as trained.",
+                    "How strongly the model is changed: 0 not at all, 1 as trained.",
+                    most=100.0,
                 ),
-                io.Float.Input(
+                strength_input(
                     "strength_clip",
-                    default=1.0,
-                    min=-100.0,
-                    max=100.0,
-                    step=0.01,
-                    tooltip="How strongly the text encoder is changed, if the LoRA changes it.",
+                    "How strongly the text encoder is changed, if the LoRA changes it.",
+                    most=100.0,
                 ),
                 io.Clip.Input(
                     "clip",
@@ -124,23 +118,11 @@ class SaveLora(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.LoraModel.Input("lora", tooltip="From a training node."),
-                io.String.Input(
-                    "filename",
-                    default="my_style",
-                    tooltip=(
-                        "A name, or subfolder/name. If another LoRA has it, the new one gets _2, "
-                        "_3 and so on; if the same LoRA has it, nothing is written."
-                    ),
-                ),
-                io.Combo.Input(
-                    "precision",
-                    options=list(PRECISIONS),
-                    default="fp16",
-                    tooltip=(
-                        "fp16 halves the file and rounds a trained LoRA's numbers eight times "
-                        "finer than bf16; bf16 also holds very large and very small numbers; "
-                        "fp32 keeps every bit."
-                    ),
+                filename_input("my_style", "LoRA", "LoRA"),
+                precision_input(
+                    "fp16 halves the file and rounds a trained LoRA's numbers eight times "
+                    "finer than bf16; bf16 also holds very large and very small numbers; "
+                    "fp32 keeps every bit."
                 ),
                 io.Model.Input(
                     "model",
@@ -162,11 +144,7 @@ class SaveLora(io.ComfyNode):
                     optional=True,
                     tooltip="Its style phrase; empty: the one it was trained with.",
                 ),
-                io.Image.Input(
-                    "image",
-                    optional=True,
-                    tooltip="A picture made with it: kept in the file and beside it as a preview.",
-                ),
+                preview_image_input(),
             ],
             outputs=[
                 io.String.Output(

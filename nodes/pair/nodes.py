@@ -6,12 +6,22 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ...training import TrainingSettings
 from ...training.config import PACKINGS
-from ..bridge.inputs import only, rate_input, seed_input, settings_input
+from ...training.recipes.pair import STYLE
+from ..bridge.inputs import (
+    base_inputs,
+    rank_input,
+    rate_input,
+    run_name_input,
+    seed_input,
+    settings_input,
+    steps_input,
+    text_input,
+)
 from ..bridge.node_output import node_display
-from .plan import PairRequest
-from .train import train_pair
+from ..trainer.request import read_request
+from ..trainer.run import run_training
+from .train import PairTrainer, content_file
 
 
 class TrainPair(io.ComfyNode):
@@ -42,9 +52,7 @@ class TrainPair(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("model", tooltip="The base to learn on; it is not changed."),
-                io.Clip.Input("clip", tooltip="The base's text encoder, for the prompts."),
-                io.Vae.Input("vae", tooltip="The base's VAE, for the pictures."),
+                *base_inputs("The base's text encoder, for the prompts."),
                 io.Image.Input(
                     "before",
                     tooltip="The pictures before the style, one or a list or batch of them. Large "
@@ -55,13 +63,11 @@ class TrainPair(io.ComfyNode):
                     tooltip="The same pictures in the style, in the same order. Each is fitted "
                     "onto the frame of its before picture.",
                 ),
-                io.String.Input(
+                text_input(
                     "content_prompt",
-                    default="",
-                    multiline=True,
-                    placeholder="a photo of a dog",
-                    tooltip="What the picture before shows. One prompt serves all pairs; a list "
+                    "What the picture before shows. One prompt serves all pairs; a list "
                     "gives each pair its own.",
+                    placeholder="a photo of a dog",
                 ),
                 io.String.Input(
                     "style_words",
@@ -70,23 +76,15 @@ class TrainPair(io.ComfyNode):
                     tooltip="Words that name the style. They follow the content prompt, and later "
                     "any prompt that wants the style.",
                 ),
-                io.Int.Input(
-                    "steps",
-                    default=0,
-                    min=0,
-                    max=1_000_000,
-                    tooltip="Training steps. 0 is the model family's default: 750 for SDXL (the "
+                steps_input(
+                    "Training steps. 0 is the model family's default: 750 for SDXL (the "
                     "paper) and for SD1.5 and SD2 (ours), 1500 for Flux (the authors' port) and "
-                    "the other families (ours).",
+                    "the other families (ours)."
                 ),
-                io.Int.Input(
-                    "rank",
-                    default=0,
-                    min=0,
-                    max=1024,
-                    tooltip="Size of each LoRA. 0 is the family's default: 64 for SDXL (the "
+                rank_input(
+                    "Size of each LoRA. 0 is the family's default: 64 for SDXL (the "
                     "paper), SD1.5 and SD2 (ours), 32 for Flux (the authors' port) and the "
-                    "others (ours). Twice the rank must fit the narrowest layer.",
+                    "others (ours). Twice the rank must fit the narrowest layer."
                 ),
                 rate_input(
                     "learning_rate",
@@ -94,11 +92,7 @@ class TrainPair(io.ComfyNode):
                     "(the paper) and Flux (the authors' port), and for the others (ours).",
                 ),
                 seed_input("Seed for all noise and noise levels; the same seed repeats the run."),
-                io.String.Input(
-                    "run_name",
-                    default="my_style",
-                    tooltip="Name of the run's folder below output/pastiche.",
-                ),
+                run_name_input("my_style"),
                 io.Float.Input(
                     "style_start",
                     default=0.3333,
@@ -138,47 +132,13 @@ class TrainPair(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: list[Any],
-        clip: list[Any],
-        vae: list[Any],
-        before: list[Any],
-        after: list[Any],
-        content_prompt: list[str],
-        style_words: list[str],
-        steps: list[int],
-        rank: list[int],
-        learning_rate: list[float],
-        seed: list[int],
-        run_name: list[str],
-        style_start: list[float],
-        packing: list[str],
-        settings: list[TrainingSettings] | None = None,
-    ) -> io.NodeOutput:
+    def execute(cls, **inputs: list[Any]) -> io.NodeOutput:
         """Train, or take an equal run's result."""
-        result = train_pair(
-            PairRequest(
-                model=only("model", model),
-                clip=only("clip", clip),
-                vae=only("vae", vae),
-                before=before,
-                after=after,
-                content_prompts=content_prompt,
-                style_words=only("style_words", style_words),
-                steps=only("steps", steps),
-                rank=only("rank", rank),
-                learning_rate=only("learning_rate", learning_rate),
-                seed=only("seed", seed),
-                run_name=only("run_name", run_name),
-                style_start=only("style_start", style_start),
-                packing=only("packing", packing),
-                settings=only("settings", settings or [TrainingSettings()]),
-                node_id=cls.hidden.unique_id,
-            )
-        )
-        display = node_display(cls.hidden.unique_id, result.pictures, result.text)
-        return io.NodeOutput(result.style, result.contents, result.losses, ui=display)
+        trainer = read_request(PairTrainer, inputs, cls.hidden.unique_id)
+        output = run_training(trainer)
+        contents = [output.loras[content_file(pair)] for pair in range(len(trainer.pairs))]
+        display = node_display(trainer.node_id, output.pictures, output.text)
+        return io.NodeOutput(output.loras[STYLE], contents, output.losses, ui=display)
 
 
 NODES: list[type[io.ComfyNode]] = [TrainPair]

@@ -1,133 +1,210 @@
-"""Pair Customization from pictures to LoRAs: what the train node does when it is queued."""
+"""Pair Customization from pictures to LoRAs: the inputs, their check and the training."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from ...training import Example, Gate, LoraState, Trained, lora_state
+from ...training import Example, Gate, LoraState, Trained, TrainingConfig, lora_state
+from ...training.families import PairDefaults
 from ...training.files.metadata import as_metadata
 from ...training.recipes import Pair
 from ...training.recipes.pair import STYLE, content_name
 from ...training.runs.run_store import StoredRun
-from ..pictures.fitted_image import FittedImage
-from ..trainer.examples import VIEWS, picture_example, preview_scene, read_caption
+from ..bridge.digests import content_digest
+from ..bridge.inputs import list_input, one_or_each
+from ..pictures.fitted_image import FittedImage, single_images
+from ..trainer.examples import VIEWS, example, picture_views, preview_scene, read_caption
 from ..trainer.preview import PreviewScene
-from ..trainer.report import shared_metadata, values_line, warnings
-from ..trainer.run import Prepared, TrainingJob, run_training
-from .frames import side_by_side
-from .plan import PairPlan, PairRequest, plan_pair, run_pieces
+from ..trainer.trainer import Trainer
+from .frames import FittedPair, fit_pairs, side_by_side
+
+_STYLE_START_STEP = "pastiche.style_start_step"
 
 
-@dataclass(frozen=True)
-class PairResult:
-    """What the train node hands on and shows.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairTrainer(Trainer):
+    """The pair trainer with its node's inputs.
 
     Args:
-        style: The style LoRA.
-        contents: One content LoRA per pair.
-        losses: Curves ``loss``, ``content`` and ``style``.
-        pictures: Each pair as it was trained, an IMAGE of before beside after.
-        text: What was trained, from which defaults, and where it lies.
+        before: Pictures before the style.
+        after: The same pictures in the style.
+        content_prompt: One prompt for all pairs or one each.
+        style_words: What follows a content prompt to name the style.
+        style_start: Share of the steps before the style is learnt.
+        packing: How a step's rows are run.
     """
 
-    style: LoraState
-    contents: list[LoraState]
-    losses: dict[str, list[float]]
-    pictures: list[Tensor]
-    text: str
+    method: ClassVar[str] = "pair"
 
+    before: Sequence[Tensor] = list_input()
+    after: Sequence[Tensor] = list_input()
+    content_prompt: Sequence[str] = list_input()
+    style_words: str
+    style_start: float
+    packing: Literal["batched", "sequential"]
 
-def train_pair(request: PairRequest) -> PairResult:
-    """Train the pairs, or return what an equal run has left.
+    @property
+    def defaults(self) -> PairDefaults:
+        """Return the method's defaults for the family."""
+        return self.base.family.pair
 
-    Raises:
-        ValueError: An input is not what it must be; the message says which and what to do.
-        RuntimeError: The output folder, the VAE or the loss prevents the training.
-    """
-    plan = plan_pair(request)
-    outcome = run_training(
-        TrainingJob(
-            name=request.run_name,
-            node_id=request.node_id,
-            model=request.model,
-            config=plan.config,
-            settings=request.settings,
-            pieces=run_pieces(request, plan),
-            facts={"style_start_step": plan.style_start_step},
-            prepare=lambda facts: _prepare(request, plan, facts),
-            loras=lambda trained, facts, identity: pair_loras(
-                request, plan, trained, facts, identity
-            ),
-            described={
-                "family": plan.family.name,
-                "pictures": [pair.note for pair in plan.pairs],
-            },
-            text=plan.text,
+    @cached_property
+    def config(self) -> TrainingConfig:
+        """Return the run with every default in its place."""
+        return self.resolved(packing=self.packing)
+
+    @cached_property
+    def pairs(self) -> list[FittedPair]:
+        """Return every pair on its frame."""
+        return fit_pairs(self.before, self.after, self.resolution, self.base.family.multiple)
+
+    @cached_property
+    def content_prompts(self) -> list[str]:
+        """Return one content prompt per pair."""
+        prompts = [prompt.strip() for prompt in self.content_prompt]
+        prompts = one_or_each(prompts, len(self.pairs), "content_prompt", "pair")
+        if not all(prompts):
+            raise ValueError(
+                "content_prompt must describe the picture before, got an empty text; "
+                'write for example "a photo of a dog"'
+            )
+        return prompts
+
+    @property
+    def style_prompts(self) -> list[str]:
+        """Return every content prompt followed by the style words."""
+        return [f"{prompt} {self.style_words.strip()}" for prompt in self.content_prompts]
+
+    def style_start_step(self, begun_for: int) -> int:
+        """Return the first step, from 0, that learns the style."""
+        return round(self.style_start * begun_for)
+
+    def decided_by(self, begun_for: int) -> int:
+        """Return what the steps wished for at the beginning decide: when the style starts."""
+        return self.style_start_step(begun_for)
+
+    def check(self) -> None:
+        """Check all inputs before anything is encoded.
+
+        Raises:
+            ValueError: An input is not what it must be; the message says which and what to do.
+        """
+        steps = self.config.steps
+        self.base.require_clip()
+        if not 0 <= self.style_start_step(steps) < steps:
+            raise ValueError(
+                "style_start must leave at least one step for the style, got "
+                f"{self.style_start:g} of {steps} steps; lower style_start or raise steps"
+            )
+        if not self.style_words.strip():
+            raise ValueError(
+                "style_words must name the style, got an empty text; "
+                'write for example "in digital art style"'
+            )
+        self._require_narrow()
+        _ = self.content_prompts
+
+    def _require_narrow(self) -> None:
+        """Check that both bases fit every layer to train."""
+        rank = self.config.rank
+        name, narrowest = min(self.layers.items(), key=lambda entry: entry[1].shape[1])
+        width = narrowest.shape[1]
+        if 2 * rank > width:
+            raise ValueError(
+                "content and style rows must fit the narrowest layer together, got 2 x rank "
+                f"{rank} for width {width} of {name}; set rank to {width // 2} or less"
+            )
+
+    def pieces(self) -> dict[str, Any]:
+        """Return what decides the result, by name, excluding the number of steps.
+
+        ``style_start`` is a piece as a share; its step lies beside the result.
+        """
+        pieces = self.base_pieces(prompts=[*self.content_prompts, *self.style_prompts])
+        pieces["before"] = [content_digest(image) for image in single_images(self.before)]
+        pieces["after"] = [content_digest(image) for image in single_images(self.after)]
+        pieces["settings"] |= {
+            "packing": self.packing,
+            "style_start": self.style_start,
+            "basis_seed": self.defaults.basis_seed,
+        }
+        return pieces
+
+    def prepare(self, begun_for: int) -> tuple[Pair, PreviewScene]:
+        """Return the encoded recipe and what previews show."""
+        pairs, *mirrored = self._examples()
+        recipe = Pair(
+            pairs=pairs,
+            style_start_step=self.style_start_step(begun_for),
+            samples=self.settings.samples,
+            basis_seed=self.defaults.basis_seed,
+            mirrored=mirrored[0] if mirrored else (),
         )
-    )
-    run = outcome.run
-    return PairResult(
-        style=run.loras[STYLE],
-        contents=[run.loras[content_file(pair)] for pair in range(len(plan.pairs))],
-        losses=dict(run.losses),
-        pictures=[side_by_side(pair, request.settings.flip == "always") for pair in plan.pairs],
-        text=pair_text(request, plan, run, outcome.notes),
-    )
+        gates = ({STYLE: Gate()}, {})
+        latent = pairs[0][1].latent
+        return recipe, preview_scene(self.base, self.settings, self.style_prompts, gates, latent)
 
+    def _examples(self) -> list[list[tuple[Example, Example]]]:
+        """Return all pairs encoded, once for every view."""
+        base, settings = self.base, self.settings
+        prompts = dict.fromkeys((*self.content_prompts, *self.style_prompts))
+        texts = {prompt: read_caption(base, prompt, settings) for prompt in prompts}
+        empty = read_caption(base, "", settings) if settings.caption_dropout else None
 
-def _prepare(request: PairRequest, plan: PairPlan, facts: Mapping[str, Any]) -> Prepared:
-    pairs, *mirrored = _examples(request, plan)
-    recipe = Pair(
-        pairs=pairs,
-        style_start=facts["style_start_step"],
-        samples=request.settings.samples,
-        basis_seed=plan.family.pair.basis_seed,
-        mirrored=mirrored[0] if mirrored else (),
-    )
-    return Prepared(recipe, _preview(request, plan, pairs[0][1]))
+        def examples(image: FittedImage, prompt: str) -> list[Example]:
+            return [
+                example(base.model, latent, texts[prompt], empty, framing)
+                for latent, framing, _ in picture_views(base, image, settings.flip)
+            ]
 
+        views: list[list[tuple[Example, Example]]] = [[] for _ in VIEWS[settings.flip]]
+        for pair, content, style in zip(
+            self.pairs, self.content_prompts, self.style_prompts, strict=True
+        ):
+            both = zip(examples(pair.before, content), examples(pair.after, style), strict=True)
+            for view, one in zip(views, both, strict=True):
+                view.append(one)
+        return views
 
-def _preview(request: PairRequest, plan: PairPlan, after: Example) -> PreviewScene:
-    return preview_scene(
-        model=request.model,
-        clip=request.clip,
-        vae=request.vae,
-        settings=request.settings,
-        prompts=plan.style_prompts,
-        gates=({STYLE: Gate()}, {}),
-        latent=after.latent,
-    )
+    def results(self, trained: Trained, begun_for: int, identity: str) -> dict[str, LoraState]:
+        """Return the style and the content LoRAs by name, with their metadata."""
+        shared = {
+            **self.metadata(trained.steps, identity),
+            "pastiche.style_words": self.style_words.strip(),
+            "pastiche.basis_seed": self.defaults.basis_seed,
+            _STYLE_START_STEP: self.style_start_step(begun_for),
+            "pastiche.pairs": len(self.pairs),
+        }
+        prompts = "\n".join(dict.fromkeys(self.content_prompts))
+        style = {**shared, "pastiche.role": "style", "pastiche.content_prompt": prompts}
+        loras = {STYLE: lora_state(trained.adapters[STYLE], as_metadata(style))}
+        for pair, prompt in enumerate(self.content_prompts):
+            content = {**shared, "pastiche.role": "content", "pastiche.content_prompt": prompt}
+            layers = trained.adapters[content_name(pair)]
+            loras[content_file(pair)] = lora_state(layers, as_metadata(content))
+        return loras
 
+    def described(self) -> dict[str, Any]:
+        """Return plain values about the run for its folder."""
+        return {**super().described(), "pictures": [pair.note for pair in self.pairs]}
 
-def _examples(request: PairRequest, plan: PairPlan) -> list[list[tuple[Example, Example]]]:
-    """Return all pairs encoded, once for every way they are mirrored."""
-    clip, settings = request.clip, request.settings
-    prompts = dict.fromkeys((*plan.content_prompts, *plan.style_prompts))
-    texts = {prompt: read_caption(clip, prompt, settings) for prompt in prompts}
-    empty = read_caption(clip, "", settings) if settings.caption_dropout else None
-    triples = list(zip(plan.pairs, plan.content_prompts, plan.style_prompts, strict=True))
+    def pictures(self) -> list[Tensor]:
+        """Return each pair as it was trained, before beside after."""
+        return [side_by_side(pair, self.settings.flip == "always") for pair in self.pairs]
 
-    def example(image: FittedImage, prompt: str, mirrored: bool) -> Example:
-        return picture_example(
-            model=request.model,
-            vae=request.vae,
-            image=image,
-            text=texts[prompt],
-            mirrored=mirrored,
-            uncond=empty,
-        )
-
-    return [
-        [
-            (example(pair.before, content, mirrored), example(pair.after, style, mirrored))
-            for pair, content, style in triples
+    def lines(self, run: StoredRun) -> list[str]:
+        """Return the lines that the node shows: values with the source of defaults, pictures."""
+        start = _style_start(int(run.loras[STYLE].metadata[_STYLE_START_STEP]) + 1, run.steps)
+        return [
+            self.values_line(run.steps),
+            f"{start}, mirrored: {self.settings.flip}",
+            *(pair.note for pair in self.pairs),
         ]
-        for mirrored in VIEWS[settings.flip]
-    ]
 
 
 def content_file(pair: int) -> str:
@@ -135,53 +212,8 @@ def content_file(pair: int) -> str:
     return f"content_{pair + 1}"
 
 
-def pair_loras(
-    request: PairRequest,
-    plan: PairPlan,
-    trained: Trained,
-    facts: Mapping[str, Any],
-    identity: str,
-) -> dict[str, LoraState]:
-    """Return the style and the content LoRAs by file name, with their metadata."""
-    shared = {
-        **shared_metadata(
-            method="pair",
-            request=request,
-            family=plan.family,
-            config=plan.config,
-            resolution=plan.resolution,
-            steps=trained.steps,
-            identity=identity,
-        ),
-        "pastiche.style_words": plan.style_words,
-        "pastiche.basis_seed": plan.family.pair.basis_seed,
-        "pastiche.style_start_step": facts["style_start_step"],
-        "pastiche.pairs": len(plan.pairs),
-    }
-    prompts = "\n".join(dict.fromkeys(plan.content_prompts))
-    style = {**shared, "pastiche.role": "style", "pastiche.content_prompt": prompts}
-    loras = {STYLE: lora_state(trained.adapters[STYLE], as_metadata(style))}
-    for pair, prompt in enumerate(plan.content_prompts):
-        content = {**shared, "pastiche.role": "content", "pastiche.content_prompt": prompt}
-        layers = trained.adapters[content_name(pair)]
-        loras[content_file(pair)] = lora_state(layers, as_metadata(content))
-    return loras
-
-
-def pair_text(request: PairRequest, plan: PairPlan, run: StoredRun, notes: Sequence[str]) -> str:
-    """Return the lines that the node shows: values with the source of defaults, pictures, notes."""
-    lines = [
-        values_line(request, plan.family, plan.config, plan.family.pair.source, run.steps),
-        f"{_style_start(run)}, mirrored: {request.settings.flip}",
-        *(pair.note for pair in plan.pairs),
-        *warnings(plan.family),
-    ]
-    return "\n".join([*lines, *notes])
-
-
-def _style_start(run: StoredRun) -> str:
+def _style_start(first: int, steps: int) -> str:
     """Return since when the style was learnt; a run that was stopped early has not begun to."""
-    first = run.facts["style_start_step"] + 1
-    if first > run.steps:
-        return f"stopped at step {run.steps}, before the style begins at step {first}"
-    return f"style from step {first} of {run.steps}"
+    if first > steps:
+        return f"stopped at step {steps}, before the style begins at step {first}"
+    return f"style from step {first} of {steps}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..bridge.inputs import one_or_each
 from .buckets import Size, bucket_for, share_kept
 from .fitted_image import FittedImage, check_picture, cleaned, onto_frame, single_images
 
@@ -64,6 +65,7 @@ def pictures_of(
     captions: Sequence[str],
     resolution: int,
     multiple: int,
+    captions_name: str = "captions",
 ) -> list[Picture]:
     """Return every picture with its caption, mask and frame.
 
@@ -72,7 +74,8 @@ def pictures_of(
         masks: MASK batches ``(batch, height, width)``, one mask per picture, or none.
         captions: One for all, or one per picture.
         resolution: Side of the square whose area larger pictures are brought to.
-        multiple: Of the frames' sides.
+        multiple: The frames' sides are multiples of this.
+        captions_name: Name of the captions' input, for messages.
 
     Raises:
         ValueError: The counts differ, a picture holds nothing to learn from, or a mask doesn't fit.
@@ -84,12 +87,7 @@ def pictures_of(
             f"masks must be one per picture, got {len(counts)} for {len(pictures)} pictures; "
             "give each its own, a white one where all of it counts"
         )
-    if len(captions) not in (1, len(pictures)):
-        raise ValueError(
-            f"captions must be one text or one per picture, got {len(captions)} for "
-            f"{len(pictures)} pictures; give one for all or one for each"
-        )
-    texts = list(captions) * (len(pictures) if len(captions) == 1 else 1)
+    texts = one_or_each(captions, len(pictures), captions_name, "picture")
     found = []
     for number, (image, text) in enumerate(zip(pictures, texts, strict=True), start=1):
         check_picture(image, f"picture {number}")

@@ -6,11 +6,21 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ...training import TrainingSettings
-from ..bridge.inputs import only, rate_input, seed_input, settings_input
+from ...training.recipes.single import LORA
+from ..bridge.inputs import (
+    base_inputs,
+    rank_input,
+    rate_input,
+    run_name_input,
+    seed_input,
+    settings_input,
+    steps_input,
+    text_input,
+)
 from ..bridge.node_output import node_display
-from .plan import PlainRequest
-from .train import train_plain
+from ..trainer.request import read_request
+from ..trainer.run import run_training
+from .train import PlainTrainer
 
 
 class TrainPlainLora(io.ComfyNode):
@@ -41,45 +51,27 @@ class TrainPlainLora(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("model", tooltip="The base to learn on; it is not changed."),
-                io.Clip.Input("clip", tooltip="The base's text encoder, for the captions."),
-                io.Vae.Input("vae", tooltip="The base's VAE, for the pictures."),
-                io.String.Input(
+                *base_inputs("The base's text encoder, for the captions."),
+                text_input(
                     "captions",
-                    default="",
-                    multiline=True,
-                    placeholder="a photo of a sbu dog",
-                    tooltip="What the pictures show, with the word that will call the LoRA up. "
+                    "What the pictures show, with the word that will call the LoRA up. "
                     "One text serves all pictures; a list gives each its own. Not used with "
                     "latents, which bring their conditioning.",
+                    placeholder="a photo of a sbu dog",
                 ),
-                io.Int.Input(
-                    "steps",
-                    default=0,
-                    min=0,
-                    max=1_000_000,
-                    tooltip="Training steps; each takes the next pictures of a shuffled round. 0 "
+                steps_input(
+                    "Training steps; each takes the next pictures of a shuffled round. 0 "
                     "is the model family's default: 1000 for SD1.5, SD2 and SDXL, 1500 for the "
-                    "others (ours).",
+                    "others (ours)."
                 ),
-                io.Int.Input(
-                    "rank",
-                    default=0,
-                    min=0,
-                    max=1024,
-                    tooltip="Size of the LoRA; alpha is the same. 0 is the default of 16 (ours).",
-                ),
+                rank_input("Size of the LoRA; alpha is the same. 0 is the default of 16 (ours)."),
                 rate_input(
                     "learning_rate",
                     "How far a step goes. 0 is the default of 0.0001, that of diffusers' "
                     "DreamBooth LoRA.",
                 ),
                 seed_input("Seed for all noise and noise levels; the same seed repeats the run."),
-                io.String.Input(
-                    "run_name",
-                    default="my_lora",
-                    tooltip="Name of the run's folder below output/pastiche.",
-                ),
+                run_name_input("my_lora"),
                 io.Image.Input(
                     "images",
                     optional=True,
@@ -115,45 +107,12 @@ class TrainPlainLora(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: list[Any],
-        clip: list[Any],
-        vae: list[Any],
-        captions: list[str],
-        steps: list[int],
-        rank: list[int],
-        learning_rate: list[float],
-        seed: list[int],
-        run_name: list[str],
-        images: list[Any] | None = None,
-        masks: list[Any] | None = None,
-        settings: list[TrainingSettings] | None = None,
-        latents: list[Any] | None = None,
-        conditioning: list[Any] | None = None,
-    ) -> io.NodeOutput:
+    def execute(cls, **inputs: list[Any]) -> io.NodeOutput:
         """Train, or take an equal run's result."""
-        result = train_plain(
-            PlainRequest(
-                model=only("model", model),
-                clip=only("clip", clip),
-                vae=only("vae", vae),
-                captions=captions,
-                steps=only("steps", steps),
-                rank=only("rank", rank),
-                learning_rate=only("learning_rate", learning_rate),
-                seed=only("seed", seed),
-                run_name=only("run_name", run_name),
-                images=images or (),
-                masks=masks or (),
-                settings=only("settings", settings or [TrainingSettings()]),
-                latents=latents or (),
-                conditioning=conditioning or (),
-                node_id=cls.hidden.unique_id,
-            )
-        )
-        display = node_display(cls.hidden.unique_id, result.pictures, result.text)
-        return io.NodeOutput(result.lora, result.losses, ui=display)
+        trainer = read_request(PlainTrainer, inputs, cls.hidden.unique_id)
+        output = run_training(trainer)
+        display = node_display(trainer.node_id, output.pictures, output.text)
+        return io.NodeOutput(output.loras[LORA], output.losses, ui=display)
 
 
 NODES: list[type[io.ComfyNode]] = [TrainPlainLora]

@@ -1,148 +1,232 @@
-"""The ordinary LoRA from captioned pictures: what the train node does when it is queued."""
+"""The ordinary LoRA from captioned pictures: the inputs, their check and the training."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...training import Example, Gate, LoraState, Trained, lora_state
+from ...training import Example, Gate, LoraState, Trained, TrainingConfig, lora_state
+from ...training.families import PlainDefaults
 from ...training.files.metadata import as_metadata
 from ...training.recipes import Single
 from ...training.recipes.single import LORA
 from ...training.runs.run_store import StoredRun
+from ..bridge.conditioning import Conditioning
+from ..bridge.digests import content_digest
+from ..bridge.inputs import list_input
 from ..pictures.buckets import counted
-from ..text.training_cond import training_latent
+from ..pictures.fitted_image import single_images
+from ..pictures.picture import Picture, pictures_of
+from ..text.training_cond import training_cond, training_latent
 from ..trainer.examples import captioned_examples, example, preview_scene, read_caption
-from ..trainer.report import shared_metadata, values_line, warnings
-from ..trainer.run import Prepared, TrainingJob, run_training
-from .plan import PlainPlan, PlainRequest, plan_plain, run_pieces
+from ..trainer.preview import PreviewScene
+from ..trainer.trainer import KEPT_CAPTIONS, SHOWN_PICTURES, Trainer, picture_pieces
+from .encoded_dataset import EncodedPicture, encoded_pictures
 
-SHOWN_PICTURES = 4
-KEPT_CAPTIONS = 20
-"""In the file's metadata, of the distinct ones."""
 KEPT_TAGS = 200
-_CUT = 0.15
-"""Of a picture; more is told."""
+_CUT = 0.15  # the node names pictures that lose more than this share
 
 
-@dataclass(frozen=True)
-class PlainResult:
-    """What the train node hands on and shows.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlainTrainer(Trainer):
+    """The plain LoRA trainer with its node's inputs.
+
+    Pictures come as ``images`` or, encoded, as ``latents`` and ``conditioning``.
 
     Args:
-        lora: The LoRA.
-        losses: Curves ``loss`` and ``lora``.
-        pictures: The first pictures as they were trained, each an IMAGE.
-        text: What was trained, from which defaults, and where it lies.
+        captions: One for all pictures or one each.
+        images: IMAGE batches.
+        masks: MASK batches, one mask per picture, or none.
+        latents: LATENTs of core's training datasets.
+        conditioning: Their conditioning; as many.
     """
 
-    lora: LoraState
-    losses: dict[str, list[float]]
-    pictures: list[Tensor]
-    text: str
+    method: ClassVar[str] = "plain"
 
+    captions: Sequence[str] = list_input()
+    images: Sequence[Tensor] = list_input(())
+    masks: Sequence[Tensor] = list_input(())
+    latents: Sequence[Mapping[str, Any]] = list_input(())
+    conditioning: Sequence[Conditioning] = list_input(())
 
-def train_plain(request: PlainRequest) -> PlainResult:
-    """Train the pictures, or return what an equal run has left.
+    @property
+    def defaults(self) -> PlainDefaults:
+        """Return the method's defaults for the family."""
+        return self.base.family.plain
 
-    Raises:
-        ValueError: An input is not what it must be; the message says which and what to do.
-        RuntimeError: The output folder, the VAE or the loss prevents the training.
-    """
-    plan = plan_plain(request)
-    outcome = run_training(
-        TrainingJob(
-            name=request.run_name,
-            node_id=request.node_id,
-            model=request.model,
-            config=plan.config,
-            settings=request.settings,
-            pieces=run_pieces(request, plan),
-            facts={},
-            prepare=lambda facts: _prepare(request, plan),
-            loras=lambda trained, facts, identity: _loras(request, plan, trained, identity),
-            described={"family": plan.family.name, "pictures": _picture_lines(request, plan)},
-            text=plan.text,
-        )
-    )
-    run = outcome.run
-    always = request.settings.flip == "always"
-    shown = [picture.fitted()[0].pixels for picture in plan.pictures[:SHOWN_PICTURES]]
-    return PlainResult(
-        lora=run.loras[LORA],
-        losses=dict(run.losses),
-        pictures=[(pixels.flip(1) if always else pixels)[None] for pixels in shown],
-        text=plain_text(request, plan, run, outcome.notes),
-    )
+    @cached_property
+    def resolution(self) -> int:
+        """Return the side of the square whose area large pictures are brought to."""
+        return self.settings.resolution or self.defaults.resolution
 
+    @cached_property
+    def config(self) -> TrainingConfig:
+        """Return the run with every default in its place."""
+        return self.resolved(timesteps=self.defaults.timesteps)
 
-def _prepare(request: PlainRequest, plan: PlainPlan) -> Prepared:
-    examples, *mirrored = _examples(request, plan)
-    recipe = Single(examples, request.settings.samples, mirrored[0] if mirrored else ())
-    gates = {LORA: Gate()}
-    scene = preview_scene(
-        model=request.model,
-        clip=request.clip,
-        vae=request.vae,
-        settings=request.settings,
-        prompts=plan.captions or [request.captions[0] if request.captions else ""],
-        gates=(gates, gates),
-        latent=examples[0].latent,
-    )
-    return Prepared(recipe, scene)
+    @cached_property
+    def dataset(self) -> list[Picture]:
+        """Return the pictures to be encoded; none where they come encoded."""
+        if self.latents:
+            return []
+        multiple = self.base.family.multiple
+        return pictures_of(self.images, self.masks, self.captions, self.resolution, multiple)
 
+    @cached_property
+    def encoded(self) -> list[EncodedPicture]:
+        """Return the pictures of core's training datasets."""
+        return encoded_pictures(self.base.model, self.latents, self.conditioning)
 
-def _examples(request: PlainRequest, plan: PlainPlan) -> list[list[Example]]:
-    """Return all pictures encoded, once for every way they are mirrored."""
-    if not plan.encoded:
-        return captioned_examples(
-            model=request.model,
-            clip=request.clip,
-            vae=request.vae,
-            pictures=plan.pictures,
-            settings=request.settings,
-        )
-    settings = request.settings
-    empty = read_caption(request.clip, "", settings) if settings.caption_dropout else None
-    return [
-        [
-            example(
-                request.model,
-                training_latent(request.model, one.latent)[0],
-                one.conditioning,
-                empty,
+    @property
+    def distinct_captions(self) -> list[str]:
+        """Return every caption once, in order."""
+        return list(dict.fromkeys(picture.caption for picture in self.dataset))
+
+    def check(self) -> None:
+        """Check all inputs before anything is encoded.
+
+        Raises:
+            ValueError: An input is not what it must be; the message says which and what to do.
+        """
+        _ = self.config
+        self._require_one_source()
+        if not self.latents or self.settings.caption_dropout:
+            self.base.require_clip()
+        _ = self.dataset, self.encoded, self.layers
+
+    def _require_one_source(self) -> None:
+        pictures = single_images(self.images)
+        if not pictures and not self.latents:
+            raise ValueError(
+                "training needs pictures, got none; connect images, or latents and conditioning "
+                "from Make Training Dataset"
             )
-            for one in plan.encoded
+        if pictures and self.latents:
+            raise ValueError(
+                "training takes pictures either as images or as latents, got both; disconnect one"
+            )
+        if bool(self.latents) != bool(self.conditioning):
+            given, missing = (
+                ("latents", "conditioning") if self.latents else ("conditioning", "latents")
+            )
+            raise ValueError(
+                f"latents and conditioning must come together, got {given} without {missing}; "
+                "connect both from the same node"
+            )
+        if self.latents and self.masks:
+            raise ValueError(
+                "masks belong to images, got masks with latents; connect the images instead"
+            )
+        if self.latents and self.settings.text_encoder_rate:
+            raise ValueError(
+                "a text encoder is trained on captions, got conditioning that is encoded already and "
+                f"text_encoder_rate {self.settings.text_encoder_rate:g}; set it to 0 in Training "
+                "Settings or connect the images instead"
+            )
+        if self.latents and self.settings.flip != "never":
+            raise ValueError(
+                f"latents can't be mirrored, got flip {self.settings.flip} with latents; "
+                "set flip to never or connect the images instead"
+            )
+
+    def pieces(self) -> dict[str, Any]:
+        """Return what decides the result, by name, excluding the number of steps.
+
+        What encoded nothing is no piece: the VAE, and without caption dropout the text encoder,
+        where latents and conditioning were given.
+        """
+        if not self.encoded:
+            captions = [picture.caption for picture in self.dataset]
+            return {**self.base_pieces(captions=captions), **picture_pieces(self.dataset)}
+        unread = {"vae"} if self.settings.caption_dropout else {"vae", "clip"}
+        return {
+            **self.base_pieces(unread, captions=[]),
+            "latents": [content_digest(one.latent) for one in self.encoded],
+            "conditioning": [content_digest(self._read_of(one)) for one in self.encoded],
+        }
+
+    def _read_of(self, picture: EncodedPicture) -> dict[str, Any]:
+        """Return what the model reads of a caption: SD1.5 leaves the pooled vector unread."""
+        cond = training_cond(self.base.model, picture.conditioning, picture.latent[0])
+        return {name: value.cond for name, value in cond.model_conds.items()}
+
+    def prepare(self, begun_for: int) -> tuple[Single, PreviewScene]:
+        """Return the encoded recipe and what previews show."""
+        examples, *mirrored = self._examples()
+        recipe = Single(examples, self.settings.samples, mirrored[0] if mirrored else ())
+        gates = {LORA: Gate()}
+        prompts = self.distinct_captions or [*self.captions, ""]
+        latent = examples[0].latent
+        return recipe, preview_scene(self.base, self.settings, prompts, (gates, gates), latent)
+
+    def _examples(self) -> list[list[Example]]:
+        """Return all pictures encoded, once for every view."""
+        base, settings = self.base, self.settings
+        if not self.encoded:
+            return captioned_examples(base, self.dataset, settings)
+        empty = read_caption(base, "", settings) if settings.caption_dropout else None
+        latents = [training_latent(base.model, one.latent)[0] for one in self.encoded]
+        return [
+            [
+                example(base.model, latent, one.conditioning, empty)
+                for latent, one in zip(latents, self.encoded, strict=True)
+            ]
         ]
-    ]
 
+    def results(self, trained: Trained, begun_for: int, identity: str) -> dict[str, LoraState]:
+        """Return the LoRA with its metadata."""
+        count = len(self.dataset) or len(self.encoded)
+        metadata = {
+            **self.metadata(trained.steps, identity),
+            "pastiche.role": "plain",
+            "pastiche.images": count,
+            "pastiche.masked": any(picture.mask is not None for picture in self.dataset),
+            "pastiche.captions": "\n".join(self.distinct_captions[:KEPT_CAPTIONS]),
+            "ss_num_train_images": count,
+            **_tags(self.run_name, [picture.caption for picture in self.dataset]),
+        }
+        return {LORA: lora_state(trained.adapters[LORA], as_metadata(metadata))}
 
-def _loras(
-    request: PlainRequest, plan: PlainPlan, trained: Trained, identity: str
-) -> dict[str, LoraState]:
-    count = len(plan.pictures) or len(plan.encoded)
-    metadata = {
-        **shared_metadata(
-            method="plain",
-            request=request,
-            family=plan.family,
-            config=plan.config,
-            resolution=plan.resolution,
-            steps=trained.steps,
-            identity=identity,
-        ),
-        "pastiche.role": "plain",
-        "pastiche.images": count,
-        "pastiche.masked": any(picture.mask is not None for picture in plan.pictures),
-        "pastiche.captions": "\n".join(plan.captions[:KEPT_CAPTIONS]),
-        "ss_num_train_images": count,
-        **_tags(request.run_name, [picture.caption for picture in plan.pictures]),
-    }
-    return {LORA: lora_state(trained.adapters[LORA], as_metadata(metadata))}
+    def described(self) -> dict[str, Any]:
+        """Return plain values about the run for its folder."""
+        return {**super().described(), "pictures": self._picture_lines()}
+
+    def pictures(self) -> list[Tensor]:
+        """Return the first pictures as they were trained."""
+        shown = [picture.fitted()[0].pixels for picture in self.dataset[:SHOWN_PICTURES]]
+        always = self.settings.flip == "always"
+        return [(pixels.flip(1) if always else pixels)[None] for pixels in shown]
+
+    def lines(self, run: StoredRun) -> list[str]:
+        """Return the lines that the node shows: values with the source of defaults, pictures."""
+        return [self.values_line(run.steps), *self._picture_lines()]
+
+    def _picture_lines(self) -> list[str]:
+        if self.encoded:
+            sizes = {tuple(one.latent.shape[1:]) for one in self.encoded}
+            return [f"{len(self.encoded)} encoded pictures, latents of {len(sizes)} sizes"]
+        pictures = self.dataset
+        lines = [
+            f"{len(pictures)} pictures: {counted(picture.frame for picture in pictures)}, "
+            f"mirrored: {self.settings.flip}"
+        ]
+        masked = sum(picture.mask is not None for picture in pictures)
+        if masked:
+            lines.append(f"{masked} of them count within their mask alone")
+        bare = [str(picture.number) for picture in pictures if not picture.caption]
+        if bare:
+            lines.append(f"without a caption: picture {', '.join(bare)}")
+        lines += [
+            f"picture {picture.number} is cut to {picture.kept:.0%} of itself; crop it yourself"
+            for picture in pictures
+            if picture.kept < 1 - _CUT
+        ]
+        return lines
 
 
 def _tags(run: str, captions: Sequence[str]) -> dict[str, Any]:
@@ -150,36 +234,3 @@ def _tags(run: str, captions: Sequence[str]) -> dict[str, Any]:
     parts = (part.strip() for caption in captions for part in caption.split(","))
     counts = Counter(part for part in parts if part)
     return {"ss_tag_frequency": {run: dict(counts.most_common(KEPT_TAGS))}} if counts else {}
-
-
-def plain_text(request: PlainRequest, plan: PlainPlan, run: StoredRun, notes: Sequence[str]) -> str:
-    """Return the lines that the node shows: values with the source of defaults, pictures, notes."""
-    lines = [
-        values_line(request, plan.family, plan.config, plan.family.plain.source, run.steps),
-        *_picture_lines(request, plan),
-        *warnings(plan.family),
-    ]
-    return "\n".join([*lines, *notes])
-
-
-def _picture_lines(request: PlainRequest, plan: PlainPlan) -> list[str]:
-    if plan.encoded:
-        sizes = {tuple(one.latent.shape[1:]) for one in plan.encoded}
-        return [f"{len(plan.encoded)} encoded pictures, latents of {len(sizes)} sizes"]
-    pictures = plan.pictures
-    lines = [
-        f"{len(pictures)} pictures: {counted(picture.frame for picture in pictures)}, "
-        f"mirrored: {request.settings.flip}"
-    ]
-    masked = sum(picture.mask is not None for picture in pictures)
-    if masked:
-        lines.append(f"{masked} of them count within their mask alone")
-    bare = [str(picture.number) for picture in pictures if not picture.caption]
-    if bare:
-        lines.append(f"without a caption: picture {', '.join(bare)}")
-    lines += [
-        f"picture {picture.number} is cut to {picture.kept:.0%} of itself; crop it yourself"
-        for picture in pictures
-        if picture.kept < 1 - _CUT
-    ]
-    return lines

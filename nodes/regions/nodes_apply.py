@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..bridge.inputs import concepts_input, joined
+from ..bridge.inputs import concepts_input, joined, text_input
 from ..bridge.socket_types import RegionPromptsType, RegionsType
 from .layout.sets import KEEPS_A_CELL, RULES
 from .sampling.apply import with_regions
 from .sampling.control import weighted_control
 from .sampling.loras import AREA, TOKENLESS
-from .sampling.prompts import Said, with_region_prompt
+from .sampling.prompts import with_region_prompt
 from .sampling.run import MEAN, POOLED
 
 
@@ -126,18 +126,20 @@ class RegionPrompt(io.ComfyNode):
         negative_conditioning=None,
     ) -> io.NodeOutput:
         """Encode the region's prompts."""
-        said = Said(
-            region,
-            text,
-            negative,
-            common_words,
-            positive_conditioning,
-            negative_conditioning,
-            lora,
-            joined(concepts or {}),
-            strength,
+        prompts = with_region_prompt(
+            region_prompts,
+            region=region,
+            text=text,
+            negative=negative,
+            common_words=common_words,
+            strength=strength,
+            clip=clip,
+            lora=lora,
+            concepts=joined(concepts),
+            positive_conditioning=positive_conditioning,
+            negative_conditioning=negative_conditioning,
         )
-        return io.NodeOutput(with_region_prompt(region_prompts, said, clip))
+        return io.NodeOutput(prompts)
 
 
 class ApplyRegionalAttention(io.ComfyNode):
@@ -251,14 +253,10 @@ class RegionalControlWeight(io.ComfyNode):
             inputs=[
                 io.ControlNet.Input("control_net", tooltip="A ControlNet or a T2I-Adapter."),
                 RegionsType.Input("regions", tooltip="Where the strengths hold."),
-                io.String.Input(
+                text_input(
                     "strengths",
-                    default="",
-                    multiline=True,
-                    tooltip=(
-                        "A name and a number on each line, such as: cat 0.8. Regions that are not "
-                        "named have the strength inside."
-                    ),
+                    "A name and a number on each line, such as: cat 0.8. Regions that are not "
+                    "named have the strength inside.",
                 ),
                 io.Float.Input(
                     "inside",

@@ -1,55 +1,19 @@
-"""A text encoder that takes part in a training: which of its layers, and how fast."""
+"""The layers of a text encoder that can be trained."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import comfy.lora
 import torch
 from comfy.sd import CLIP
 
-from ...training import TrainingConfig, TrainingSettings
-from ...training.gates import Site
+from ...training.gates import Layer
 from .trainable_encoder import encoders_of
 
 TRAINABLE = ("clip_l", "clip_g")
 """Text encoders whose layers can be trained."""
 
 
-@dataclass(frozen=True)
-class TextTraining:
-    """A text encoder that takes part in a training.
-
-    Args:
-        clip: Never changed.
-        rate: What multiplies the learning rate of its layers; 0 leaves them as they are.
-    """
-
-    clip: CLIP
-    rate: float
-
-
-def text_training(
-    clip: CLIP, settings: TrainingSettings, config: TrainingConfig
-) -> TextTraining | None:
-    """Return what the settings ask for: nothing where the text encoder stays as it is.
-
-    Args:
-        clip: Reads the captions.
-        settings: Of the user.
-        config: Of the loop.
-
-    Raises:
-        ValueError: There is no text encoder that can be trained.
-    """
-    rate = settings.text_encoder_rate
-    if not rate:
-        return None
-    _require_trainable(clip)
-    return TextTraining(clip, rate / config.learning_rate)
-
-
-def text_sites(clip: CLIP, rate: float) -> dict[str, Site]:
+def text_layers(clip: CLIP, learning_rate: float) -> dict[str, Layer]:
     """Return the attention layers of CLIP-L and CLIP-G by the name they get in a LoRA file.
 
     Raises:
@@ -59,7 +23,7 @@ def text_sites(clip: CLIP, rate: float) -> dict[str, Site]:
     model = clip.cond_stage_model
     names = _file_names(model)
     return {
-        names[path]: Site(module, tuple(module.weight.shape), rate=rate)
+        names[path]: Layer(path, tuple(module.weight.shape), learning_rate=learning_rate)
         for path, module in model.named_modules()
         if path.partition(".")[0] in trainable
         and path.rpartition(".")[2] in ("q_proj", "k_proj", "v_proj", "out_proj")

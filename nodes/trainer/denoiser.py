@@ -161,6 +161,7 @@ def open_denoiser(
     checkpointing: bool = False,
     offload: bool = False,
     clip: comfy.sd.CLIP | None = None,
+    family: Family | None = None,
 ) -> Iterator[ComfyDenoiser]:
     """Load a MODEL for training and yield it as a Denoiser; everything is restored at the end.
 
@@ -176,12 +177,13 @@ def open_denoiser(
         offload: Keep the base's weights in ordinary memory, on the device only while in use.
             Implies checkpointing: backward would otherwise hold every weight on the device.
         clip: A text encoder that takes part in the training, beside the denoiser; never changed.
+        family: The base's family where it is known; ``None`` looks at the base.
 
     Raises:
         ValueError: The base can't be trained on; see ``identify_for_training``.
         RuntimeError: It can't be loaded a second time, which dynamic VRAM would need.
     """
-    family = identify_for_training(model)
+    family = family or identify_for_training(model)
     # Before inference mode is left: torch loses the versions of inference tensors moved outside it.
     comfy.model_management.unload_all_models()
     with ExitStack() as stack:

@@ -1,34 +1,29 @@
-"""A picture and its caption as the rows of a training see them: encoded, framed, masked."""
+"""Pictures and captions as the rows of a training see them: encoded, framed, masked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-import comfy.model_management
-import comfy.sd
 import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...training import Example, TrainingSettings
 from ...training.gates import RowGates
-from ..bridge.conditioning import Conditioning, encode_prompt
-from ..pictures.fitted_image import FittedImage, encode
+from ..pictures.fitted_image import FittedImage
 from ..pictures.picture import Picture
 from ..text.live_caption import LearntCond, Wording
-from ..text.training_cond import Framing, TrainingCond, training_cond, training_latent
+from ..text.training_cond import Framing, TrainingCond, training_cond
+from .base import Base, Caption
 from .preview import PreviewScene
 
 VIEWS = {"never": (False,), "always": (True,), "random": (False, True)}
 """Whether a picture is mirrored, once for every way that the setting ``flip`` shows it."""
 
-Caption = Conditioning | Wording
-"""A caption encoded once, or to be encoded in every step."""
 
-
-def read_caption(clip: comfy.sd.CLIP, text: str, settings: TrainingSettings) -> Caption:
+def read_caption(base: Base, text: str, settings: TrainingSettings) -> Caption:
     """Return a caption: encoded, unless the text encoder is trained."""
-    return Wording.of(clip, text) if settings.text_encoder_rate else encode_prompt(clip, text)
+    return Wording.of(base.clip, text) if settings.text_encoder_rate else base.caption(text)
 
 
 def caption_cond(
@@ -40,78 +35,54 @@ def caption_cond(
     return training_cond(model, caption, latent, framing)
 
 
-def picture_example(
-    model: ModelPatcher,
-    vae: comfy.sd.VAE,
-    image: FittedImage,
-    text: Caption,
-    mirrored: bool = False,
-    uncond: Caption | None = None,
-    mask: Tensor | None = None,
-) -> Example:
-    """Return one picture as a row denoises it.
+def picture_views(
+    base: Base, image: FittedImage, flip: str, mask: Tensor | None = None
+) -> Iterator[tuple[Tensor, Framing, Tensor | None]]:
+    """Yield a picture's latent, framing and latent mask, once for every view.
 
     Args:
-        model: The base; need not be loaded.
-        vae: Encodes the picture.
-        image: On its frame.
-        text: Of the caption.
-        mirrored: Whether picture and mask are turned left to right.
-        uncond: Of the empty caption, for caption dropout.
+        base: Encodes the picture; need not be loaded.
+        image: The picture on its frame.
+        flip: One of ``VIEWS``.
         mask: What each pixel counts, ``(height, width)`` of the frame.
 
     Raises:
         RuntimeError: The VAE gives NaN.
     """
-    comfy.model_management.throw_exception_if_processing_interrupted()
-    latent = training_latent(model, encode(vae, image, mirrored))[0]
     (height, width), (top, left) = image.original_size, image.crop
     framing = Framing(width, height, left, top, image.size[1], image.size[0])
-    counts = None
-    if mask is not None:
-        counts = latent_mask(mask.flip(1) if mirrored else mask, latent)
-    return example(model, latent, text, uncond, framing, counts)
+    for mirrored in VIEWS[flip]:
+        latent = base.latent(image, mirrored)
+        counts = None
+        if mask is not None:
+            counts = latent_mask(mask.flip(1) if mirrored else mask, latent)
+        yield latent, framing, counts
 
 
 def captioned_examples(
-    model: ModelPatcher,
-    clip: comfy.sd.CLIP,
-    vae: comfy.sd.VAE,
-    pictures: Sequence[Picture],
-    settings: TrainingSettings,
+    base: Base, pictures: Sequence[Picture], settings: TrainingSettings
 ) -> list[list[Example]]:
     """Return pictures with their captions as rows, encoded one by one, once for every view.
 
     Args:
-        model: The base; need not be loaded.
-        clip: Encodes the captions.
-        vae: Encodes the pictures.
-        pictures: In order.
+        base: Encodes pictures and captions; need not be loaded.
+        pictures: Pictures in order.
         settings: Whether pictures are mirrored and captions dropped.
 
     Raises:
         ValueError: All that a mask lets count is cut away.
         RuntimeError: The VAE gives NaN.
     """
-    empty = read_caption(clip, "", settings) if settings.caption_dropout else None
+    empty = read_caption(base, "", settings) if settings.caption_dropout else None
     captions = dict.fromkeys(picture.caption for picture in pictures)
-    texts = {text: read_caption(clip, text, settings) for text in captions}
-    views = VIEWS[settings.flip]
-    examples: list[list[Example]] = [[] for _ in views]
+    texts = {text: read_caption(base, text, settings) for text in captions}
+    examples: list[list[Example]] = [[] for _ in VIEWS[settings.flip]]
     for picture in pictures:
         image, mask = picture.fitted()
-        for view, mirrored in zip(examples, views, strict=True):
-            view.append(
-                picture_example(
-                    model=model,
-                    vae=vae,
-                    image=image,
-                    text=texts[picture.caption],
-                    mirrored=mirrored,
-                    uncond=empty,
-                    mask=mask,
-                )
-            )
+        views = picture_views(base, image, settings.flip, mask)
+        for view, (latent, framing, counts) in zip(examples, views, strict=True):
+            text = texts[picture.caption]
+            view.append(example(base.model, latent, text, empty, framing, counts))
     return examples
 
 
@@ -145,9 +116,7 @@ def latent_mask(mask: Tensor, latent: Tensor) -> Tensor:
 
 
 def preview_scene(
-    model: ModelPatcher,
-    clip: comfy.sd.CLIP,
-    vae: comfy.sd.VAE,
+    base: Base,
     settings: TrainingSettings,
     prompts: Sequence[str],
     gates: tuple[RowGates, RowGates],
@@ -156,16 +125,15 @@ def preview_scene(
     """Return what previews show: the settings' prompt, or the first of the trainer's own.
 
     Args:
-        model: The base; need not be loaded.
-        clip: Encodes the prompts.
-        vae: Decodes the pictures.
-        settings: Of the user.
-        prompts: Of the trainer.
-        gates: Of the prompt's row and of the empty prompt's.
+        base: Encodes the prompts and decodes the pictures; need not be loaded.
+        settings: The user's settings.
+        prompts: The trainer's prompts.
+        gates: Gates of the prompt's row and of the empty prompt's.
         latent: ``(channel, ...)``; only its shape is read.
     """
     prompt = settings.preview_prompt.strip() or prompts[0]
     cond, uncond = (
-        caption_cond(model, read_caption(clip, text, settings), latent) for text in (prompt, "")
+        caption_cond(base.model, read_caption(base, text, settings), latent)
+        for text in (prompt, "")
     )
-    return PreviewScene(vae, cond, uncond, *gates, latent.shape)
+    return PreviewScene(base.vae, cond, uncond, *gates, latent.shape)

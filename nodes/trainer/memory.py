@@ -10,10 +10,9 @@ import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...training import Recipe, TrainingConfig, TrainingSettings
+from ...training import TrainingConfig, TrainingSettings
 from ...training.memory import MemoryNeed
-from ..text.encoder_layers import TextTraining
-from .rehearsal import rehearse
+from .rehearsal import Rehearsal
 
 _GB = 1024**3
 # The forecast is right within a fifth; beyond this a run is bound to fail.
@@ -74,29 +73,26 @@ def with_preset(
 
 
 def check_memory(
-    model: ModelPatcher,
-    recipe: Recipe,
+    rehearsal: Rehearsal,
     config: TrainingConfig,
     settings: TrainingSettings,
     tell: Callable[[str], None],
-    text: TextTraining | None = None,
 ) -> None:
     """Say what the run will need, what is free, and which setting would make it fit.
 
     Args:
-        model: The base, not loaded yet.
-        recipe: The rows of every step.
-        config: Of the loop.
-        settings: With the preset in place.
+        rehearsal: What is trained; not loaded yet.
+        config: The run.
+        settings: Settings with the preset in place.
         tell: Shows a sentence on the node.
-        text: The text encoder that takes part.
 
     Raises:
         RuntimeError: The run can't fit onto a GPU by a clear margin.
     """
+    model = rehearsal.base.model
     device = torch.device(model.load_device)
     try:
-        need = rehearse(model, recipe, config, settings, text)
+        need = rehearsal.need(config, settings)
     except Exception as error:  # a forecast that fails is no reason not to train
         logging.warning("Pastiche: the memory forecast failed", exc_info=True)
         tell(f"memory: not foretold for this model ({type(error).__name__}: {error})")
@@ -105,7 +101,7 @@ def check_memory(
     tell(_forecast(need, free, device))
     if wanted <= free:
         return
-    remedy = _remedy(model, recipe, config, settings, free, text)
+    remedy = _remedy(rehearsal, config, settings, free)
     if device.type != "cpu" and wanted > _HOPELESS * free:
         raise RuntimeError(
             f"training must fit into the {free / _GB:.1f} GB that are free on {device}, but needs "
@@ -147,16 +143,12 @@ def _free(device: torch.device) -> int:
 
 
 def _remedy(
-    model: ModelPatcher,
-    recipe: Recipe,
-    config: TrainingConfig,
-    settings: TrainingSettings,
-    free: int,
-    text: TextTraining | None,
+    rehearsal: Rehearsal, config: TrainingConfig, settings: TrainingSettings, free: int
 ) -> str:
     """Return what to set so that the run fits, without a full stop."""
+    model = rehearsal.base.model
     for names, changed, run in _savings(settings, config, model):
-        need = rehearse(model, recipe, run, changed, text)
+        need = rehearsal.need(run, changed)
         if _wanted(need, model) <= free:
             return f"set {names} in Training Settings, then it needs {need.total / _GB:.1f} GB"
     return "lower resolution, rank or batch_size, close other programs, or take a smaller base"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
@@ -22,15 +22,16 @@ from ...training.block_checkpoints import (
     in_place_layers,
     out_of_place_blocks,
 )
+from ...training.gates import Layer
 from ...training.loop import packs, row_errors, updates_of
 from ...training.memory import LiveBytes, MemoryNeed, optimizer_bytes
 from ...training.recipes.rows import Row
 from ...training.session import Session
-from ..bridge.families import identify, network_blocks
-from ..text.encoder_layers import TextTraining
+from ..bridge.families import network_blocks
 from ..text.trainable_encoder import LearntText, casts_weights, encoders_of, layers_of
+from .base import Base
 from .denoiser import ComfyDenoiser, in_training, keeps_casts, set_compute_dtype
-from .target_layers import trained_sites
+from .target_layers import sites_on
 
 _STEPS_LOOKED_AT = 32
 # What torch's kernels and its allocator keep beside any tensor.
@@ -38,67 +39,73 @@ _BESIDE_TENSORS = 32 * 1024**2
 _META = torch.device("meta")
 
 
-def rehearse(
-    model: ModelPatcher,
-    recipe: Recipe,
-    config: TrainingConfig,
-    settings: TrainingSettings,
-    text: TextTraining | None = None,
-) -> MemoryNeed:
-    """Return what a run will need on its device, without loading the model or computing anything.
-
-    The network is copied without its numbers, and the largest forward and backward of the run go
-    through the loop's own code while the tensors that live are counted.
+@dataclass(frozen=True, eq=False)
+class Rehearsal:
+    """What a run's memory follows from, whatever its settings.
 
     Args:
-        model: The base; never changed.
+        base: The base; never changed.
+        layers: The layers that are trained.
+        text_encoder: The text encoder that takes part, ``None`` for none; never changed.
         recipe: The rows of every step.
-        config: Of the loop.
-        settings: Precision, layers, checkpointing and offload.
-        text: The text encoder that takes part; never changed.
     """
-    family = identify(model)
-    device = torch.device(model.load_device)
-    recomputes = settings.checkpointing or settings.offload or keeps_casts(model)
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(in_training())
-        stack.enter_context(_attention_of(device))
-        patcher = _hollow_patcher(model, settings)
-        blocks = network_blocks(patcher.model.diffusion_model, family)
-        in_place = family.blocks.in_place_residuals
-        if recomputes:
-            stack.enter_context(checkpointed_blocks(blocks, in_place))
-        elif in_place:
-            # Training copies what is overwritten, which costs the same; that needs addresses.
-            stack.enter_context(out_of_place_blocks(blocks))
-        encoder = None if text is None else stack.enter_context(_hollow_text(text.clip, settings))
-        denoiser = ComfyDenoiser(patcher, text=encoder)
-        rows = _largest_pack(denoiser, recipe, config)
-        known = [*patcher.model.parameters(), *patcher.model.buffers()]
-        if text is not None and encoder is not None:
-            held = encoder.clip.cond_stage_model
-            known += [*held.parameters(), *held.buffers()]
-            text = replace(text, clip=encoder.clip)
-        sites = trained_sites(patcher, settings, text)
-        live = stack.enter_context(LiveBytes(known))
-        session = Session(denoiser, sites, recipe, config)
-        adapters, live.peak = live.live, live.live
-        with session.gates.attached(), session.gates.gated([row.gates for row in rows]):
-            errors = row_errors(denoiser, session.gates, rows, config, 0, session.words)
-            errors.sum().backward()
-        peak = live.peak
-    learnt = list(session.parameters.values())
-    gradients = sum(parameter.nbytes for parameter in learnt)
-    moments = optimizer_bytes(session.optimizer)
-    stays = device.type == "cpu" or not settings.offload
-    weights = model.model_size() if stays else 0
-    return MemoryNeed(
-        weights=weights + (text.clip.patcher.model_size() if text is not None else 0),
-        learnt=adapters + gradients + moments,
-        activations=max(0, peak - adapters - gradients) + _BESIDE_TENSORS,
-    )
+
+    base: Base
+    layers: Mapping[str, Layer]
+    text_encoder: CLIP | None
+    recipe: Recipe
+
+    def need(self, config: TrainingConfig, settings: TrainingSettings) -> MemoryNeed:
+        """Return what the run needs on its device; nothing is loaded, nothing computed.
+
+        The network is copied without its numbers, and the largest forward and backward of the run
+        go through the loop's own code while the tensors that live are counted.
+
+        Args:
+            config: The run.
+            settings: Precision, checkpointing and offload.
+        """
+        model, clip, family = self.base.model, self.text_encoder, self.base.family
+        device = torch.device(model.load_device)
+        recomputes = settings.checkpointing or settings.offload or keeps_casts(model)
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(in_training())
+            stack.enter_context(_attention_of(device))
+            patcher = _hollow_patcher(model, settings)
+            blocks = network_blocks(patcher.model.diffusion_model, family)
+            in_place = family.blocks.in_place_residuals
+            if recomputes:
+                stack.enter_context(checkpointed_blocks(blocks, in_place))
+            elif in_place:
+                # Training copies what is overwritten, which costs the same; that needs addresses.
+                stack.enter_context(out_of_place_blocks(blocks))
+            encoder = None if clip is None else stack.enter_context(_hollow_text(clip, settings))
+            denoiser = ComfyDenoiser(patcher, text=encoder)
+            rows = _largest_pack(denoiser, self.recipe, config)
+            known = [*patcher.model.parameters(), *patcher.model.buffers()]
+            if encoder is not None:
+                held = encoder.clip.cond_stage_model
+                known += [*held.parameters(), *held.buffers()]
+            sites = sites_on(self.layers, patcher, encoder.clip if encoder else None)
+            live = stack.enter_context(LiveBytes(known))
+            session = Session(denoiser, sites, self.recipe, config)
+            adapters, live.peak = live.live, live.live
+            with session.gates.attached(), session.gates.gated([row.gates for row in rows]):
+                errors = row_errors(denoiser, session.gates, rows, config, 0, session.words)
+                errors.sum().backward()
+            peak = live.peak
+        learnt = list(session.parameters.values())
+        gradients = sum(parameter.nbytes for parameter in learnt)
+        moments = optimizer_bytes(session.optimizer)
+        stays = device.type == "cpu" or not settings.offload
+        weights = model.model_size() if stays else 0
+        return MemoryNeed(
+            weights=weights + (clip.patcher.model_size() if clip is not None else 0),
+            learnt=adapters + gradients + moments,
+            activations=max(0, peak - adapters - gradients) + _BESIDE_TENSORS,
+        )
 
 
 def _largest_pack(denoiser: ComfyDenoiser, recipe: Recipe, config: TrainingConfig) -> Sequence[Row]:

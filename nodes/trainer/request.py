@@ -1,58 +1,56 @@
-"""What every train node's inputs have, and the run that follows from them."""
+"""The inputs that all training nodes have, and how a node's lists become them."""
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from comfy.model_patcher import ModelPatcher
+from ...training import TrainingSettings
+from ..bridge.inputs import read_inputs
+from .base import Base
 
-from ...training import TrainingConfig, TrainingSettings
-
-
-class Asked(Protocol):
-    """What every train node's inputs have; 0 is the family's default."""
-
-    model: ModelPatcher
-    steps: int
-    rank: int
-    learning_rate: float
-    seed: int
-    settings: TrainingSettings
+Request = TypeVar("Request", bound="TrainRequest")
 
 
-class Defaults(Protocol):
-    """A method's defaults for a family."""
-
-    steps: int
-    rank: int
-    learning_rate: float
-    weight_decay: float
-
-
-def resolved_config(
-    request: Asked,
-    defaults: Defaults,
-    timesteps: str = "uniform",
-    packing: Literal["batched", "sequential"] = "batched",
-) -> TrainingConfig:
-    """Return the run with every default in its place.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainRequest:
+    """The inputs of a training node, each under its own name.
 
     Args:
-        request: The node's inputs.
-        defaults: Of the family.
-        timesteps: Of the family, where the settings leave them to it.
-        packing: Of the rows of a step.
+        base: MODEL, CLIP and VAE.
+        steps: Training steps; 0 is the family's default.
+        rank: LoRA rank; 0 is the family's default.
+        learning_rate: Learning rate; 0 is the family's default.
+        seed: Seed of every draw.
+        run_name: Name of the run's folder.
+        settings: The user's settings.
+        node_id: The node's id in the graph; ``None`` outside a server.
+    """
+
+    base: Base
+    steps: int
+    rank: int = 0
+    learning_rate: float
+    seed: int
+    run_name: str
+    settings: TrainingSettings = field(default_factory=TrainingSettings)
+    node_id: str | None = None
+
+
+def read_request(
+    kind: type[Request], inputs: Mapping[str, Sequence[Any]], node_id: str | None
+) -> Request:
+    """Return a request of what ComfyUI hands to a node that takes lists.
+
+    Args:
+        kind: What is asked for.
+        inputs: Values by the name of their input.
+        node_id: The node's id in the graph; ``None`` outside a server.
 
     Raises:
-        ValueError: A value is outside its range; the message names it.
+        ValueError: A list is connected where one value is needed.
     """
-    return TrainingConfig.of(
-        request.settings,
-        steps=request.steps or defaults.steps,
-        rank=request.rank or defaults.rank,
-        learning_rate=request.learning_rate or defaults.learning_rate,
-        seed=request.seed,
-        weight_decay=defaults.weight_decay,
-        timesteps=timesteps,
-        packing=packing,
-    )
+    values = read_inputs(kind, inputs)
+    base = Base(*(values.pop(name, None) for name in ("model", "clip", "vae")))
+    return kind(base=base, node_id=node_id, **values)

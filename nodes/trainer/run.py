@@ -1,143 +1,84 @@
-"""What every trainer's run goes through: found again, locked, gone on with, kept, stored."""
+"""The run that all trainers share: reuse a finished one, lock, resume, checkpoint, save."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import comfy.model_management
-from comfy.model_patcher import ModelPatcher
-from comfy.sd import CLIP
 
-from ...training import LoraState, Recipe, Trained, TrainingConfig, TrainingSettings, train
-from ...training.gates import Site
+from ...training import Trained, TrainingConfig, TrainingSettings, train
+from ...training.gates import Layer
 from ...training.progress import Callback, Event
 from ...training.runs.keeper import Keeper
 from ...training.runs.run_folder import RunFolder, StartingPoint
 from ...training.runs.run_store import StoredRun, checked_run_name, require_space, run_id, save_run
-from ..bridge.families import identify
 from ..bridge.output_folder import runs_root
-from ..text.encoder_layers import TextTraining
 from .denoiser import open_denoiser
 from .memory import check_memory, with_preset
 from .panel import LivePanel
-from .preview import Previews, PreviewScene
-from .progress_bar import Share, progress_bar
-from .target_layers import trained_sites
+from .preview import Previews
+from .progress_bar import ProgressRange, progress_bar
+from .rehearsal import Rehearsal
+from .target_layers import sites_on
+from .trainer import Trainer, TrainerOutput
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What is encoded before the denoiser is loaded.
-
-    Args:
-        recipe: The rows of every step.
-        preview: What preview pictures show; ``None`` where the trainer draws none.
-    """
-
-    recipe: Recipe
-    preview: PreviewScene | None
-
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """What one trainer asks for.
+def run_training(trainer: Trainer, progress: ProgressRange | None = None) -> TrainerOutput:
+    """Return a trainer's output: an equal run's, or what training, begun or resumed, gives.
 
     Args:
-        name: Of the run, as the user typed it.
-        node_id: Of the node in the graph; ``None`` outside a server.
-        model: The base; never changed.
-        config: Of the loop.
-        settings: Of the user.
-        pieces: What decides the result, by name; the number of steps is none of it.
-        facts: Plain values decided now that stay when the run is extended.
-        prepare: Encodes pictures and prompts; gets the facts. Called only if there is training
-            to do, before the denoiser is loaded.
-        loras: Makes the results by file name from what was learnt, the facts and the run's id.
-        described: Plain values about the run for its folder.
-        share: Of the node's progress bar; all of it where none is given.
-        text: The text encoder, where captions are encoded in every step or it is trained too.
-        denoiser_rate: What multiplies the learning rate of the denoiser's layers.
-    """
-
-    name: str
-    node_id: str | None
-    model: ModelPatcher
-    config: TrainingConfig
-    settings: TrainingSettings
-    pieces: Mapping[str, Any]
-    facts: Mapping[str, Any]
-    prepare: Callable[[Mapping[str, Any]], Prepared]
-    loras: Callable[[Trained, Mapping[str, Any], str], dict[str, LoraState]]
-    described: Mapping[str, Any]
-    share: Share | None = None
-    text: TextTraining | None = None
-    denoiser_rate: float = 1.0
-
-    def sites(self, model: ModelPatcher, clip: CLIP | None) -> dict[str, Site]:
-        """Return the layers that are trained: the denoiser's and the text encoder's.
-
-        Args:
-            model: The base, as it is loaded.
-            clip: The text encoder, as it is loaded.
-        """
-        text = replace(self.text, clip=clip) if self.text and clip else None
-        return trained_sites(model, self.settings, text, self.denoiser_rate)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished run and sentences for the node on where it comes from and lies."""
-
-    run: StoredRun
-    notes: Sequence[str]
-
-
-def run_training(job: TrainingJob) -> Outcome:
-    """Return the job's result: an equal run's, or what training, begun or gone on with, gives.
+        trainer: The method with its inputs.
+        progress: The run's part of the node's progress bar; ``None`` is all of it.
 
     Raises:
+        ValueError: An input is not what it must be; the message says which and what to do.
         RuntimeError: The folder is in use or can't be written, or the training broke off; the
             message names the last step that is kept.
     """
-    config = job.config
-    pieces = dict(job.pieces)
+    trainer.check()
+    config = trainer.config
+    pieces = trainer.pieces()
     if config.depends_on_total:
         pieces[f"steps of the {config.schedule} schedule"] = config.steps
-    folder = RunFolder(runs_root(), checked_run_name(job.name), run_id(pieces))
+    folder = RunFolder(runs_root(), checked_run_name(trainer.run_name), run_id(pieces))
     run = folder.finished(config.steps)
     if run is not None:
-        return Outcome(run, [f"trained before, taken from {folder.result(run.steps)}"])
+        return _output(trainer, run, [f"trained before, taken from {folder.result(run.steps)}"])
     with folder.held():
-        start = folder.starting_point(config.steps, job.facts)
+        start = folder.starting_point(config.steps, trainer.decided_by)
         if changed := folder.describe(pieces):
             start.notes.append(changed)
         started = time.monotonic()
-        trained, notes = _train(job, folder, start)
+        trained, notes = _train(trainer, folder, start, progress or ProgressRange(0, config.steps))
         run = StoredRun(
             steps=trained.steps,
             pieces=pieces,
             losses={curve: list(values) for curve, values in trained.losses.items()},
-            loras=job.loras(trained, start.facts, folder.identity),
+            loras=trainer.results(trained, start.begun_for, folder.identity),
             facts={
-                **job.described,
-                **start.facts,
+                **trainer.described(),
+                "begun_for": start.begun_for,
                 "seconds": round(time.monotonic() - started, 1),
             },
         )
         where = keep(folder, run, config.steps)
-    return Outcome(run, [*notes, where])
+    return _output(trainer, run, [*notes, where])
+
+
+def _output(trainer: Trainer, run: StoredRun, notes: Sequence[str]) -> TrainerOutput:
+    text = "\n".join([*trainer.lines(run), *trainer.warnings(), *notes])
+    return TrainerOutput(run.loras, dict(run.losses), trainer.pictures(), text)
 
 
 def _train(
-    job: TrainingJob, folder: RunFolder, start: StartingPoint
+    trainer: Trainer, folder: RunFolder, start: StartingPoint, progress: ProgressRange
 ) -> tuple[Trained, Sequence[str]]:
-    settings, config = with_preset(job.settings, job.config, job.model)
-    require_space(runs_root(), _bytes_needed(job))
-    panel = LivePanel(job.node_id, folder, job.config, start.checkpoint)
+    base, layers, clip = trainer.base, trainer.layers, trainer.text_encoder
+    settings, config = with_preset(trainer.run_settings, trainer.config, base.model)
+    require_space(runs_root(), _bytes_needed(layers, config, settings))
+    panel = LivePanel(trainer.node_id, folder, config, start.checkpoint)
     keeper = Keeper(
         start.folder,
         settings.save_every_steps,
@@ -146,39 +87,37 @@ def _train(
         panel.warn,
         kept=start.checkpoint.step if start.checkpoint else None,
     )
-    share = job.share or Share(0, config.steps)
     for note in start.notes:
         logging.info("Pastiche: %s", note)
     try:
         with panel.open():
             for note in start.notes:
                 panel.note(note)
-            prepared = job.prepare(start.facts)
-            clip = job.text.clip if job.text else None
-            check_memory(job.model, prepared.recipe, config, settings, panel.note, job.text)
+            recipe, scene = trainer.prepare(start.begun_for)
+            check_memory(Rehearsal(base, layers, clip, recipe), config, settings, panel.note)
             with open_denoiser(
-                model=job.model,
-                precision=settings.precision,
-                checkpointing=settings.checkpointing,
-                offload=settings.offload,
-                clip=clip,
+                base.model,
+                settings.precision,
+                settings.checkpointing,
+                settings.offload,
+                clip,
+                base.family,
             ) as denoiser:
                 text = denoiser.text.clip if denoiser.text else None
-                sites = job.sites(denoiser.patcher, text)
-                samplings = identify(job.model).samplings
-                previews = Previews(prepared.preview, settings, folder.path, panel, samplings)
-                saves = _save_now(job, folder, panel, keeper)
+                previews = Previews(
+                    scene, settings, folder.path, panel, trainer.base.family.samplings
+                )
+                saves = _save_now(trainer, start.begun_for, folder, panel, keeper)
                 # The bar comes after the pictures that it carries.
-                bar = progress_bar(share, previews.latest)
+                bar = progress_bar(progress, previews.latest)
                 callbacks: list[Callback] = [keeper, previews, bar, saves, panel]
                 trained = train(
                     denoiser,
-                    sites,
-                    prepared.recipe,
+                    sites_on(layers, denoiser.patcher, text),
+                    recipe,
                     config,
                     callbacks,
                     start=start.checkpoint,
-                    facts=start.facts,
                     warn=panel.note,
                 )
             keeper.finish()
@@ -206,28 +145,29 @@ def _out_of_memory(settings: TrainingSettings) -> str:
     return f"training must fit into the device's memory, but it ran out; {advice}"
 
 
-def _bytes_needed(job: TrainingJob) -> int:
+def _bytes_needed(
+    layers: Mapping[str, Layer], config: TrainingConfig, settings: TrainingSettings
+) -> int:
     """Return what the results and the kept checkpoints take on disk, generously counted."""
-    settings = job.settings
-    sites = job.sites(job.model, job.text.clip if job.text else None).values()
-    numbers = sum(job.config.rank * (site.shape[0] + site.shape[1]) for site in sites)
+    numbers = sum(config.rank * (layer.shape[0] + layer.shape[1]) for layer in layers.values())
     moments = 1 if settings.optimizer in ("Adafactor", "SGD", "Scaled SGD") else 2
     states = 1 + moments + bool(settings.ema_decay)
     return 4 * numbers * (1 + states * (settings.keep_checkpoints + 1))
 
 
-def _save_now(job: TrainingJob, folder: RunFolder, panel: LivePanel, keeper: Keeper) -> Callback:
+def _save_now(
+    trainer: Trainer, begun_for: int, folder: RunFolder, panel: LivePanel, keeper: Keeper
+) -> Callback:
     """Return the callback that answers *Save now*: a checkpoint, and the LoRAs as files."""
 
     def save(event: Event) -> None:
         if not panel.asked("save"):
             return
         panel.doing("saving")
-        session = event.session
         place = folder.path / "saved" / f"step {event.step}"
         try:
             keeper.keep_now()
-            loras = job.loras(session.trained(), session.facts, folder.identity)
+            loras = trainer.results(event.session.trained(), begun_for, folder.identity)
             save_run(place, StoredRun(event.step, {}, {}, loras, {}))
         except (OSError, RuntimeError) as error:
             panel.warn(f"step {event.step} is not saved: {error}")

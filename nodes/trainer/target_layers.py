@@ -2,57 +2,106 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
 
-from ...lora_ops.keys import NATIVE_PREFIX
-from ...training import TrainingSettings
+from ...lora_ops.keys import NATIVE_PREFIX, changes_text_encoder
 from ...training.families import Family
-from ...training.families.family import matches
-from ...training.gates import Site
+from ...training.families.family import TargetLayers, matches
+from ...training.gates import Layer, Site
+from ...training.settings import TARGETS
 from ..bridge.families import identify
 from ..lora.layers import is_linear
-from ..text.encoder_layers import TextTraining, text_sites
+
+ATTENTION, _, ALL_LINEAR = TARGETS
 
 
-def training_sites(model: ModelPatcher, targets: str, pattern: str = "") -> dict[str, Site]:
-    """Return the layers to train by the name they get in a LoRA file.
+@dataclass(frozen=True)
+class OfferedLayer(Layer):
+    """A layer of a model that can be trained.
+
+    Args:
+        targets: Those of ``training.settings.TARGETS`` to which it belongs.
+    """
+
+    targets: frozenset[str] = frozenset()
+
+
+def offered_layers(model: ModelPatcher, family: Family) -> dict[str, OfferedLayer]:
+    """Return the layers that can be trained by the name they get in a LoRA file.
 
     Args:
         model: The base.
-        targets: One of ``training.config.TARGETS``. ``attention`` means q, k, v and the output
-            projection; in Flux's single blocks the q, k, v slice of ``linear1`` and ``linear2``.
-        pattern: Layers by name instead: globs over module paths and file names, parted by spaces
-            or commas; one with ``-`` in front leaves layers out. Only the blocks' linear layers
-            are offered.
-
-    Raises:
-        ValueError: The model's family is not supported, or the pattern matches no layer.
+        family: Its family.
     """
-    family = identify(model)
-    layers = family.layers
-    patterns = {
-        "attention": (layers.attention,),
-        "attention and feed-forward": (layers.attention, layers.feed_forward),
-        "all linear": (layers.blocks,),
-    }["all linear" if pattern.strip() else targets]
+    patterns = family.layers
     names = _file_names(model, family)
-    sites = {}
+    found = {}
     for path, module in model.model.diffusion_model.named_modules():
         if path not in names or not is_linear(module):
             continue
         shape = tuple(module.weight.shape)
-        if any(re.search(pattern, path) for pattern in patterns):
-            sites[names[path]] = Site(module, shape)
-        elif targets == "attention" and matches(layers.fused_attention, path):
-            name = names[path] + layers.fused_suffix
-            sites[name] = Site(module, (3 * shape[1], shape[1]), start=0)
-    return _matching(sites, model, pattern) if pattern.strip() else sites
+        targets = _targets_of(path, patterns)
+        if targets:
+            found[names[path]] = OfferedLayer(path, shape, targets=targets)
+        if ATTENTION not in targets and matches(patterns.fused_attention, path):
+            slice_shape = (3 * shape[1], shape[1])
+            found[names[path] + patterns.fused_suffix] = OfferedLayer(
+                path, slice_shape, start=0, targets=frozenset({ATTENTION})
+            )
+    return found
+
+
+def _targets_of(path: str, patterns: TargetLayers) -> frozenset[str]:
+    """Return those of ``training.settings.TARGETS`` to which the layer of a path belongs."""
+    attention = matches(patterns.attention, path)
+    feed_forward = matches(patterns.feed_forward, path)
+    members = (attention, attention or feed_forward, matches(patterns.blocks, path))
+    return frozenset(name for name, member in zip(TARGETS, members, strict=True) if member)
+
+
+def target_layers(
+    offered: Mapping[str, OfferedLayer], targets: str, target_pattern: str = ""
+) -> dict[str, OfferedLayer]:
+    """Return the layers to train.
+
+    Args:
+        offered: All layers that can be trained.
+        targets: One of ``training.settings.TARGETS``. ``attention`` means q, k, v and the output
+            projection; in Flux's single blocks the q, k, v slice of ``linear1`` and ``linear2``.
+        target_pattern: Layers by name instead: globs over module paths and file names, parted by
+            spaces or commas; one with ``-`` in front leaves layers out. Only the blocks' linear
+            layers are offered.
+
+    Raises:
+        ValueError: The pattern matches no layer.
+    """
+    chosen = ALL_LINEAR if target_pattern.strip() else targets
+    found = {name: layer for name, layer in offered.items() if chosen in layer.targets}
+    return _matching(found, target_pattern) if target_pattern.strip() else found
+
+
+def sites_on(
+    layers: Mapping[str, Layer], model: ModelPatcher, clip: CLIP | None = None
+) -> dict[str, Site]:
+    """Return layers as they lie in a loaded model and its text encoder."""
+    network = model.model.diffusion_model
+    text = None if clip is None else clip.cond_stage_model
+    return {
+        name: layer.on(text if text is not None and changes_text_encoder(name) else network)
+        for name, layer in layers.items()
+    }
+
+
+def training_sites(model: ModelPatcher, targets: str, target_pattern: str = "") -> dict[str, Site]:
+    """Return the sites to train of a model that stands alone, as ``target_layers`` chooses them."""
+    offered = offered_layers(model, identify(model))
+    return sites_on(target_layers(offered, targets, target_pattern), model)
 
 
 def text_readers(sites: Iterable[str], family: Family) -> list[str]:
@@ -60,25 +109,22 @@ def text_readers(sites: Iterable[str], family: Family) -> list[str]:
     return [name for name in sites if matches(family.layers.text_keys_values, name)]
 
 
-def _matching(sites: dict[str, Site], model: ModelPatcher, pattern: str) -> dict[str, Site]:
-    """Return the sites whose module path or file name a pattern names."""
+def _matching(layers: Mapping[str, OfferedLayer], pattern: str) -> dict[str, OfferedLayer]:
+    """Return the layers whose module path or file name a pattern names."""
     globs = pattern.replace(",", " ").split()
     wanted = [glob for glob in globs if not glob.startswith("-")] or ["*"]
     unwanted = [glob[1:] for glob in globs if glob.startswith("-")]
-    paths = {module: path for path, module in model.model.diffusion_model.named_modules()}
 
-    def named(name: str, site: Site, patterns: list[str]) -> bool:
-        return any(
-            fnmatchcase(text, glob) for glob in patterns for text in (name, paths[site.module])
-        )
+    def named(name: str, layer: Layer, patterns: list[str]) -> bool:
+        return any(fnmatchcase(text, glob) for glob in patterns for text in (name, layer.path))
 
     found = {
-        name: site
-        for name, site in sites.items()
-        if named(name, site, wanted) and not named(name, site, unwanted)
+        name: layer
+        for name, layer in layers.items()
+        if named(name, layer, wanted) and not named(name, layer, unwanted)
     }
     if not found:
-        example = next(iter(paths[site.module] for site in sites.values()), "none")
+        example = next((layer.path for layer in layers.values()), "none")
         raise ValueError(
             f"target_pattern must match a layer such as {example}, got {pattern!r} without a "
             "match; * stands for any characters"
@@ -98,24 +144,3 @@ def _file_names(model: ModelPatcher, family: Family) -> dict[str, str]:
         }
     network = model.model.diffusion_model
     return {path: NATIVE_PREFIX + path for path, _ in network.named_modules() if path}
-
-
-def trained_sites(
-    model: ModelPatcher,
-    settings: TrainingSettings,
-    text: TextTraining | None = None,
-    denoiser_rate: float = 1.0,
-) -> dict[str, Site]:
-    """Return the layers that are trained: the denoiser's, then the text encoder's.
-
-    Args:
-        model: The base.
-        settings: Which of the denoiser's.
-        text: The text encoder, where it takes part.
-        denoiser_rate: What multiplies the learning rate of the denoiser's layers.
-    """
-    sites = training_sites(model, settings.targets, settings.target_pattern)
-    return {
-        **{name: replace(site, rate=denoiser_rate) for name, site in sites.items()},
-        **(text_sites(text.clip, text.rate) if text and text.rate else {}),
-    }

@@ -11,7 +11,7 @@ from small_denoiser import SmallDenoiser, example, said, words
 
 MAKERS: dict[str, Callable[[], Recipe]] = {
     "single": lambda: Single([example(1), example(2), example(3)], batch_size=2),
-    "pair": lambda: Pair([(example(1), example(2)), (example(3), example(4))], style_start=2),
+    "pair": lambda: Pair([(example(1), example(2)), (example(3), example(4))], style_start_step=2),
     "half": lambda: Half("style", [example(1), example(2)], [example(n) for n in (3, 4, 5, 6)]),
     "make": lambda: Make([example(1), example(2)], [example(3)], PartlyLearnable(5)),
     "concept": lambda: EdLora([[said(1), said(1, 1)], [said(2)], [said(3)]], words(), 2),

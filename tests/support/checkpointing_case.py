@@ -28,7 +28,7 @@ class TheseRows:
     def adapters(self):
         return {"lora": Plain()}
 
-    def rates(self):
+    def lr_scales(self):
         return {}
 
     def rows(self, step, seed):

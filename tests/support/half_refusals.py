@@ -41,7 +41,7 @@ SPOILT_HALVES = {
     "one empty prompt of two": ({"prompt": ["a snq ball", ""]}, "got none for picture 2"),
     "three prompts for two pictures": (
         {"prompt": ["a snq ball"] * 3},
-        "^prompt must be one text for all pictures or one for each, got 3 for 2 pictures; write",
+        "^prompt must be one text or one per picture, got 3 for 2 pictures; give",
     ),
     "a prompt without the token": (
         {"prompt": "a photo of a ball"},
@@ -54,11 +54,11 @@ SPOILT_HALVES = {
     "two tokens": ({"token": ["a", "b"]}, "token must be a single value, got a list of 2"),
     "three auxiliary prompts for two": (
         {**TWO, "auxiliary_prompts": "a\nb\nc"},
-        "one line for all auxiliary pictures or one for each, got 3 for 2 pictures",
+        "auxiliary_prompts must be one text or one per picture, got 3 for 2 pictures",
     ),
     "auxiliary pictures without prompts": (
         {**TWO, "auxiliary_prompts": ""},
-        "auxiliary_prompts must be one line .*, got 0 for 2 pictures; write",
+        "auxiliary_prompts must be one text .*, got 0 for 2 pictures; give",
     ),
     "NaN": (
         {"images": [picture(), spoilt()]},
@@ -177,7 +177,7 @@ SPOILT_MAKES: dict[str, tuple[Callable[[], dict], str]] = {
     ),
     "three prompts for one picture": (
         lambda: {**tuning(), "content_prompt": ["a", "b", "c"]},
-        "^content_prompt must be one text for all pictures or one for each, got 3 for 1 pictures",
+        "^content_prompt must be one text or one per picture, got 3 for 1 picture;",
     ),
     "NaN": (
         lambda: {**tuning(), "style_images": [spoilt()]},
@@ -216,7 +216,7 @@ SPOILT_ALL: dict[str, tuple[dict, str]] = {
     ),
     "two style prompts for one picture": (
         {"style_prompt": ["a w@z", "b w@z"]},
-        "^style_prompt must be one text for all pictures or one for each, got 2 for 1 pictures",
+        "^style_prompt must be one text or one per picture, got 2 for 1 picture;",
     ),
     "NaN in the style": ({"style_images": [spoilt()]}, "^style_images: .*NaN .* picture 1"),
     "rank too large": ({"rank": 65}, "set rank to 64 or less"),

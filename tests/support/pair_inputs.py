@@ -11,7 +11,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from pack.nodes.pair.nodes import TrainPair
-from pack.nodes.pair.plan import PairPlan, PairRequest, plan_pair, run_pieces
+from pack.nodes.pair.train import PairTrainer
+from pack.nodes.trainer.request import read_request
 from pack.training import TrainingSettings
 from pack.training.runs.run_store import run_id
 from tiny import tiny, tiny_clip, tiny_cond, tiny_vae
@@ -60,23 +61,22 @@ def queue(name: str = "sd3", **changes: Any) -> io.NodeOutput:
         return TrainPair.PREPARE_CLASS_CLONE(None).execute(**inputs)
 
 
-def request(name: str = "sd3", **changes: Any) -> PairRequest:
-    """Return the request that the node would make."""
+def request(name: str = "sd3", **changes: Any) -> PairTrainer:
+    """Return the trainer that the node would run."""
     inputs = pair_inputs(name, **changes)
-    lists = {key: inputs.pop(key) for key in ("before", "after")}
-    prompts = inputs.pop("content_prompt")
-    single = {key: value for key, (value,) in inputs.items()}
-    return PairRequest(content_prompts=prompts, **lists, **single)
+    return read_request(PairTrainer, inputs, inputs.pop("node_id", [None])[0])
 
 
-def planned(name: str = "sd3", **changes: Any) -> tuple[PairRequest, PairPlan]:
-    asked = request(name, **changes)
-    return asked, plan_pair(asked)
+def planned(name: str = "sd3", **changes: Any) -> PairTrainer:
+    """Return the trainer with its inputs checked."""
+    trainer = request(name, **changes)
+    trainer.check()
+    return trainer
 
 
 def identity(name: str = "sd3", **changes: Any) -> str:
     """Return the id that the node would give the run."""
-    return run_id(run_pieces(*planned(name, **changes)))
+    return run_id(planned(name, **changes).pieces())
 
 
 @contextmanager

@@ -32,7 +32,7 @@ REFUSED = {
     ),
     "three prompts for one pair": (
         {"content_prompt": ["a", "b", "c"]},
-        "one prompt or one per pair, got 3 prompts for 1 pairs",
+        "one text or one per pair, got 3 for 1 pair;",
     ),
     "no style words": ({"style_words": "  "}, "style_words must name the style, got an empty text"),
     "two style words": (

@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 from pack.nodes.plain.nodes import TrainPlainLora
-from pack.nodes.plain.plan import PlainPlan, PlainRequest, plan_plain, run_pieces
+from pack.nodes.plain.train import PlainTrainer
+from pack.nodes.trainer.request import read_request
 from pack.training import TrainingSettings
 from pack.training.runs.run_store import run_id
 from pair_inputs import picture, vae_for
 from tiny import tiny, tiny_clip
-
-_LISTS = ("captions", "images", "masks", "latents", "conditioning")
 
 
 def plain_inputs(name: str = "sd3", **changes: Any) -> dict[str, list[Any]]:
@@ -42,18 +41,19 @@ def queue(name: str = "sd3", **changes: Any) -> io.NodeOutput:
         return TrainPlainLora.PREPARE_CLASS_CLONE(None).execute(**inputs)
 
 
-def request(name: str = "sd3", **changes: Any) -> PlainRequest:
-    """Return the request that the node would make."""
+def request(name: str = "sd3", **changes: Any) -> PlainTrainer:
+    """Return the trainer that the node would run."""
     inputs = plain_inputs(name, **changes)
-    lists = {key: inputs.pop(key) for key in _LISTS if key in inputs}
-    return PlainRequest(**lists, **{key: value for key, (value,) in inputs.items()})
+    return read_request(PlainTrainer, inputs, inputs.pop("node_id", [None])[0])
 
 
-def planned(name: str = "sd3", **changes: Any) -> tuple[PlainRequest, PlainPlan]:
-    asked = request(name, **changes)
-    return asked, plan_plain(asked)
+def planned(name: str = "sd3", **changes: Any) -> PlainTrainer:
+    """Return the trainer with its inputs checked."""
+    trainer = request(name, **changes)
+    trainer.check()
+    return trainer
 
 
 def identity(name: str = "sd3", **changes: Any) -> str:
     """Return the id that the node would give the run."""
-    return run_id(run_pieces(*planned(name, **changes)))
+    return run_id(planned(name, **changes).pieces())

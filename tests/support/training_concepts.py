@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 from pack.nodes.concepts.nodes_train import TrainConcept
-from pack.nodes.concepts.plan import ConceptPlan, ConceptRequest, plan_concept, run_pieces
+from pack.nodes.concepts.train import ConceptTrainer
+from pack.nodes.trainer.request import read_request
 from pack.training import TrainingSettings
 from pack.training.runs.run_store import run_id
 from pair_inputs import picture, vae_for
 from tiny import tiny, tiny_clip
-
-_LISTS = ("captions", "images", "masks")
 
 
 def clip_for(name: str) -> Any:
@@ -54,18 +53,19 @@ def queue(family: str = "sd15", /, **changes: Any) -> io.NodeOutput:
         return TrainConcept.PREPARE_CLASS_CLONE(None).execute(**inputs)
 
 
-def request(family: str = "sd15", /, **changes: Any) -> ConceptRequest:
-    """Return the request that the node would make."""
+def request(family: str = "sd15", /, **changes: Any) -> ConceptTrainer:
+    """Return the trainer that the node would run."""
     inputs = concept_inputs(family, **changes)
-    lists = {key: inputs.pop(key) for key in _LISTS if key in inputs}
-    return ConceptRequest(**lists, **{key: value for key, (value,) in inputs.items()})
+    return read_request(ConceptTrainer, inputs, inputs.pop("node_id", [None])[0])
 
 
-def planned(family: str = "sd15", /, **changes: Any) -> tuple[ConceptRequest, ConceptPlan]:
-    asked = request(family, **changes)
-    return asked, plan_concept(asked)
+def planned(family: str = "sd15", /, **changes: Any) -> ConceptTrainer:
+    """Return the trainer with its inputs checked."""
+    trainer = request(family, **changes)
+    trainer.check()
+    return trainer
 
 
 def identity(family: str = "sd15", /, **changes: Any) -> str:
     """Return the id that the node would give the run."""
-    return run_id(run_pieces(*planned(family, **changes)))
+    return run_id(planned(family, **changes).pieces())

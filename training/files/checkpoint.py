@@ -33,14 +33,12 @@ class Checkpoint:
         tensors: Learnt parameters, their average and the optimizer's moments, on the CPU.
         scalars: The optimizer's plain values by name.
         curves: Loss curves by name.
-        facts: Plain values that were decided when the run began and stay when it is extended.
     """
 
     step: int
     tensors: Mapping[str, Tensor]
     scalars: Mapping[str, Any]
     curves: Mapping[str, Sequence[float]]
-    facts: Mapping[str, Any]
 
 
 def checkpoint_file(folder: Path, step: int) -> Path:
@@ -70,7 +68,6 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         "format": FORMAT,
         "step": str(checkpoint.step),
         "scalars": json.dumps(checkpoint.scalars, sort_keys=True),
-        "facts": json.dumps(checkpoint.facts, sort_keys=True),
     }
     metadata[_SEAL] = _seal(metadata, packed.entries, packed.digest)
     path = checkpoint_file(folder, checkpoint.step)
@@ -118,11 +115,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         for name in [name for name in tensors if name.startswith(_CURVE)]
     }
     try:
-        scalars, facts = json.loads(metadata["scalars"]), json.loads(metadata["facts"])
+        scalars = json.loads(metadata["scalars"])
         step = int(metadata["step"])
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{path.name} must say its step and facts, got none of them") from error
-    return Checkpoint(step, tensors, scalars, curves, facts)
+        raise ValueError(f"{path.name} must say its step and scalars, got none of them") from error
+    return Checkpoint(step, tensors, scalars, curves)
 
 
 def _seal(metadata: Mapping[str, str], entries: Mapping[str, Any], digest: str) -> str:

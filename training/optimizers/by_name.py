@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from ...lora_ops.preconditioner import Damping
-from ..adapters import TrainedAdapter, rate_groups
+from ..adapters import TrainedAdapter, parameter_groups
 from ..config import TrainingConfig
 from ..words import LearntWords
 from .factor_optimizer import FactorOptimizer
@@ -74,7 +74,7 @@ def make_optimizer(
         ValueError: A preconditioned optimizer is chosen for parameters that are not pairs of
             factors.
     """
-    embeddings = words.groups() if words is not None else []
+    embeddings = words.groups(config.learning_rate) if words is not None else []
     if config.optimizer in PRECONDITIONED:
         if embeddings:
             raise ValueError(
@@ -82,7 +82,7 @@ def make_optimizer(
                 f"{config.optimizer}; choose {', '.join(OPTIMIZER_MAKERS)}"
             )
         return make_preconditioned(adapters, config, warn)
-    groups = [*rate_groups(adapters), *embeddings]
+    groups = [*parameter_groups(adapters, config.learning_rate), *embeddings]
     return OPTIMIZER_MAKERS[config.optimizer](groups, config)
 
 
@@ -104,7 +104,7 @@ def make_preconditioned(
     make = PRECONDITIONED[config.optimizer]
     damping = {} if make is LoraRite else {"damping": Damping(config.damping)}
     return make(
-        factor_pairs(adapters),
+        factor_pairs(adapters, config.learning_rate),
         config.learning_rate,
         weight_decay=config.weight_decay,
         max_norm=config.max_grad_norm,

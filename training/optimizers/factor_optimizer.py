@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...lora_ops.preconditioner import Damping, exact
+from ..adapters import parameter_group
 from .factor_pairs import FactorPair
 
 SINGULAR = (
@@ -49,8 +50,9 @@ class FactorOptimizer(Optimizer):
         groups: dict[float, list[nn.Parameter]] = {}
         for pair in self.pairs:
             for name, part in pair.parts.items():
-                groups.setdefault(pair.rates.get(name, 1.0), []).append(part)
-        super().__init__([{"params": g, "rate": rate} for rate, g in groups.items()], defaults)
+                rate = pair.learning_rates.get(name, defaults["lr"])
+                groups.setdefault(rate, []).append(part)
+        super().__init__([parameter_group(g, rate) for rate, g in groups.items()], defaults)
 
     @overload
     def step(self, closure: None = None) -> None: ...

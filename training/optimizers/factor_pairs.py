@@ -19,7 +19,7 @@ class FactorPair:
     Args:
         parts: ``down``, columns of its factor, and ``up``, rows of its factor; one may be missing.
         factors: Function that returns the whole factors, frozen halves included.
-        rates: Multipliers of the learning rate by part; 1 for parts without an entry.
+        learning_rates: Learning rates by part; the optimizer's for parts without an entry.
 
     Raises:
         ValueError: A learnt part is neither of the two.
@@ -27,7 +27,7 @@ class FactorPair:
 
     parts: Mapping[str, nn.Parameter]
     factors: Callable[[], LowRank]
-    rates: Mapping[str, float] = field(default_factory=dict)
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         odd = sorted(self.parts.keys() - {"down", "up"})
@@ -56,7 +56,7 @@ class FactorPair:
         return name in self.parts and self.parts[name].grad is not None
 
 
-def factor_pairs(adapters: Iterable[TrainedAdapter]) -> list[FactorPair]:
+def factor_pairs(adapters: Iterable[TrainedAdapter], learning_rate: float) -> list[FactorPair]:
     """Return the pairs of adapters, their parts in the order of the adapters' parameters.
 
     Raises:
@@ -66,7 +66,7 @@ def factor_pairs(adapters: Iterable[TrainedAdapter]) -> list[FactorPair]:
         FactorPair(
             {name: part for name, part in parts.items() if isinstance(part, nn.Parameter)},
             lambda kind=adapter.parametrization, parts=parts: kind.factors(parts),
-            {name: adapter.rate(site, name) for name in parts},
+            {name: adapter.learning_rate(site, name, learning_rate) for name in parts},
         )
         for adapter in adapters
         for site, parts in adapter.parts.items()

@@ -75,7 +75,7 @@ class Half:
         """Return the one adapter, ``half``."""
         return {HALF: self.projections}
 
-    def rates(self) -> Mapping[str, Mapping[str, float]]:
+    def lr_scales(self) -> Mapping[str, Mapping[str, float]]:
         """Return the multiplier of the partner's learning rate."""
         return {HALF: {partner_part(self.role, self.content_owns): self.partner_rate}}
 
@@ -147,7 +147,7 @@ class Make:
         """Return the one adapter, ``lora``."""
         return {LORA: self.projections}
 
-    def rates(self) -> Mapping[str, Mapping[str, float]]:
+    def lr_scales(self) -> Mapping[str, Mapping[str, float]]:
         """Return an empty mapping, because both halves have the same learning rate."""
         return {}
 

@@ -20,7 +20,7 @@ class EdLora:
     """Train a concept's words and one adapter over the sites of denoiser and text encoder.
 
     Each sample uses the next picture of a shuffled round in one of its wordings. The sites say at
-    which share of the learning rate they are learnt.
+    which learning rate they are learnt.
 
     Args:
         examples: Every picture in all its wordings, with callables as conds.
@@ -29,7 +29,7 @@ class EdLora:
         mirrored: The same pictures, mirrored; each sample then uses one of both at random.
         adapter: Parametrisation of the adapter.
         dropped: Sites at which a step may leave out the adapter.
-        dropout: Share of the steps in which each of them does, drawn for itself.
+        text_dropout: Share of the steps in which each of them does, drawn independently.
 
     Raises:
         ValueError: There is no picture, a picture has no wording or no mirrored one, or the dropout
@@ -44,7 +44,7 @@ class EdLora:
     mirrored: Sequence[Sequence[Example]] = ()
     adapter: Parametrization = field(default_factory=Plain)
     dropped: Sequence[str] = ()
-    dropout: float = 0.0
+    text_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.examples or not all(self.examples):
@@ -58,16 +58,16 @@ class EdLora:
                 "every picture needs its mirrored one, got "
                 f"{len(self.mirrored)} for {len(self.examples)} pictures"
             )
-        if not 0 <= self.dropout < 1:
+        if not 0 <= self.text_dropout < 1:
             raise ValueError(
-                f"dropout must be at least 0 and below 1, got {self.dropout:g}; try 0.2"
+                f"text_dropout must be at least 0 and below 1, got {self.text_dropout:g}; try 0.2"
             )
 
     def adapters(self) -> Mapping[str, Parametrization]:
         """Return the one adapter, ``concept``."""
         return {CONCEPT: self.adapter}
 
-    def rates(self) -> Mapping[str, Mapping[str, float]]:
+    def lr_scales(self) -> Mapping[str, Mapping[str, float]]:
         """Return an empty mapping, because learning rates depend on the site and the word here."""
         return {}
 
@@ -89,8 +89,10 @@ class EdLora:
 
     def _off(self, step: int, seed: int) -> frozenset[str]:
         """Return the sites at which this step leaves out the adapter."""
-        if not self.dropout:
+        if not self.text_dropout:
             return frozenset()
         return frozenset(
-            site for site in self.dropped if uniform(seed, "dropout", step, site) < self.dropout
+            site
+            for site in self.dropped
+            if uniform(seed, "dropout", step, site) < self.text_dropout
         )

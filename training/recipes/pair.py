@@ -32,7 +32,7 @@ class Pair:
 
     Args:
         pairs: Pairs of pictures before and after, with equal latent shapes within a pair.
-        style_start: First step, from 0, that has the style row.
+        style_start_step: First step, from 0, that has the style row.
         samples: Number of noise levels per step; each has one content and one style row.
         basis_seed: Seed of the orthonormal bases.
         mirrored: The same pairs, mirrored; each sample then uses one of both at random.
@@ -45,7 +45,7 @@ class Pair:
     """
 
     pairs: Sequence[tuple[Example, Example]]
-    style_start: int
+    style_start_step: int
     samples: int = 1
     basis_seed: int = RELEASED_BASIS_SEED
     mirrored: Sequence[tuple[Example, Example]] = ()
@@ -69,12 +69,12 @@ class Pair:
         contents = {content_name(pair): content for pair in range(len(self.pairs))}
         return {STYLE: replace(content, role="style"), **contents}
 
-    def rates(self) -> Mapping[str, Mapping[str, float]]:
+    def lr_scales(self) -> Mapping[str, Mapping[str, float]]:
         """Return an empty mapping, because all parts have the same learning rate."""
         return {}
 
     def rows(self, step: int, seed: int) -> Sequence[Row]:
-        """Return the content rows of one pair and, from ``style_start`` on, its style rows."""
+        """Return the content rows of one pair and, from ``style_start_step`` on, its style rows."""
         pair = shuffled_round(seed, len(self.pairs), step)
         views = [
             self.mirrored[pair] if self.mirrored and coin(seed, step, sample) else self.pairs[pair]
@@ -86,7 +86,7 @@ class Pair:
             Row("content", before, {content: Gate()}, weight, sample)
             for sample, (before, _) in enumerate(views)
         ]
-        if step >= self.style_start:
+        if step >= self.style_start_step:
             rows += [
                 Row("style", after, {content: FROZEN_UP, STYLE: Gate()}, weight, sample)
                 for sample, (_, after) in enumerate(views)

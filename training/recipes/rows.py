@@ -46,7 +46,7 @@ class Recipe(Protocol):
         """Return the rows of step ``step``, counted from 0; they depend only on the arguments."""
         ...
 
-    def rates(self) -> Mapping[str, Mapping[str, float]]:
+    def lr_scales(self) -> Mapping[str, Mapping[str, float]]:
         """Return multipliers of the learning rate by adapter and part; 1 without an entry."""
         ...
 

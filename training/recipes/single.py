@@ -45,7 +45,7 @@ class Single:
         """Return the one adapter, ``lora``."""
         return {LORA: Plain()}
 
-    def rates(self) -> Mapping[str, Mapping[str, float]]:
+    def lr_scales(self) -> Mapping[str, Mapping[str, float]]:
         """Return an empty mapping, because all parts have the same learning rate."""
         return {}
 

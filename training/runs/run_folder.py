@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +31,13 @@ class StartingPoint:
     Args:
         checkpoint: Checkpoint from which the run is resumed; None starts at step 1.
         folder: Folder of the run's checkpoints.
-        facts: Plain values that were decided when the run began.
+        begun_for: Number of steps that was requested when the run began.
         notes: Sentences for the user that explain the starting point.
     """
 
     checkpoint: Checkpoint | None
     folder: Path
-    facts: Mapping[str, Any]
+    begun_for: int
     notes: list[str]
 
 
@@ -117,15 +117,18 @@ class RunFolder:
             stop = {"steps": run.steps, "wished": wished}
             replace_file(self.path / KEPT_FILE, json.dumps(stop).encode())
 
-    def starting_point(self, steps: int, facts: Mapping[str, Any]) -> StartingPoint:
+    def starting_point(
+        self, steps: int, decided: Callable[[int], object] = lambda steps: None
+    ) -> StartingPoint:
         """Return the starting point of a run of ``steps``; call it while holding the run's lock.
 
-        A run goes on from its own checkpoints first, then from those of a shorter one, whose facts
-        it takes over. Those of a longer one serve only where the facts are the same.
+        A run goes on from its own checkpoints first, then from those of a shorter one, which still
+        goes as it was begun. Those of a longer one serve only where it began in the same way.
 
         Args:
             steps: Requested number of steps.
-            facts: Facts of a run that begins now.
+            decided: Function that returns what the number of steps requested at the beginning
+                decides of a run.
         """
         begun: list[tuple[tuple[bool, int], StartingPoint]] = []
         notes: list[str] = []
@@ -136,12 +139,14 @@ class RunFolder:
             remove_unfinished(folder)
             found, passed_over = latest_checkpoint(folder, steps)
             notes += passed_over
-            if found is not None and (found.facts == facts or int(match[1]) <= steps):
-                point = StartingPoint(found, folder, found.facts, notes)
-                begun.append(((found.facts == facts, found.step), point))
+            begun_for = int(match[1])
+            same = decided(begun_for) == decided(steps)
+            if found is not None and (same or begun_for <= steps):
+                point = StartingPoint(found, folder, begun_for, notes)
+                begun.append(((same, found.step), point))
         if not begun:
             folder = self.path / CHECKPOINTS / f"begun for {steps} steps"
-            return StartingPoint(None, folder, facts, notes)
+            return StartingPoint(None, folder, steps, notes)
         (_, step), point = max(begun, key=lambda candidate: candidate[0])
         notes.append(f"goes on from step {step}")
         return point

@@ -13,7 +13,7 @@ from torch import Tensor
 from ....lora_ops import Region
 from ...bridge.node_output import warn_on_node
 from ..layout.sets import RULES
-from .loras import warn_of_tokenless, warn_of_unmatched
+from .loras import region_lora_layers, warn_of_tokenless
 from .prompts import RegionPrompts
 from .run import KEY, RegionalPlan, RegionalRun, Wrapped, listening_on
 
@@ -22,10 +22,10 @@ def with_regions(
     model: ModelPatcher,
     regions: Sequence[Region],
     prompts: RegionPrompts | None,
-    rule: str,
+    cells: str,
     pooled: str,
     isolate: bool,
-    tokenless: str,
+    without_tokens: str,
 ) -> ModelPatcher:
     """Return a clone of the model that every sampler draws with the regions.
 
@@ -35,10 +35,10 @@ def with_regions(
         model: The base.
         regions: In order.
         prompts: What is said in them; a region without hears the global prompt.
-        rule: One of ``RULES``.
+        cells: One of ``RULES``.
         pooled: One of ``POOLED``.
         isolate: Whether LoRAs of regions leave keys and values of image tokens as they are.
-        tokenless: One of ``TOKENLESS``.
+        without_tokens: One of ``TOKENLESS``.
 
     Raises:
         ValueError: The model has regions already or is of a kind without them, a prompt is of no
@@ -52,10 +52,17 @@ def with_regions(
             "some already; connect the model before it, or join the regions"
         )
     said = (prompts or RegionPrompts()).of(regions)
-    plan = RegionalPlan(tuple(regions), said, RULES[rule], pooled, isolate, tokenless)
-    loras = plan.loras(model)
+    plan = RegionalPlan(
+        regions=tuple(regions),
+        prompts=said,
+        loras=[region_lora_layers(model, prompt) for prompt in said],
+        rule=RULES[cells],
+        pooled=pooled,
+        isolate=isolate,
+        without_tokens=without_tokens,
+    )
+    loras = plan.loras_on(model)
     listening_on(model, loras, keeps=False)
-    warn_of_unmatched(model, said)
     warn_of_tokenless(loras)
     clone = model.clone()
     if not plan.regions:

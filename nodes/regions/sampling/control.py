@@ -83,7 +83,7 @@ def weighted_control(
     strengths: str,
     inside: float,
     outside: float,
-    rule: str,
+    cells: str,
 ) -> ControlBase:
     """Return a copy of a ControlNet that acts with a strength for each region.
 
@@ -93,7 +93,7 @@ def weighted_control(
         strengths: Lines of a region's name and a number; a region that is missing has ``inside``.
         inside: In regions that are not named.
         outside: Where there is no region.
-        rule: One of ``RULES``.
+        cells: One of ``RULES``.
 
     Raises:
         ValueError: A line is no name and number, a name is of no region, or the ControlNet has
@@ -111,7 +111,7 @@ def weighted_control(
         tuple(regions),
         tuple(named.get(region.name, inside) for region in regions),
         outside,
-        RULES[rule],
+        RULES[cells],
     )
     for below, above in hidden_regions(regions, _GRID):
         warn_on_node(

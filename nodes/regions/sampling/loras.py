@@ -15,10 +15,11 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....lora_ops import LowRank
+from ....lora_ops.keys import NATIVE_PREFIX
 from ....training.families.family import RegionLayers, matches
-from ....training.gates import Gate, GatedAdapters, RowGates, Site
+from ....training.gates import Gate, GatedAdapters, Layer, RowGates, Site
 from ...bridge.node_output import warn_on_node
-from ...lora.layers import FixedFactors, file_sites, unmatched_keys
+from ...lora.layers import LoraLayers, lora_layers
 from ..layout.places import Grid, Places
 from .networks import regional_network
 from .prompts import RegionPrompt
@@ -99,13 +100,13 @@ class RegionalLoras:
         sites: Layers by name.
         layers: What is known of each.
         parts: What each region's LoRAs change of them.
-        tokenless: One of ``TOKENLESS``.
+        without_tokens: One of ``TOKENLESS``.
     """
 
     sites: Mapping[str, Site]
     layers: Mapping[str, _Layer]
     parts: Mapping[str, Sequence[_Part]]
-    tokenless: str
+    without_tokens: str
     gates: GatedAdapters = field(init=False)
 
     def __post_init__(self) -> None:
@@ -142,41 +143,66 @@ class RegionalLoras:
 
 
 def regional_loras(
-    model: ModelPatcher, prompts: Sequence[RegionPrompt], isolate: bool, tokenless: str
+    model: ModelPatcher,
+    loras: Sequence[Sequence[tuple[LoraLayers, float]]],
+    isolate: bool,
+    without_tokens: str,
 ) -> RegionalLoras:
-    """Return the LoRAs of regions on a model.
+    """Return the LoRAs of regions as they act in a model.
 
     Args:
         model: Any MODEL that regions work on.
-        prompts: One for each region.
+        loras: What the LoRAs of each region change, with their strengths.
         isolate: Whether the LoRAs leave keys and values of image tokens as they are.
-        tokenless: One of ``TOKENLESS``.
+        without_tokens: One of ``TOKENLESS``.
 
     Raises:
-        ValueError: Regions don't work on the model, or a LoRA does not fit it; its region is named.
+        ValueError: Regions don't work on the model.
     """
     _, patterns = regional_network(model)
-    paths = {module: path for path, module in model.model.diffusion_model.named_modules()}
     sites: dict[str, Site] = {}
     found: dict[str, list[_Part]] = {}
     kinds: dict[str, tuple[str, bool]] = {}
-    for region, prompt in enumerate(prompts):
-        for lora, strength in prompt.loras:
-            own, fixed = _fitting(model, prompt, lora)
-            for name, site in own.items():
-                path = paths.get(site.module, "")
-                for part, kind, image in _parts(path, site, isolate, patterns):
+    for region, own in enumerate(loras):
+        for lora, strength in own:
+            for name, layer in lora.layers.items():
+                for part, kind, image in _parts(layer, isolate, patterns):
                     title = f"{name}{part or ''}"
-                    sites[title] = site if part is None else _slice_of(site, part)
+                    sites[title] = (layer if part is None else _slice_of(layer, part)).on(
+                        model.model
+                    )
                     kinds[title] = (kind, image)
                     found.setdefault(title, []).append(
-                        _Part(region, fixed.layers[name], strength, part)
+                        _Part(region, lora.factors[name], strength, part)
                     )
     layers = {
         name: _Layer(*kinds[name], tuple((one.region, one.factors.rank) for one in here))
         for name, here in found.items()
     }
-    return RegionalLoras(sites, layers, found, tokenless)
+    return RegionalLoras(sites, layers, found, without_tokens)
+
+
+def region_lora_layers(model: ModelPatcher, prompt: RegionPrompt) -> list[tuple[LoraLayers, float]]:
+    """Return what a region's LoRAs change of a model, with their strengths.
+
+    Layers that the model does not have are left out with a warning.
+
+    Raises:
+        ValueError: A LoRA does not fit the model; its region is named.
+    """
+    found = []
+    for lora, strength in prompt.loras:
+        try:
+            layers = lora_layers(model, lora)
+        except ValueError as error:
+            raise ValueError(f'region "{prompt.region}": {error}') from error
+        if layers.unmatched:
+            warn_on_node(
+                f'{len(layers.unmatched)} layers of the LoRA of region "{prompt.region}" are not '
+                f"in this model and are left out (first: {layers.unmatched[0][:80]!r})"
+            )
+        found.append((layers, strength))
+    return found
 
 
 @dataclass(eq=False)
@@ -206,7 +232,7 @@ class RegionShares:
 
     def _made(self, layer: _Layer, form: tuple[int, ...], convolution: bool) -> Tensor | None:
         if layer.kind == _NONE:
-            if self.loras.tokenless == OFF:
+            if self.loras.without_tokens == OFF:
                 return None
             shares = _per_rank(layer, self.places.areas()[:, None])[0]
             return shares[:, None, None] if convolution else shares
@@ -256,7 +282,7 @@ def warn_of_tokenless(loras: RegionalLoras) -> None:
     if loras.has_tokenless():
         what = (
             "by the region's share of the picture"
-            if loras.tokenless == AREA
+            if loras.without_tokens == AREA
             else "not at all there"
         )
         warn_on_node(
@@ -265,38 +291,17 @@ def warn_of_tokenless(loras: RegionalLoras) -> None:
         )
 
 
-def warn_of_unmatched(model: ModelPatcher, prompts: Sequence[RegionPrompt]) -> None:
-    """Say which layers of the regions' LoRAs the model does not have."""
-    for prompt in prompts:
-        for lora, _ in prompt.loras:
-            unknown = unmatched_keys(model, lora)
-            if unknown:
-                warn_on_node(
-                    f'{len(unknown)} layers of the LoRA of region "{prompt.region}" are not in '
-                    f"this model and are left out (first: {unknown[0][:80]!r})"
-                )
-
-
-def _fitting(
-    model: ModelPatcher, prompt: RegionPrompt, lora: Mapping[str, Tensor]
-) -> tuple[Mapping[str, Site], FixedFactors]:
-    try:
-        return file_sites(model, lora)
-    except ValueError as error:
-        raise ValueError(f'region "{prompt.region}": {error}') from error
-
-
 def _parts(
-    path: str, site: Site, isolate: bool, patterns: RegionLayers
+    layer: Layer, isolate: bool, patterns: RegionLayers
 ) -> list[tuple[tuple[int, int] | None, str, bool]]:
     """Return the parts of a layer's output that are gated alike: rows, kind, and image or not.
 
     Args:
-        path: Of the module.
-        site: The layer, or the slice of it that a LoRA changes.
+        layer: The layer, or the slice of it that a LoRA changes.
         isolate: Whether keys and values of image tokens stay as they are.
         patterns: Layers of the model's family.
     """
+    path = layer.path.removeprefix(NATIVE_PREFIX)
     kind = _kind(path, patterns)
     if not isolate:
         return [(None, kind, True)]
@@ -304,9 +309,9 @@ def _parts(
         return [(None, kind, False)]
     if not matches(patterns.fused_image, path):
         return [(None, kind, True)]
-    width = site.module.weight.shape[1]
-    begin = site.start or 0
-    end = begin + site.shape[0]
+    width = layer.shape[1]
+    begin = layer.start or 0
+    end = begin + layer.shape[0]
     found = []
     for low, high, image in ((0, width, True), (width, 3 * width, False), (3 * width, end, True)):
         first, last = max(begin, low), min(end, high)
@@ -323,9 +328,9 @@ def _kind(path: str, patterns: RegionLayers) -> str:
     return _TEXT if matches(patterns.text, path) else _IMAGE
 
 
-def _slice_of(site: Site, rows: tuple[int, int]) -> Site:
-    start = (site.start or 0) + rows[0]
-    return replace(site, shape=(rows[1] - rows[0], *site.shape[1:]), start=start)
+def _slice_of(layer: Layer, rows: tuple[int, int]) -> Layer:
+    start = (layer.start or 0) + rows[0]
+    return replace(layer, shape=(rows[1] - rows[0], *layer.shape[1:]), start=start)
 
 
 def _per_rank(layer: _Layer, shares: Tensor) -> Tensor:

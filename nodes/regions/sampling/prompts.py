@@ -46,11 +46,11 @@ class RegionPrompts:
     """The prompts of several regions.
 
     Args:
-        common: Words that stand before every region's prompt.
+        common_words: Words that stand before every region's prompt.
         prompts: One for each region that has any.
     """
 
-    common: str = ""
+    common_words: str = ""
     prompts: tuple[RegionPrompt, ...] = ()
 
     def of(self, regions: Sequence[Region]) -> tuple[RegionPrompt, ...]:
@@ -71,46 +71,43 @@ class RegionPrompts:
         return tuple(by_name.get(name, RegionPrompt(name)) for name in names)
 
 
-@dataclass(frozen=True, eq=False)
-class Said:
-    """What a Region Prompt node is given, as it stands there.
-
-    Args:
-        region: The region's name.
-        text: Its prompt; may be empty.
-        negative: Its negative prompt; may be empty.
-        common: Words before every region's prompt; empty for those of the nodes before.
-        positive_conditioning: In place of ``text``.
-        negative_conditioning: In place of ``negative``.
-        lora: Acts in the region alone.
-        concepts: Likewise, and ``text`` may name them as ``<name>``.
-        strength: Of the LoRA and of the concepts' LoRAs.
-    """
-
-    region: str
-    text: str = ""
-    negative: str = ""
-    common: str = ""
-    positive_conditioning: Conditioning | None = None
-    negative_conditioning: Conditioning | None = None
-    lora: Lora | None = None
-    concepts: tuple[Concept, ...] = ()
-    strength: float = 1.0
-
-
 def with_region_prompt(
-    before: RegionPrompts | None, said: Said, clip: CLIP | None
+    region_prompts: RegionPrompts | None,
+    *,
+    region: str,
+    text: str = "",
+    negative: str = "",
+    common_words: str = "",
+    strength: float = 1.0,
+    clip: CLIP | None = None,
+    lora: Lora | None = None,
+    concepts: Sequence[Concept] = (),
+    positive_conditioning: Conditioning | None = None,
+    negative_conditioning: Conditioning | None = None,
 ) -> RegionPrompts:
     """Return the prompts with one more.
 
     The text is encoded under the text encoder part of the region's own LoRAs.
 
+    Args:
+        region_prompts: The prompts so far.
+        region: The region's name.
+        text: Its prompt; may be empty.
+        negative: Its negative prompt; may be empty.
+        common_words: Words before every region's prompt; empty for those of the nodes before.
+        strength: Strength of the LoRA and of the concepts' LoRAs.
+        clip: The text encoder.
+        lora: A LoRA that acts in the region alone.
+        concepts: Concepts that act in the region alone; ``text`` may name them as ``<name>``.
+        positive_conditioning: In place of ``text``.
+        negative_conditioning: In place of ``negative``.
+
     Raises:
         ValueError: There is text without a CLIP, text and CONDITIONING at once, no name, or a
             region that has a prompt already.
     """
-    prompts = before or RegionPrompts()
-    name = said.region.strip()
+    prompts = region_prompts or RegionPrompts()
+    name = region.strip()
     if not name:
         raise ValueError(
             "a region prompt must name its region, got an empty name; write the name that the "
@@ -121,25 +118,26 @@ def with_region_prompt(
             f'each region must have one prompt, got two for "{name}"; write all of it into one '
             "node, or correct the name"
         )
-    common = said.common.strip() or prompts.common
-    if common and said.positive_conditioning is not None:
+    common = common_words.strip() or prompts.common_words
+    if common and positive_conditioning is not None:
         warn_on_node(
             f'the common words do not stand before the CONDITIONING of region "{name}"; write them '
             "into its text where it is encoded"
         )
-    loras = [] if said.lora is None else [(sound(said.lora), said.strength)]
-    for concept in said.concepts:
+    loras = [] if lora is None else [(sound(lora), strength)]
+    for concept in concepts:
         if concept.lora:
-            loras.append((sound(concept.lora), said.strength * concept.strength))
-    loras = [(lora, strength) for lora, strength in loras if strength != 0]
-    spoken = None if clip is None else _under(clip, loras)
+            loras.append((sound(concept.lora), strength * concept.strength))
+    loras = [(one, its_strength) for one, its_strength in loras if its_strength != 0]
+    reader = None if clip is None else _under(clip, loras)
+    whole = _after(common, text)
     added = RegionPrompt(
         name,
-        _encoded(spoken, said, "text", _after(common, said.text), said.positive_conditioning),
-        _encoded(spoken, said, "negative", said.negative, said.negative_conditioning),
+        _encoded(reader, concepts, name, "text", whole, positive_conditioning),
+        _encoded(reader, concepts, name, "negative", negative, negative_conditioning),
         tuple(loras),
     )
-    return replace(prompts, common=common, prompts=(*prompts.prompts, added))
+    return replace(prompts, common_words=common, prompts=(*prompts.prompts, added))
 
 
 def _after(common: str, text: str) -> str:
@@ -148,9 +146,13 @@ def _after(common: str, text: str) -> str:
 
 
 def _encoded(
-    clip: CLIP | None, said: Said, what: str, text: str, given: Conditioning | None
+    clip: CLIP | None,
+    concepts: Sequence[Concept],
+    name: str,
+    what: str,
+    text: str,
+    given: Conditioning | None,
 ) -> Conditioning | None:
-    name = said.region.strip()
     if text.strip() and given is not None:
         raise ValueError(
             f'region "{name}" must have its {what} as a text or as CONDITIONING, got both; empty '
@@ -165,8 +167,8 @@ def _encoded(
             f'region "{name}" must have a CLIP that reads its {what}, got none; connect the '
             "checkpoint's CLIP, or CONDITIONING in place of the text"
         )
-    if said.concepts:
-        return _single(encode_concept_prompt(clip, said.concepts, text), name, what)
+    if concepts:
+        return _single(encode_concept_prompt(clip, concepts, text), name, what)
     return _single(encode_prompt(clip, text), name, what)
 
 

@@ -22,8 +22,9 @@ from torch import Tensor
 from ....lora_ops import Region, pooled_mean
 from ....lora_ops.regions import CellRule
 from ...bridge.families import layers_by_path
-from ...bridge.sampling import POSITIVE, wrap_model_call
+from ...bridge.sampling import POSITIVE, single_gpu_model, wrap_model_call
 from ...bridge.sampling import STYLE_KEY as STYLES
+from ...lora.layers import LoraLayers
 from ..layout.places import Area, Grid, Places
 from .call import Call, Listening, Rows
 from .cross import CrossListening
@@ -52,22 +53,24 @@ class RegionalPlan:
     Args:
         regions: In order.
         prompts: One for each.
+        loras: What the LoRAs of each change of the model, with their strengths.
         rule: How boxes become cells.
         pooled: One of ``POOLED``.
         isolate: Whether LoRAs leave keys and values of image tokens as they are.
-        tokenless: What LoRAs do in layers without tokens.
+        without_tokens: What LoRAs do in layers without tokens.
     """
 
     regions: tuple[Region, ...]
     prompts: tuple[RegionPrompt, ...]
+    loras: Sequence[Sequence[tuple[LoraLayers, float]]]
     rule: CellRule
     pooled: str
     isolate: bool
-    tokenless: str
+    without_tokens: str
 
-    def loras(self, model: ModelPatcher) -> RegionalLoras:
-        """Return the regions' LoRAs on a model."""
-        return regional_loras(model, self.prompts, self.isolate, self.tokenless)
+    def loras_on(self, model: ModelPatcher) -> RegionalLoras:
+        """Return the regions' LoRAs as they act in a model."""
+        return regional_loras(model, self.loras, self.isolate, self.without_tokens)
 
 
 def listening_on(model: ModelPatcher, loras: RegionalLoras, keeps: bool) -> Listening:
@@ -102,15 +105,10 @@ class RegionalRun:
     """
 
     def __init__(self, guider: CFGGuider, plan: RegionalPlan):
-        patcher = guider.model_patcher
-        if patcher.get_additional_models_with_key("multigpu"):
-            raise ValueError(
-                "regions must run on a single GPU, got a model with MultiGPU work units; remove "
-                "the MultiGPU node"
-            )
+        patcher = single_gpu_model(guider, "regions")
         self._guider = guider
         self._plan = plan
-        self._loras = plan.loras(patcher)
+        self._loras = plan.loras_on(patcher)
         hooked = any("hooks" in entry for entries in guider.conds.values() for entry in entries)
         # A style's LoRA changes the keys of its own rows alone, whatever their text.
         styled = bool(patcher.get_wrappers(WrappersMP.OUTER_SAMPLE, STYLES))

@@ -17,6 +17,7 @@ from pack.nodes.break_for_make.auxiliary import auxiliary_pictures
 from pack.nodes.bridge.conditioning import encode_prompt
 from pack.nodes.bridge.drawing import Sampling, draw
 from pack.nodes.bridge.families import identify
+from pack.nodes.trainer.base import Base
 from pack.training.randomness import generator_for
 from pair_inputs import RandomFeatures, picture, progress, queue, vae_for
 from PIL import Image
@@ -37,7 +38,7 @@ def drawn(name="sd3", prompts=("a red ball",), seed=5, side=SIDE, sampling=SHORT
     clip = inputs["clip"] if "clip" in inputs else clip_of(name, model)
     vae = inputs["vae"] if "vae" in inputs else vae_for(name)
     with torch.inference_mode():
-        return auxiliary_pictures(model, clip, vae, prompts, seed, side, sampling)
+        return auxiliary_pictures(Base(model, clip, vae), prompts, seed, side, sampling)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -287,7 +288,7 @@ def test_a_full_disk_is_said(output, monkeypatch):
 
 def test_drawing_outside_inference_mode_gives_the_same():
     model, clip, vae = tiny("sd3"), tiny_clip(), vae_for("sd3")
-    (found,) = auxiliary_pictures(model, clip, vae, ["a red ball"], 5, SIDE, SHORT)
+    (found,) = auxiliary_pictures(Base(model, clip, vae), ["a red ball"], 5, SIDE, SHORT)
     with torch.inference_mode():
         conds = [encode_prompt(clip, text) for text in ("a red ball", "")]
         seed = generator_for(5, "auxiliary", "a red ball", 0).initial_seed()

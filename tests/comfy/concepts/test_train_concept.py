@@ -13,9 +13,8 @@ import torch
 from concept_encoders import clip_of
 from headless import Headless, wait_for
 from pack.nodes.concepts.apply import apply_concepts
-from pack.nodes.concepts.train import _prepare
 from pack.nodes.text.concept_prompt import encode_concept_prompt
-from pack.nodes.trainer.rehearsal import rehearse
+from pack.nodes.trainer.rehearsal import Rehearsal
 from pack.training import TrainingSettings
 from pair_inputs import picture, progress
 from resume_case import CANCEL, OFTEN, left_behind
@@ -192,20 +191,20 @@ def test_what_decides_the_result_decides_the_run():
         {"learnt": "words only"},
         {"decay": "as set"},
         {"noise_offset": 0.0},
-        {"stop": 0.0},
-        {"start": "a draw per layer"},
-        {"down_start": "normal"},
+        {"embedding_stop": 0.0},
+        {"embedding_start": "a draw per layer"},
+        {"lora_start": "normal"},
         {"captions": ["<boat1>"]},
         {"masks": masks()},
         {"crops": "random square"},
-        {"density": 0.002},
-        {"dropout": 0.2},
+        {"density_weight": 0.002},
+        {"text_dropout": 0.2},
     ):
         assert identity("sd15", **changes) != plain, changes
     assert identity("sd15", node_id="7", run_name="other") == plain
     masked = identity("sd15", masks=masks())
-    assert identity("sd15", masks=masks(), attention=0.1) != masked
-    assert identity("sd15", attention=0.1) == plain  # without masks it does nothing
+    assert identity("sd15", masks=masks(), attention_weight=0.1) != masked
+    assert identity("sd15", attention_weight=0.1) == plain  # without masks it does nothing
 
 
 @pytest.mark.parametrize("settings", [{"checkpointing": True}, {"offload": True}])
@@ -285,7 +284,7 @@ def test_the_released_variants_learn_something_else_and_the_same_again(
 
 
 def test_the_word_stays_nearer_to_the_vocabulary_when_drawn_to_it():
-    rows = _prepare(*planned("sd15", density=1.0)).recipe.words()
+    rows = planned("sd15", density_weight=1.0).prepare(3)[0].words()
     away = {}
     for weight in (0.0, 1e4):
         (concept,), _ = queue("sd15", density_weight=weight, word_rate=0.05).result
@@ -294,18 +293,18 @@ def test_the_word_stays_nearer_to_the_vocabulary_when_drawn_to_it():
 
 
 def test_dropout_is_for_the_layers_that_read_the_text_alone():
-    _, plan = planned("sd15", dropout=0.5)
+    plan = planned("sd15", text_dropout=0.5)
     assert plan.dropped
     assert all(name.endswith(("attn2_to_k", "attn2_to_v")) for name in plan.dropped)
     wan = {"clip": clip_of("wan"), "class_word": "dog", "text_rate": 0.0}
-    _, plan = planned("wan21", dropout=0.5, **wan)
+    plan = planned("wan21", text_dropout=0.5, **wan)
     assert {name.rpartition("cross_attn.")[2] for name in plan.dropped} == {"k", "v"}
 
 
 def test_words_alone_leave_the_network_as_it_is():
     (concept,), _ = queue("sd15", learnt="words only").result
     assert len(concept.lora) == 0
-    start = _prepare(*planned("sd15")).recipe.words().starts["clip_l"]
+    start = planned("sd15").prepare(3)[0].words().starts["clip_l"]
     assert not torch.equal(concept.embeddings["clip_l"], start)
 
 
@@ -319,7 +318,8 @@ def test_words_and_denoiser_leave_the_text_encoder_alone():
 
 def test_the_new_word_begins_alike_or_apart_in_all_layers():
     def start(how: str) -> torch.Tensor:
-        return _prepare(*planned("sd15_layers", start=how)).recipe.words().starts["clip_l"]
+        recipe, _ = planned("sd15_layers", embedding_start=how).prepare(3)
+        return recipe.words().starts["clip_l"]
 
     alike, apart = start("one draw"), start("a draw per layer")
     assert all(torch.equal(row, alike[0, 0]) for row in alike[0])
@@ -335,15 +335,16 @@ def test_previews_show_the_word(output):
 
 
 def test_the_forecast_counts_the_text_encoder():
-    asked, plan = planned("sd15")
-    recipe = _prepare(asked, plan).recipe
-    settings = plan.settings
-    need = rehearse(asked.model, recipe, plan.config, settings, plan.text)
-    assert need.weights == asked.model.model_size() + asked.clip.patcher.model_size()
+    trainer = planned("sd15")
+    recipe, _ = trainer.prepare(3)
+    base = trainer.base
+    rehearsal = Rehearsal(base, trainer.layers, trainer.text_encoder, recipe)
+    need = rehearsal.need(trainer.config, trainer.run_settings)
+    assert need.weights == base.model.model_size() + base.clip.patcher.model_size()
     sizes = sum(rows.numel() for rows in recipe.words().starts.values())
     assert need.learnt > 4 * 4 * sizes  # rows, gradients and two moments beside the LoRA's
 
 
 def test_unicode_names_are_words_too():
-    _, plan = planned("sd15", name="bööt7", captions=["ein <bööt7>", ""])
-    assert [one.caption for one in plan.pictures] == ["ein <bööt7>", "<bööt7>"]
+    plan = planned("sd15", name="bööt7", captions=["ein <bööt7>", ""])
+    assert [one.caption for one in plan.dataset] == ["ein <bööt7>", "<bööt7>"]

@@ -18,7 +18,7 @@ from gated_loras import (
     relative,
 )
 from pack.lora_ops import LowRank
-from pack.nodes.lora.layers import file_sites, unmatched_keys
+from pack.nodes.lora.layers import lora_layers
 from pack.nodes.text.training_cond import training_cond
 from pack.nodes.trainer.denoiser import open_denoiser
 from pack.nodes.trainer.target_layers import training_sites
@@ -58,8 +58,9 @@ def test_file_keys_are_read_by_core_without_a_leftover(name, caplog):
             key.startswith("lora_unet_" if name not in UNETS else "diffusion_model.")
             for key in lora
         )
-        assert unmatched_keys(model, lora) == []
-        found, _ = file_sites(model, lora)
+        layers = lora_layers(model, lora)
+        assert layers.unmatched == []
+        found, _ = layers.on(model)
         wanted = {(site.module, site.shape, site.start) for site in sites.values()}
         assert {(site.module, site.shape, site.start) for site in found.values()} == wanted
         patched(model, lora)
@@ -81,7 +82,7 @@ def test_gated_equals_weight_patched(name):
     lora = random_lora(model)
     expected = prediction(patched(model, lora))
     base = prediction(model)
-    sites, adapter = file_sites(model, lora)
+    sites, adapter = lora_layers(model, lora).on(model)
     gates = GatedAdapters(sites, {"lora": adapter})
     found = prediction(model, 1, gates, [{"lora": Gate()}])
     assert relative(found, expected) < 1e-5
@@ -97,8 +98,8 @@ def test_rows_are_gated_apart_in_one_forward(name):
     """Off, one, the other, both at strength 0.5: each row equals its own patched model."""
     model = tiny(name)
     one, two = random_lora(model, seed=0), random_lora(model, seed=100)
-    sites, first = file_sites(model, one)
-    _, second = file_sites(model, two)
+    sites, first = lora_layers(model, one).on(model)
+    _, second = lora_layers(model, two).on(model)
     gates = GatedAdapters(sites, {"one": first, "two": second})
     half = Gate(0.5)
     rows = [{}, {"one": Gate()}, {"two": Gate()}, {"one": half, "two": half}]
@@ -137,7 +138,7 @@ def test_gated_equals_native_hook_lora(name):
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
     guider.sample(noise, latent, comfy.samplers.KSAMPLER(one_step), sigmas)
 
-    sites, adapter = file_sites(model, lora)
+    sites, adapter = lora_layers(model, lora).on(model)
     gates = GatedAdapters(sites, {"lora": adapter})
     caption = training_cond(model, cond, latent[0])
     with open_denoiser(model) as denoiser, torch.no_grad():
@@ -153,7 +154,7 @@ def test_gated_equals_native_hook_lora(name):
 def test_file_layers_equal_weight_patching(kind):
     name, make = FILES[kind]
     model, lora = tiny(name), make()
-    sites, adapter = file_sites(model, lora)
+    sites, adapter = lora_layers(model, lora).on(model)
     gates = GatedAdapters(sites, {"lora": adapter})
     found = prediction(model, 1, gates, [{"lora": Gate()}])
     expected = prediction(patched(model, lora))
@@ -163,7 +164,7 @@ def test_file_layers_equal_weight_patching(kind):
 
 def refused(name, lora):
     with pytest.raises(ValueError, match=r"choose a LoRA made for it|must ") as caught:
-        file_sites(tiny(name), lora)
+        lora_layers(tiny(name), lora)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -205,13 +206,13 @@ def test_text_encoder_only_lora_has_no_key_for_the_model():
 def test_unmatched_keys_are_listed():
     model = tiny("sd15")
     lora = random_lora(model) | layer_file("lora_unet_nowhere", gaussian(4, 4), gaussian(4, 4))
-    assert unmatched_keys(model, lora) == ["lora_unet_nowhere"]
+    assert lora_layers(model, lora).unmatched == ["lora_unet_nowhere"]
 
 
 def test_frozen_gate_lets_gradient_through_but_not_in():
     """Frozen parts get no gradient; what lies before them gets the same as without freezing."""
     model = tiny("sd15")
-    sites, adapter = file_sites(model, random_lora(model))
+    sites, adapter = lora_layers(model, random_lora(model)).on(model)
     for layer in adapter.layers.values():
         layer.up.requires_grad_()
     latent, conds = inputs(model)
@@ -243,7 +244,7 @@ def test_frozen_gate_lets_gradient_through_but_not_in():
 
 def test_regrouped_batch_is_refused():
     model = tiny("sd15")
-    sites, adapter = file_sites(model, random_lora(model))
+    sites, adapter = lora_layers(model, random_lora(model)).on(model)
     gates = GatedAdapters(sites, {"lora": adapter})
     with pytest.raises(RuntimeError, match="must be a multiple of the call's rows"):
         prediction(model, 3, gates, [{"lora": Gate()}, {}])

@@ -18,7 +18,7 @@ from mutated_contents import BYTES
 from mutations import KINDS, NEVER_WHOLE, Mutant, mutants
 from pack.lora_ops import LowRank, delta
 from pack.nodes.guidance.nodes import ApplyStyleGuidance
-from pack.nodes.lora.layers import file_sites
+from pack.nodes.lora.layers import lora_layers
 from pack.nodes.lora.nodes import ApplyLora, LoadLora, SaveLora
 from pack.training.files.checkpoint import latest_checkpoint, load_checkpoint
 from pack.training.files.lora_file import sound
@@ -181,7 +181,7 @@ def guided_whole(base: str, lora: dict[str, Tensor], caplog: pytest.LogCaptureFi
     names = comfy.lora.model_lora_keys_unet(model.model, {})
     layers = layers_of(lora)
     ApplyStyleGuidance.execute(model, lora, tiny_cond(model), 3.0, 0.2, 1.0, 1.0)
-    sites, adapter = file_sites(model, sound(lora))
+    sites, adapter = lora_layers(model, sound(lora)).on(model)
     known = [layer for layer in layers if layer in names]
     assert set(sites) == {names[layer] for layer in known}
     for layer in known:
@@ -289,10 +289,9 @@ def test_a_mutated_checkpoint_is_passed_over_for_the_one_before(trained, tmp_pat
         found, notes = latest_checkpoint(tmp_path, 3)
         assert found is not None
         assert_same(dict(original.tensors), dict(found.tensors))
-        assert (found.step, found.scalars, found.facts) == (
+        assert (found.step, found.scalars) == (
             original.step,
             original.scalars,
-            original.facts,
         )
         assert found.curves == original.curves
         used += not notes

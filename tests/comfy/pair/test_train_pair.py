@@ -14,14 +14,12 @@ from comfy_extras.nodes_train import LossGraphNode
 from gated_loras import hook_count
 from pack.lora_ops import OrthogonalRows
 from pack.nodes.bridge.conditioning import encode_prompt
-from pack.nodes.pair.train import _examples, pair_text
 from pack.nodes.text.training_cond import Framing, training_cond
 from pack.nodes.trainer.nodes import TrainingSettingsNode
 from pack.nodes.trainer.target_layers import training_sites
 from pack.training import FAMILIES, TrainingSettings
 from pack.training.adapters import new_adapter
-from pack.training.runs.run_store import StoredRun
-from pair_inputs import RandomFeatures, picture, planned, progress, queue
+from pair_inputs import RandomFeatures, picture, planned, progress, queue, request
 from PIL import Image
 from tiny import tiny, tiny_clip, weights_hash
 from wide_sdxl import real_width_sdxl
@@ -163,10 +161,10 @@ def test_several_pairs_share_the_style_and_keep_their_contents(output):
 def test_sdxl_rows_carry_true_size_and_crop():
     model = tiny("sdxl")
     clip = RandomFeatures(model)
-    asked, plan = planned(
+    trainer = planned(
         "sdxl", model=model, clip=clip, before=picture(72, 61, seed=1), after=picture(100, 90)
     )
-    ((before, after),) = _examples(asked, plan)[0]
+    ((before, after),) = trainer.prepare(3)[0].pairs
     framings = (Framing(61, 72, 2, 0, 56, 72), Framing(90, 100, 4, 0, 56, 72))
     prompts = ("a red ball", "a red ball in ink")
     for shown, framing, prompt in zip((before, after), framings, prompts, strict=True):
@@ -177,17 +175,15 @@ def test_sdxl_rows_carry_true_size_and_crop():
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 def test_zero_is_the_family_default_and_is_said_to_be(family, monkeypatch):
-    monkeypatch.setattr("pack.nodes.pair.plan.identify_for_training", lambda model: family)
-    asked, plan = planned(steps=0, rank=0, learning_rate=0.0)
+    monkeypatch.setattr("pack.nodes.trainer.base.identify_for_training", lambda model: family)
+    plan = request(steps=0, rank=0, learning_rate=0.0)
     defaults = family.pair
     assert plan.config.steps == defaults.steps
     assert plan.config.rank == defaults.rank
     assert plan.config.learning_rate == defaults.learning_rate
     assert plan.config.weight_decay == defaults.weight_decay
-    assert plan.style_start_step == round(defaults.steps / 3)
-    run = StoredRun(plan.config.steps, {}, {}, {}, {"style_start_step": plan.style_start_step})
-    text = pair_text(asked, plan, run, ["stored"])
-    assert text.count(f"(default: {defaults.source})") == 3
+    assert plan.style_start_step(defaults.steps) == round(defaults.steps / 3)
+    assert plan.values_line(plan.config.steps).count(f"(default: {defaults.source})") == 3
 
 
 def test_an_interrupt_within_the_run_leaves_its_last_step_alone(output):

@@ -12,14 +12,12 @@ from comfy_extras.nodes_dataset import MakeTrainingDataset, ResolutionBucket
 from comfy_extras.nodes_train import LossGraphNode
 from gated_loras import hook_count
 from pack.nodes.bridge.conditioning import encode_prompt
-from pack.nodes.plain.train import _examples, _prepare, plain_text
 from pack.nodes.text.training_cond import Framing, training_cond
 from pack.nodes.trainer.examples import latent_mask
 from pack.nodes.trainer.target_layers import training_sites
 from pack.training import FAMILIES, Gate, TrainingSettings
-from pack.training.runs.run_store import StoredRun
 from pair_inputs import RandomFeatures, picture, progress, vae_for
-from plain_inputs import identity, planned, queue
+from plain_inputs import identity, planned, queue, request
 from tiny import tiny, tiny_clip, tiny_cond, tiny_latent, tiny_vae, weights_hash
 
 import nodes as core_nodes
@@ -110,8 +108,8 @@ def test_the_node_shows_pictures_and_values():
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 def test_zero_is_the_family_default_and_is_said_to_be(family, monkeypatch):
-    monkeypatch.setattr("pack.nodes.plain.plan.identify_for_training", lambda model: family)
-    asked, plan = planned(steps=0, rank=0, learning_rate=0.0)
+    monkeypatch.setattr("pack.nodes.trainer.base.identify_for_training", lambda model: family)
+    plan = request(steps=0, rank=0, learning_rate=0.0)
     defaults = family.plain
     assert plan.config.steps == defaults.steps
     assert plan.config.rank == defaults.rank
@@ -119,10 +117,9 @@ def test_zero_is_the_family_default_and_is_said_to_be(family, monkeypatch):
     assert plan.config.weight_decay == defaults.weight_decay
     assert plan.config.timesteps == defaults.timesteps
     assert plan.resolution == defaults.resolution
-    text = plain_text(asked, plan, StoredRun(1, {}, {}, {}, {}), ["stored"])
-    assert text.count(f"(default: {defaults.source})") == 3
+    assert plan.values_line(1).count(f"(default: {defaults.source})") == 3
     chosen = TrainingSettings(timesteps="shifted", weight_decay=0.5, resolution=64)
-    _, plan = planned(settings=chosen)
+    plan = planned(settings=chosen)
     assert (plan.config.timesteps, plan.config.weight_decay, plan.resolution) == (
         "shifted",
         0.5,
@@ -189,10 +186,12 @@ def test_batches_take_pictures_of_different_sizes():
 
 
 def test_every_caption_goes_to_its_picture():
-    asked, plan = planned(captions=["one", "two"])
-    (examples,) = _examples(asked, plan)
+    trainer = planned(captions=["one", "two"])
+    examples = trainer.prepare(3)[0].examples
     for shown, caption in zip(examples, ("one", "two"), strict=True):
-        expected = training_cond(asked.model, encode_prompt(asked.clip, caption), shown.latent)
+        expected = training_cond(
+            trainer.base.model, encode_prompt(trainer.base.clip, caption), shown.latent
+        )
         for name, cond in expected.model_conds.items():
             if isinstance(cond.cond, torch.Tensor):
                 torch.testing.assert_close(shown.cond.model_conds[name].cond, cond.cond)
@@ -213,8 +212,8 @@ def test_dropped_captions_are_the_empty_one():
 def test_only_what_the_mask_shows_is_learnt(name):
     mask = torch.zeros(1, 32, 48)
     mask[:, :, :16] = 1.0
-    asked, plan = planned(name, images=[picture(seed=1)], captions="a ball", masks=[mask])
-    ((shown,),) = _examples(asked, plan)
+    trainer = planned(name, images=[picture(seed=1)], captions="a ball", masks=[mask])
+    (shown,) = trainer.prepare(3)[0].examples
     assert shown.mask.shape == (1, 4, 6)
     assert shown.mask[0].tolist() == [[1, 1, 0, 0, 0, 0]] * 4
     masked = queue(name, images=picture(seed=1), captions="a ball", masks=[mask]).result
@@ -243,8 +242,9 @@ def test_masks_turn_with_their_pictures_and_shrink_with_them():
     image, mask = picture(64, 96, seed=3), torch.zeros(1, 64, 96)
     mask[:, :, :32] = 1.0
     settings = TrainingSettings(flip="random", resolution=48)
-    asked, plan = planned(images=image, captions="x", masks=[mask], settings=settings)
-    (shown,), (mirrored,) = _examples(asked, plan)
+    trainer = planned(images=image, captions="x", masks=[mask], settings=settings)
+    recipe, _ = trainer.prepare(3)
+    (shown,), (mirrored,) = recipe.examples, recipe.mirrored
     assert shown.latent.shape[-2:] == shown.mask.shape[-2:] == (4, 6)
     assert shown.mask[0, 0].tolist() == pytest.approx([1, 1, 0, 0, 0, 0], abs=0.3)
     assert torch.equal(mirrored.mask, shown.mask.flip(-1))
@@ -325,10 +325,10 @@ def test_a_caption_s_pooled_vector_decides_where_the_model_reads_it(name, reads_
 def test_sdxl_rows_carry_true_size_and_crop():
     model = tiny("sdxl")
     clip = RandomFeatures(model)
-    asked, plan = planned(
+    trainer = planned(
         "sdxl", model=model, clip=clip, images=[picture(72, 61, seed=1)], captions="a ball"
     )
-    ((shown,),) = _examples(asked, plan)
+    (shown,) = trainer.prepare(3)[0].examples
     framing = Framing(61, 72, 0, 1, 56, 64)
     expected = training_cond(model, encode_prompt(clip, "a ball"), shown.latent, framing)
     torch.testing.assert_close(shown.cond.model_conds["y"].cond, expected.model_conds["y"].cond)
@@ -337,7 +337,7 @@ def test_sdxl_rows_carry_true_size_and_crop():
 
 def test_previews_show_the_trained_lora():
     settings = TrainingSettings(preview_every=2, preview_prompt="a cone")
-    scene = _prepare(*planned(settings=settings)).preview
+    _, scene = planned(settings=settings).prepare(3)
     assert scene.gates == scene.uncond_gates == {"lora": Gate()}
     assert scene.shape == (16, 4, 6)
 

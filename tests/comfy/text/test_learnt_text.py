@@ -9,7 +9,7 @@ from pack.lora_ops import Plain
 from pack.nodes.concepts.apply import apply_concepts
 from pack.nodes.concepts.examples import Reader
 from pack.nodes.text.concept_prompt import PROMPT, encode_concept_prompt
-from pack.nodes.text.encoder_layers import text_sites
+from pack.nodes.text.encoder_layers import text_layers
 from pack.nodes.text.layer_contexts import LAYERS, context_layers
 from pack.nodes.trainer.denoiser import open_denoiser
 from pack.training.adapters import new_adapter
@@ -40,7 +40,8 @@ def rows_for(name: str, model, seed: int = 0) -> dict[str, torch.Tensor]:
 
 def text_adapter(clip, rank: int = 2):
     """An adapter on the text encoder's layers with random factors, and its sites."""
-    sites = text_sites(clip, 0.1)
+    layers = text_layers(clip, 0.1)
+    sites = {name: layer.on(clip.cond_stage_model) for name, layer in layers.items()}
     adapter = new_adapter("concept", Plain(), sites, rank, 3, torch.device("cpu"))
     generator = torch.Generator().manual_seed(4)
     for parts in adapter.parts.values():
@@ -239,13 +240,13 @@ def test_a_text_encoder_that_cannot_be_trained_is_named():
         cond_stage_model = torch.nn.Module()
 
     with pytest.raises(ValueError, match="must be clip_l or clip_g, got Module"):
-        text_sites(Empty(), 1.0)
+        text_layers(Empty(), 1.0)
 
 
 def test_file_names_are_kohya_s_and_load_through_core():
     for name, prefixes in (("sd15", {"lora_te"}), ("sdxl", {"lora_te1", "lora_te2"})):
         clip = clip_for(name)
-        sites = text_sites(clip, 1.0)
+        sites = text_layers(clip, 1.0)
         known = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
         assert {site.partition("_text_model")[0] for site in sites} == prefixes
         assert all(site in known for site in sites)

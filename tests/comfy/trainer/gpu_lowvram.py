@@ -12,7 +12,7 @@ import pytest
 import torch
 from gated_loras import hook_count, random_lora, relative
 from lowvram_case import NAMES, example, gated_prediction, gradient, loaded_partially
-from pack.nodes.lora.layers import file_sites
+from pack.nodes.lora.layers import lora_layers
 from pack.nodes.trainer.denoiser import ComfyDenoiser, open_denoiser
 from pack.nodes.trainer.target_layers import training_sites
 from pack.training.config import TrainingConfig
@@ -69,13 +69,13 @@ def test_training_on_a_dynamic_model_uses_a_second_plain_copy(name, dynamic_vram
 @pytest.mark.parametrize("name", ["sd15", "sd3", "flux", "wan21"])
 def test_gates_over_dynamic_weights_equal_loaded_ones(name, dynamic_vram, tiny_file):
     model = tiny_file(name)
-    sites, adapter = file_sites(model, random_lora(tiny(name)))
+    sites, adapter = lora_layers(model, random_lora(tiny(name))).on(model)
     gates = GatedAdapters(sites, {"lora": adapter})
     shown = example(model)
     comfy.model_management.load_models_gpu([model])
     found = gated_prediction(ComfyDenoiser(model), gates, shown)
     with open_denoiser(model) as denoiser:  # a second, plain copy
-        sites, adapter = file_sites(denoiser.patcher, random_lora(tiny(name)))
+        sites, adapter = lora_layers(denoiser.patcher, random_lora(tiny(name))).on(denoiser.patcher)
         expected = gated_prediction(denoiser, GatedAdapters(sites, {"lora": adapter}), shown)
     assert relative(found, expected) < 1e-3  # GPU kernels may use TF32
 

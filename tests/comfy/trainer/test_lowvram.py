@@ -10,7 +10,7 @@ import torch
 from gated_loras import hook_count, patched, random_lora, relative
 from lowvram_case import NAMES, example, gated_prediction, gradient, loaded_partially
 from pack.lora_ops import Plain
-from pack.nodes.lora.layers import file_sites
+from pack.nodes.lora.layers import lora_layers
 from pack.nodes.trainer.denoiser import open_denoiser
 from pack.nodes.trainer.target_layers import training_sites
 from pack.training.adapters import new_adapter
@@ -25,7 +25,7 @@ def test_gates_over_offloaded_weights_equal_loaded_ones(name):
     model = tiny(name)
     before = weights_hash(model)
     upstream = patched(model, random_lora(model, seed=50))  # its patches are applied on each call
-    sites, adapter = file_sites(model, random_lora(model))
+    sites, adapter = lora_layers(model, random_lora(model)).on(model)
     gates = GatedAdapters(sites, {"lora": adapter})
     shown = example(model)
     with open_denoiser(upstream) as denoiser:

@@ -6,10 +6,11 @@ import torch
 from gated_loras import hook_count
 from pack.nodes.text.training_cond import training_cond, training_latent
 from pack.nodes.trainer import memory
+from pack.nodes.trainer.base import Base
 from pack.nodes.trainer.denoiser import open_denoiser
 from pack.nodes.trainer.memory import check_memory, with_preset
-from pack.nodes.trainer.rehearsal import rehearse
-from pack.nodes.trainer.target_layers import training_sites
+from pack.nodes.trainer.rehearsal import Rehearsal
+from pack.nodes.trainer.target_layers import target_layers, training_sites
 from pack.training import TrainingConfig, TrainingSettings
 from pack.training.denoiser import Example
 from pack.training.loop import row_errors
@@ -27,6 +28,15 @@ PLAIN, CHECKPOINTED = TrainingSettings(), TrainingSettings(checkpointing=True)
 def example(model, seed=0, size=16) -> Example:
     latent = training_latent(model, tiny_latent(model, size, size, seed=seed)["samples"])[0]
     return Example(latent, training_cond(model, tiny_cond(model, 12, seed=seed), latent))
+
+
+def rehearsal(model, recipe) -> Rehearsal:
+    base = Base(model, None, None)
+    return Rehearsal(base, target_layers(base.layers, "attention"), None, recipe)
+
+
+def rehearse(model, recipe, config, settings) -> MemoryNeed:
+    return rehearsal(model, recipe).need(config, settings)
 
 
 def counted(model, recipe, config, settings) -> int:
@@ -95,11 +105,11 @@ def test_the_largest_step_decides():
     model = tiny("sd3")
     pairs = [(example(model, 0), example(model, 1))]
     config = TrainingConfig(steps=100, rank=4, learning_rate=1e-4, seed=0)
-    joined = rehearse(model, Pair(pairs, style_start=90), config, PLAIN)
-    content = rehearse(model, Pair(pairs, style_start=100), config, PLAIN)
+    joined = rehearse(model, Pair(pairs, style_start_step=90), config, PLAIN)
+    content = rehearse(model, Pair(pairs, style_start_step=100), config, PLAIN)
     split = rehearse(
         model,
-        Pair(pairs, style_start=90),
+        Pair(pairs, style_start_step=90),
         TrainingConfig(steps=100, rank=4, learning_rate=1e-4, seed=0, rows_per_pass=1),
         PLAIN,
     )
@@ -164,7 +174,8 @@ def test_without_a_preset_the_users_settings_hold_and_offload_implies_checkpoint
 
 def said(model, settings=PLAIN, config=CONFIG) -> list[str]:
     told = []
-    check_memory(model, Single([example(model)], batch_size=2), config, settings, told.append)
+    recipe = Single([example(model)], batch_size=2)
+    check_memory(rehearsal(model, recipe), config, settings, told.append)
     return told
 
 
@@ -220,7 +231,7 @@ def test_a_forecast_that_fails_is_said_and_stops_nothing(monkeypatch):
     def fails(*_):
         raise NotImplementedError("an operator without shapes")
 
-    monkeypatch.setattr(memory, "rehearse", fails)
+    monkeypatch.setattr(Rehearsal, "need", fails)
     assert said(model) == [
         "memory: not foretold for this model (NotImplementedError: an operator without shapes)"
     ]

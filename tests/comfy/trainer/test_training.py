@@ -138,7 +138,7 @@ def test_gradient_is_parted_between_content_and_style():
     """T5: the content row moves content's ``up`` alone, the style row style's ``up`` alone."""
     model = tiny("sdxl")
     before, after = examples(model, 2)
-    recipe = Pair([(before, after)], style_start=0, basis_seed=BASIS_SEED)
+    recipe = Pair([(before, after)], style_start_step=0, basis_seed=BASIS_SEED)
     with open_denoiser(model) as denoiser:
         sites = training_sites(denoiser.patcher, "attention")
         adapters = {
@@ -169,7 +169,7 @@ def test_identical_pictures_are_noised_identically():
     """T10: a pair of equal pictures gets equal x in its content and its style row."""
     model = tiny("sd15")
     shown = examples(model, 1)[0]
-    recipe = Pair([(shown, shown)], style_start=0)
+    recipe = Pair([(shown, shown)], style_start_step=0)
     seen = []
     with open_denoiser(model) as denoiser:
         denoise = denoiser.denoise
@@ -182,7 +182,7 @@ def test_identical_pictures_are_noised_identically():
 def test_frozen_rows_of_the_basis_are_saved_bit_identical():
     model = tiny("sd15")
     before, after = examples(model, 2)
-    recipe = Pair([(before, after)], style_start=2, basis_seed=BASIS_SEED)
+    recipe = Pair([(before, after)], style_start_step=2, basis_seed=BASIS_SEED)
     with open_denoiser(model) as denoiser:
         sites = training_sites(denoiser.patcher, "attention")
         trained = train(denoiser, sites, recipe, CONFIG)

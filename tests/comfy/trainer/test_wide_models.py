@@ -10,7 +10,7 @@ import pytest
 import torch
 from gated_loras import hook_count, patched
 from pack.nodes.bridge.families import identify
-from pack.nodes.lora.layers import file_sites
+from pack.nodes.lora.layers import lora_layers
 from pack.nodes.text.training_cond import training_cond, training_latent
 from pack.nodes.trainer.denoiser import open_denoiser
 from pack.nodes.trainer.target_layers import training_sites
@@ -82,7 +82,7 @@ def test_a_real_width_trains_and_its_file_works_gated_and_patched(name):
     for how in ("base", "gated", "patched"):
         base = patched(model, lora) if how == "patched" else model
         with open_denoiser(base) as denoiser, torch.no_grad():
-            found, factors = file_sites(model, lora)
+            found, factors = lora_layers(model, lora).on(model)
             gates = GatedAdapters(found, {"lora": factors})
             rows = [{"lora": Gate()} if how == "gated" else {}]
             sigma = denoiser.sigma_at(torch.tensor([0.5]))

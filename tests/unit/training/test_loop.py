@@ -25,8 +25,8 @@ def config(**changes) -> TrainingConfig:
     return TrainingConfig(**{**values, "weight_decay": 0.1, **changes})
 
 
-def pair(style_start: int = STYLE_START, **changes) -> Pair:
-    return Pair([(example(1), example(2))], style_start, **changes)
+def pair(style_start_step: int = STYLE_START, **changes) -> Pair:
+    return Pair([(example(1), example(2))], style_start_step, **changes)
 
 
 @pytest.mark.parametrize("packing", ["sequential", "batched"])
@@ -97,13 +97,13 @@ def test_rows_of_other_shapes_get_a_forward_of_their_own():
 
 def test_equal_pictures_are_noised_to_equal_inputs():
     denoiser, same = SmallDenoiser(), example(1)
-    train(denoiser, denoiser.sites, Pair([(same, same)], style_start=0), config(steps=2))
+    train(denoiser, denoiser.sites, Pair([(same, same)], style_start_step=0), config(steps=2))
     for x in denoiser.seen:
         assert torch.equal(x[0], x[1])
 
 
 def test_content_and_style_rows_reach_their_own_parameters_alone():
-    denoiser, recipe = SmallDenoiser(layers=2), pair(style_start=0)
+    denoiser, recipe = SmallDenoiser(layers=2), pair(style_start_step=0)
     adapters = {
         name: new_adapter(name, kind, denoiser.sites, RANK, SEED, denoiser.device)
         for name, kind in recipe.adapters().items()
@@ -137,7 +137,7 @@ def test_content_and_style_rows_reach_their_own_parameters_alone():
 def test_the_first_update_is_one_learning_rate_wide():
     denoiser = SmallDenoiser()
     run = config(steps=3, learning_rate=1e-5, weight_decay=0.0)
-    trained = train(denoiser, denoiser.sites, pair(style_start=2), run)
+    trained = train(denoiser, denoiser.sites, pair(style_start_step=2), run)
     style = trained.adapters["style"][SITE].up  # its only update
     content = trained.adapters["content 0"][SITE].up
     torch.testing.assert_close(style.abs(), torch.full_like(style, 1e-5), rtol=1e-2, atol=0)
@@ -146,7 +146,7 @@ def test_the_first_update_is_one_learning_rate_wide():
 
 def test_the_style_stays_zero_until_it_starts():
     denoiser = SmallDenoiser()
-    trained = train(denoiser, denoiser.sites, pair(style_start=STEPS), config())
+    trained = train(denoiser, denoiser.sites, pair(style_start_step=STEPS), config())
     assert not trained.adapters["style"][SITE].up.any()
     assert "style" not in trained.losses
 

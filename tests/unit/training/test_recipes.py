@@ -16,7 +16,7 @@ def pairs(count: int) -> list[tuple[Example, Example]]:
 
 def test_a_pair_step_is_content_then_style_on_shared_noise():
     ((before, after),) = ours = pairs(1)
-    content, style = Pair(ours, style_start=3).rows(step=3, seed=0)
+    content, style = Pair(ours, style_start_step=3).rows(step=3, seed=0)
     assert content.example is before
     assert content.gates == {"content 0": Gate()}
     assert style.example is after
@@ -26,13 +26,13 @@ def test_a_pair_step_is_content_then_style_on_shared_noise():
 
 
 def test_before_style_start_there_is_no_style_row():
-    recipe = Pair(pairs(1), style_start=3)
+    recipe = Pair(pairs(1), style_start_step=3)
     assert [row.name for row in recipe.rows(2, 0)] == ["content"]
     assert [row.name for row in recipe.rows(3, 0)] == ["content", "style"]
 
 
 def test_several_noise_levels_share_the_weight():
-    rows = Pair(pairs(1), style_start=0, samples=4).rows(0, 0)
+    rows = Pair(pairs(1), style_start_step=0, samples=4).rows(0, 0)
     assert [(row.name, row.sample) for row in rows] == [
         *[("content", sample) for sample in range(4)],
         *[("style", sample) for sample in range(4)],
@@ -42,7 +42,7 @@ def test_several_noise_levels_share_the_weight():
 
 def test_pairs_come_in_seeded_shuffled_rounds_with_their_own_content():
     ours = pairs(3)
-    recipe = Pair(ours, style_start=0)
+    recipe = Pair(ours, style_start_step=0)
     for step in range(9):
         pair = shuffled_round(5, 3, step)
         content, style = recipe.rows(step, seed=5)
@@ -53,7 +53,7 @@ def test_pairs_come_in_seeded_shuffled_rounds_with_their_own_content():
 
 
 def test_contents_and_style_share_one_basis():
-    adapters = Pair(pairs(2), style_start=0, basis_seed=9).adapters()
+    adapters = Pair(pairs(2), style_start_step=0, basis_seed=9).adapters()
     parts = {name: kind.init((4, 8), 2, torch.Generator()) for name, kind in adapters.items()}
     assert parts["content 0"]["down"] is parts["content 1"]["down"]
     overlap = parts["content 0"]["down"] @ parts["style"]["down"].T
@@ -62,7 +62,7 @@ def test_contents_and_style_share_one_basis():
 
 def test_mirrored_pairs_are_drawn_by_sample_and_stay_together():
     ours, mirrored = pairs(1), [(example(10), example(11))]
-    recipe = Pair(ours, style_start=0, samples=8, mirrored=mirrored)
+    recipe = Pair(ours, style_start_step=0, samples=8, mirrored=mirrored)
     seen = []
     for step in range(6):
         rows = recipe.rows(step, seed=1)
@@ -78,12 +78,12 @@ def test_mirrored_pairs_are_drawn_by_sample_and_stay_together():
 def test_unequal_latents_are_refused_with_the_pair_named():
     wrong = (example(0), Example(torch.zeros(6), torch.zeros(6)))
     with pytest.raises(ValueError, match=r"equal shape, got \(8,\) and \(6,\) in pair 2"):
-        Pair([*pairs(1), wrong], style_start=0)
+        Pair([*pairs(1), wrong], style_start_step=0)
 
 
 def test_a_missing_mirrored_pair_is_refused():
     with pytest.raises(ValueError, match="got 1 for 2 pairs"):
-        Pair(pairs(2), style_start=0, mirrored=pairs(1))
+        Pair(pairs(2), style_start_step=0, mirrored=pairs(1))
 
 
 def test_single_takes_each_example_once_per_round():

@@ -4,14 +4,14 @@ import math
 
 import pytest
 from pack.training import TrainingConfig
-from pack.training.schedule import rate_at
+from pack.training.schedule import scheduled_rate
 
 
 def rates(schedule: str, warmup: int = 0, steps: int = 8) -> list[float]:
     config = TrainingConfig(
         steps=steps, rank=1, learning_rate=0.5, seed=0, schedule=schedule, warmup=warmup
     )
-    return [rate_at(step, config) for step in range(steps)]
+    return [scheduled_rate(0.5, step, config) for step in range(steps)]
 
 
 def test_constant_stays():

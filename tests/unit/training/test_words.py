@@ -39,8 +39,8 @@ def test_a_recipe_without_words_learns_none():
 def test_the_rate_of_the_words_is_their_own():
     step = replace(CONFIG, steps=1, weight_decay=0.0)
     for share in (1.0, 0.25):
-        rates = {"text": share}
-        learnt = run(step, EdLora([[said(1)]], words(rates=rates))).embeddings["text"]
+        rates = {"text": share * 0.02}
+        learnt = run(step, EdLora([[said(1)]], words(learning_rates=rates))).embeddings["text"]
         moved = (learnt[0] - words().starts["text"][0]).abs()
         # Adam's first step is the learning rate in every entry.
         assert torch.allclose(moved, torch.full((WIDTH,), 0.02 * share), rtol=1e-3)
@@ -49,7 +49,10 @@ def test_the_rate_of_the_words_is_their_own():
 def test_the_rate_of_a_site_is_its_own():
     denoiser = SmallDenoiser(layers=2)
     first, second = denoiser.sites
-    sites = {first: denoiser.sites[first], second: replace(denoiser.sites[second], rate=0.0)}
+    sites = {
+        first: denoiser.sites[first],
+        second: replace(denoiser.sites[second], learning_rate=0.0),
+    }
     learnt = train(denoiser, sites, recipe(), replace(CONFIG, steps=3))
     factors = learnt.adapters["concept"]
     assert factors[first].up.any()
@@ -59,7 +62,9 @@ def test_the_rate_of_a_site_is_its_own():
 def test_equal_rates_are_one_group():
     denoiser = SmallDenoiser(layers=2)
     session = Session(denoiser, denoiser.sites, recipe(), CONFIG)
-    assert [group["rate"] for group in session.optimizer.param_groups] == [1.0, 1.0]
+    assert [group["initial_lr"] for group in session.optimizer.param_groups] == [
+        CONFIG.learning_rate
+    ] * 2
     assert list(session.parameters)[-1] == "embeddings/text"
 
 
@@ -72,7 +77,7 @@ def test_the_words_stop_at_their_norm_and_stay_bit_identical():
 
     stop = 0.9
     long = replace(CONFIG, steps=30, learning_rate=0.05)
-    trained = run(long, recipe(stop=stop), callbacks=[watch])
+    trained = run(long, recipe(embedding_stop=stop), callbacks=[watch])
     reached = next(step for step, (_, share) in enumerate(seen) if share >= stop)
     assert 0 < reached < 25
     assert all(torch.equal(rows, seen[reached][0]) for rows, _ in seen[reached:])
@@ -83,7 +88,8 @@ def test_the_words_stop_at_their_norm_and_stay_bit_identical():
 
 def test_the_lora_goes_on_once_the_words_have_stopped():
     short, long = (
-        run(replace(CONFIG, steps=steps), recipe(stop=0.01)).adapters["concept"] for steps in (3, 6)
+        run(replace(CONFIG, steps=steps), recipe(embedding_stop=0.01)).adapters["concept"]
+        for steps in (3, 6)
     )
     for site, factors in long.items():
         assert not torch.equal(factors.up, short[site].up)
@@ -91,7 +97,7 @@ def test_the_lora_goes_on_once_the_words_have_stopped():
 
 def test_a_stop_needs_the_norm_of_the_vocabulary():
     with pytest.raises(ValueError, match="norm of a row of every vocabulary, got none for text"):
-        Words({"text": torch.ones(2, 3)}, stop=1.0)
+        Words({"text": torch.ones(2, 3)}, embedding_stop=1.0)
 
 
 @pytest.mark.parametrize("optimizer", ["Scaled SGD", "Scaled AdamW", "LoRA-RITE"])
@@ -103,7 +109,7 @@ def test_preconditioned_optimisers_refuse_words_in_a_sentence(optimizer):
 def test_preconditioned_optimisers_take_a_site_s_rate():
     """What a text encoder's layers learn counts for pairs of factors too."""
     denoiser = SmallDenoiser(layers=2)
-    sites = {name: replace(site, rate=0.0) for name, site in denoiser.sites.items()}
+    sites = {name: replace(site, learning_rate=0.0) for name, site in denoiser.sites.items()}
     single = EdLora([[example(1)]], Words())
     trained = train(denoiser, sites, single, replace(CONFIG, optimizer="Scaled AdamW"))
     assert not any(factors.up.any() for factors in trained.adapters["concept"].values())
@@ -155,7 +161,7 @@ def test_attention_to_the_words_is_asked_of_the_denoiser():
 
     mask = torch.zeros(1, 4, 4)
     mask[:, :2] = 1
-    rows = LearntWords(words(attention=0.5))
+    rows = LearntWords(words(attention_weight=0.5))
     denoiser = Showing()
     denoiser.seen.append(torch.zeros(2, WIDTH))
     costs = rows.penalties(denoiser, [mask, None])
@@ -190,12 +196,12 @@ def test_pictures_come_once_a_round_and_every_wording_in_time():
 
 def test_a_site_of_a_rate_of_its_own_is_equal_otherwise():
     module = SmallDenoiser().layers[0]
-    assert Site(module, (8, 8)) == Site(module, (8, 8), rate=1.0)
+    assert Site(module, (8, 8)) == Site(module, (8, 8), learning_rate=None)
 
 
 def test_rows_are_drawn_to_the_vocabulary_alike_in_every_row_of_a_batch():
     vocabulary = VocabularyDensity.of(torch.zeros(5, WIDTH), 0.5)
-    made = words(density=0.25, vocabularies={"text": vocabulary})
+    made = words(density_weight=0.25, vocabularies={"text": vocabulary})
     found = LearntWords(made).penalties(None, [None, None])
     rows = LearntWords(made).parameters["text"]
     # One kernel, at 0: its share is exp(-x^2 / (2 h^2)), summed over the dimensions.
@@ -204,7 +210,7 @@ def test_rows_are_drawn_to_the_vocabulary_alike_in_every_row_of_a_batch():
     step = replace(CONFIG, steps=1, weight_decay=0.0)
     mapping = {"text": vocabulary}
     drawn, free = (
-        run(step, recipe(density=weight, vocabularies=mapping)).losses["loss"][0]
+        run(step, recipe(density_weight=weight, vocabularies=mapping)).losses["loss"][0]
         for weight in (0.25, 0.0)
     )
     # Once a step, however many rows it has.
@@ -212,7 +218,7 @@ def test_rows_are_drawn_to_the_vocabulary_alike_in_every_row_of_a_batch():
 
 
 def test_layers_go_without_the_adapter_in_their_share_of_the_steps():
-    made = replace(recipe(), dropped=("a", "b"), dropout=0.3)
+    made = replace(recipe(), dropped=("a", "b"), text_dropout=0.3)
     gates = [[row.gates["concept"].off for row in made.rows(step, 4)] for step in range(600)]
     assert all(one == other for one, other in gates)  # a step's rows go together
     for site in ("a", "b"):
@@ -224,7 +230,7 @@ def test_layers_go_without_the_adapter_in_their_share_of_the_steps():
 def test_a_layer_without_its_adapter_learns_nothing_in_that_step():
     denoiser = SmallDenoiser(layers=2)
     first, second = denoiser.sites
-    made = replace(recipe(), dropped=(first,), dropout=0.999999)
+    made = replace(recipe(), dropped=(first,), text_dropout=0.999999)
     learnt = train(denoiser, denoiser.sites, made, replace(CONFIG, steps=3)).adapters["concept"]
     assert not learnt[first].up.any()
     assert learnt[second].up.any()
@@ -232,7 +238,7 @@ def test_a_layer_without_its_adapter_learns_nothing_in_that_step():
 
 def test_a_run_that_drops_layers_goes_on_to_the_same_numbers():
     denoiser = SmallDenoiser(layers=2)
-    made = replace(recipe(), dropped=tuple(denoiser.sites), dropout=0.5)
+    made = replace(recipe(), dropped=tuple(denoiser.sites), text_dropout=0.5)
     whole = run(made=made)
     kept = []
     run(made=made, callbacks=[lambda event: kept.append(event.session.checkpoint())])
@@ -246,4 +252,4 @@ def test_a_run_that_drops_layers_goes_on_to_the_same_numbers():
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_no_step_is_left_where_every_layer_is_dropped(share):
     with pytest.raises(ValueError, match="dropout must be at least 0 and below 1"):
-        replace(recipe(), dropped=("a",), dropout=share)
+        replace(recipe(), dropped=("a",), text_dropout=share)

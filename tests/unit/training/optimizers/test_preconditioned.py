@@ -181,7 +181,7 @@ def test_frozen_halves_stay_bit_identical_through_weight_decay(name):
     adapter = halves_adapter()
     parts = adapter.parts["site"]
     before = {part: parts[part].clone() for part in ("down_frozen", "up_frozen", "down", "up")}
-    (pair,) = factor_pairs([adapter])
+    (pair,) = factor_pairs([adapter], 0.02)
     optimizer = PRECONDITIONED[name]([pair], 0.02, weight_decay=0.5)
     target = random(8, 6, seed=3).float()
     fit(pair, optimizer, target, steps=200)
@@ -204,7 +204,7 @@ def test_a_step_moves_both_halves_and_is_not_plain_adamw(name):
         adapter = halves_adapter()
         with torch.no_grad():
             adapter.parts["site"]["up"].copy_(random(4, 2, seed=1))
-        (pair,) = factor_pairs([adapter])
+        (pair,) = factor_pairs([adapter], 0.01)
         start = [part.detach().clone() for part in pair.parts.values()]
         if maker is None:
             optimizer = torch.optim.AdamW(pair.parts.values(), lr=0.01, weight_decay=0.0)
@@ -249,7 +249,7 @@ def test_on_frozen_orthonormal_rows_scaled_adamw_is_adamw(damping):
     for scaled in (True, False):
         site = Site(nn.Linear(12, 6, bias=False).requires_grad_(False), (6, 12))
         adapter = new_adapter("style", OrthogonalRows(), {"site": site}, 3, 0, CPU)
-        (pair,) = factor_pairs([adapter])
+        (pair,) = factor_pairs([adapter], 0.01)
         if scaled:
             optimizer = ScaledAdamW([pair], 0.01, weight_decay=0.1, damping=damping)
         else:
@@ -311,7 +311,7 @@ def test_bf16_factors_keep_fp32_moments_through_a_reload(name):
 def test_a_zero_start_learns(name):
     site = Site(nn.Linear(12, 16, bias=False).requires_grad_(False), (16, 12))
     adapter: TrainedAdapter = new_adapter("lora", Plain(), {"site": site}, 3, 0, CPU)
-    (pair,) = factor_pairs([adapter])
+    (pair,) = factor_pairs([adapter], 0.05)
     target = (random(16, 3, seed=1) @ random(3, 12, seed=2)).float()
     optimizer = PRECONDITIONED[name]([pair], 0.05, weight_decay=0.0)
     last = fit(pair, optimizer, target, steps=200)

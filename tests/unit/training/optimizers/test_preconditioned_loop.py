@@ -117,7 +117,7 @@ def test_the_loop_clips_to_the_metric_norm_it_is_given():
 @pytest.mark.parametrize("passes", [1, 2])
 def test_for_pair_scaled_adamw_is_adamw(damping, clip, passes):
     """Its frozen rows are orthonormal: their Gram is the identity, damped a multiple of it."""
-    recipe = Pair([tuple(EXAMPLES[:2]), tuple(EXAMPLES[2:])], style_start=3, samples=2)
+    recipe = Pair([tuple(EXAMPLES[:2]), tuple(EXAMPLES[2:])], style_start_step=3, samples=2)
     found = []
     for name in ("AdamW", "Scaled AdamW"):
         denoiser = SmallDenoiser(layers=2)
@@ -180,7 +180,10 @@ def test_the_partner_learns_at_its_rate(name, clip):
         denoiser = SmallDenoiser(layers=2)
         recipe = half(partner_rate=rate)
         session = Session(denoiser, denoiser.sites, recipe, config(name, max_grad_norm=clip))
-        assert {group["rate"] for group in session.optimizer.param_groups} == {1.0, rate}
+        assert {group["initial_lr"] for group in session.optimizer.param_groups} == {
+            session.config.learning_rate,
+            session.config.learning_rate * rate,
+        }
         before = {key: value.detach().clone() for key, value in session.parameters.items()}
         with session.gates.attached():
             take_step(session, recipe)
@@ -199,7 +202,7 @@ def test_what_an_optimiser_keeps_is_counted_to_the_byte(name, kind):
     recipe = {
         "plain": Single(EXAMPLES, 4),
         "half": half(),
-        "pair": Pair([tuple(EXAMPLES[:2])], style_start=0),
+        "pair": Pair([tuple(EXAMPLES[:2])], style_start_step=0),
     }[kind]
     denoiser = SmallDenoiser(layers=2)
     session = Session(denoiser, denoiser.sites, recipe, config(name))
@@ -221,7 +224,7 @@ class Halves:
     def adapters(self):
         return {"half": PartlyLearnable(5)}
 
-    def rates(self):
+    def lr_scales(self):
         return {}
 
     def rows(self, step: int, seed: int):

@@ -30,16 +30,20 @@ def stored(steps: int) -> StoredRun:
     return StoredRun(steps, PIECES, {"loss": [0.5] * steps}, {"style": lora_state(layers, {})}, {})
 
 
-def checkpoint(step: int, **facts) -> Checkpoint:
-    return Checkpoint(step, {"learnt/x": torch.tensor([float(step)])}, {}, {}, facts)
+def third(steps: int) -> int:
+    """Return what a run decides by the steps that it is begun for, as the start of a style."""
+    return steps // 3
 
 
-def keep(folder: RunFolder, wished: int, *steps: int, start: int | None = None) -> None:
+def checkpoint(step: int) -> Checkpoint:
+    return Checkpoint(step, {"learnt/x": torch.tensor([float(step)])}, {}, {})
+
+
+def keep(folder: RunFolder, wished: int, *steps: int) -> None:
     """Keep checkpoints as a run of ``wished`` steps would that begins or goes on now."""
-    facts = {"start": wished // 3 if start is None else start}
-    point = folder.starting_point(wished, facts)
+    point = folder.starting_point(wished, third)
     for step in steps:
-        save_checkpoint(point.folder, checkpoint(step, **point.facts), keep=2)
+        save_checkpoint(point.folder, checkpoint(step), keep=2)
 
 
 def test_a_finished_run_is_found_by_its_steps(folder):
@@ -69,72 +73,72 @@ def test_a_damaged_note_of_a_stop_only_costs_the_stop(folder, content):
 
 
 def test_a_run_begins_where_there_is_nothing(folder):
-    point = folder.starting_point(6, {"start": 2})
-    assert (point.checkpoint, point.facts, point.notes) == (None, {"start": 2}, [])
+    point = folder.starting_point(6, third)
+    assert (point.checkpoint, point.begun_for, point.notes) == (None, 6, [])
 
 
 def test_a_run_goes_on_from_its_latest_checkpoint(folder):
     keep(folder, 6, 2, 4)
-    point = folder.starting_point(6, {"start": 2})
-    assert (point.checkpoint.step, point.facts) == (4, {"start": 2})
+    point = folder.starting_point(6, third)
+    assert (point.checkpoint.step, point.begun_for) == (4, 6)
     assert point.notes == ["goes on from step 4"]
 
 
-def test_a_finished_run_is_extended_and_keeps_its_facts(folder):
+def test_an_extended_run_stays_as_it_was_begun(folder):
     keep(folder, 6, 3, 6)
-    point = folder.starting_point(9, {"start": 3})
-    assert (point.checkpoint.step, point.facts) == (6, {"start": 2})
+    point = folder.starting_point(9, third)
+    assert (point.checkpoint.step, point.begun_for) == (6, 6)
     keep(folder, 9, 8)
-    again = folder.starting_point(9, {"start": 3})
-    assert (again.checkpoint.step, again.facts, again.folder) == (8, {"start": 2}, point.folder)
+    again = folder.starting_point(9, third)
+    assert (again.checkpoint.step, again.begun_for, again.folder) == (8, 6, point.folder)
 
 
 def test_a_run_that_was_not_stored_is_taken_from_its_last_checkpoint(folder):
     keep(folder, 6, 6)
-    assert folder.starting_point(6, {"start": 2}).checkpoint.step == 6
+    assert folder.starting_point(6, third).checkpoint.step == 6
 
 
 def test_a_shorter_run_does_not_take_over_when_the_longer_one_begins_its_style(folder):
     keep(folder, 900, 90, 100)
-    point = folder.starting_point(200, {"start": 66})
-    assert (point.checkpoint, point.facts) == (None, {"start": 66})
+    point = folder.starting_point(200, third)
+    assert (point.checkpoint, point.begun_for) == (None, 200)
     keep(folder, 200, 90, 150)
     # Neither has cost the other its checkpoints.
-    assert folder.starting_point(200, {"start": 66}).checkpoint.facts == {"start": 66}
-    longer = folder.starting_point(900, {"start": 300})
-    assert (longer.checkpoint.step, longer.facts) == (100, {"start": 300})
+    assert folder.starting_point(200, third).begun_for == 200
+    longer = folder.starting_point(900, third)
+    assert (longer.checkpoint.step, longer.begun_for) == (100, 900)
 
 
-def test_a_shorter_run_goes_on_where_facts_are_the_same(folder):
-    keep(folder, 900, 90, 100, start=0)
-    assert folder.starting_point(200, {"start": 0}).checkpoint.step == 100
-    assert folder.starting_point(95, {"start": 0}).checkpoint.step == 90
-    assert folder.starting_point(50, {"start": 0}).checkpoint is None
+def test_a_shorter_run_goes_on_where_both_begin_in_the_same_way(folder):
+    keep(folder, 900, 90, 100)
+    assert folder.starting_point(200).checkpoint.step == 100
+    assert folder.starting_point(95).checkpoint.step == 90
+    assert folder.starting_point(50).checkpoint is None
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_said(folder):
     keep(folder, 6, 2, 4)
-    point = folder.starting_point(6, {"start": 2})
+    point = folder.starting_point(6, third)
     checkpoint_file(point.folder, 4).write_bytes(b"")
-    again = folder.starting_point(6, {"start": 2})
+    again = folder.starting_point(6, third)
     assert again.checkpoint.step == 2
     assert again.notes[0].startswith("checkpoint step_00000004.safetensors was not used: ")
     assert again.notes[1] == "goes on from step 2"
     checkpoint_file(point.folder, 2).write_bytes(b"")
-    none_left = folder.starting_point(6, {"start": 2})
+    none_left = folder.starting_point(6, third)
     assert none_left.checkpoint is None
     assert len(none_left.notes) == 2
 
 
 def test_what_a_killed_process_left_half_written_is_removed(folder):
     keep(folder, 6, 2)
-    place = folder.starting_point(6, {"start": 2}).folder
+    place = folder.starting_point(6, third).folder
     (place / ".step_00000004.safetensors.ff.tmp").write_bytes(b"half")
     (folder.path / ".unfinished-ab").mkdir()
     (folder.path / ".unfinished-ab" / "style.safetensors").write_bytes(b"half")
     (folder.path / ".pieces.json.ff.tmp").write_bytes(b"half")
     with folder.held():
-        folder.starting_point(6, {"start": 2})
+        folder.starting_point(6, third)
         names = {path.name for path in folder.path.rglob("*") if path.is_file()}
     assert names == {"lock", "step_00000002.safetensors"}
 
@@ -161,7 +165,7 @@ def test_an_error_after_a_checkpoint_leaves_it(folder):
     with pytest.raises(KeyError):
         broken()
     assert json.loads((folder.path / "pieces.json").read_text()) == PIECES
-    assert folder.starting_point(6, {"start": 2}).checkpoint.step == 2
+    assert folder.starting_point(6, third).checkpoint.step == 2
 
 
 def test_the_second_to_hold_it_is_refused_and_destroys_nothing(folder):
@@ -169,7 +173,7 @@ def test_the_second_to_hold_it_is_refused_and_destroys_nothing(folder):
         keep(folder, 6, 2)
         with pytest.raises(RuntimeError, match="-0123456789ab in use by another"), folder.held():
             pytest.fail("both hold it")
-    assert folder.starting_point(6, {"start": 2}).checkpoint.step == 2
+    assert folder.starting_point(6, third).checkpoint.step == 2
 
 
 def other(folder: RunFolder, identity: str, when: float, **changes) -> RunFolder:
