@@ -135,3 +135,13 @@ def _strings(value: Any) -> list[str]:
     if isinstance(value, list):
         return [text for item in value for text in _strings(item)]
     return [value] if isinstance(value, str) else []
+
+
+def test_the_changelog_begins_with_the_version_of_the_pack(repository: Path):
+    project = (repository / "pyproject.toml").read_text("utf-8")
+    version = re.search(r'^version = "([^"]+)"$', project, re.MULTILINE)
+    newest = re.search(
+        r"^## \[([^\]]+)\]", (repository / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert version and newest
+    assert newest[1] == version[1]
