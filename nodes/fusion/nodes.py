@@ -120,13 +120,14 @@ class GradientFusion(io.ComfyNode):
                     min=0,
                     max=4096,
                     step=8,
-                    tooltip="Side of the square pictures to sample; 0 is the base model's resolution.",
+                    tooltip="Side of the square pictures to sample; 0 is the base model's "
+                    "resolution.",
                 ),
                 seed_input("Seed of the noise from which the concepts are sampled."),
                 text_input(
                     "prior_prompts",
-                    "Prompts on which the base model shall stay unchanged, one per line, such as: a "
-                    "photo of a person. Each is sampled too.",
+                    "Prompts on which the base model shall stay unchanged, one per line, such as: "
+                    "a photo of a person. Each is sampled too.",
                 ),
                 io.Float.Input(
                     "prior_weight",
@@ -135,8 +136,8 @@ class GradientFusion(io.ComfyNode):
                     max=100.0,
                     step=0.01,
                     tooltip=(
-                        "Weight of all prior prompts together, compared with a concept of weight 1. "
-                        "Raise it to keep the base model more closely."
+                        "Weight of all prior prompts together, compared with a concept of weight "
+                        "1. Raise it to keep the base model more closely."
                     ),
                 ),
                 io.Combo.Input(
@@ -144,9 +145,10 @@ class GradientFusion(io.ComfyNode):
                     options=list(STORED_STATISTICS),
                     default=STORED_STATISTICS[0],
                     tooltip=(
-                        "The statistics to store below output/pastiche. sums: those of all concepts "
-                        "together. a Gram per concept: much larger, but a concept can be removed "
-                        "without new sampling. nothing: removes what was stored for this base."
+                        "The statistics to store below output/pastiche. sums: those of all "
+                        "concepts together. a Gram per concept: much larger, but a concept can be "
+                        "removed without new sampling. nothing: removes what was stored for this "
+                        "base."
                     ),
                 ),
                 io.Vae.Input(
@@ -227,8 +229,9 @@ class ConceptForFusion(io.ComfyNode):
                 ),
                 text_input(
                     "trigger_prompts",
-                    "Prompts that trigger the LoRA, one per line, such as: a photo of sks dog. It is "
-                    "sampled with each of them. If empty, they are taken from the file's metadata.",
+                    "Prompts that trigger the LoRA, one per line, such as: a photo of sks dog. It "
+                    "is sampled with each of them. If empty, they are taken from the file's "
+                    "metadata.",
                 ),
                 io.Float.Input(
                     "strength",
