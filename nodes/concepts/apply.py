@@ -121,8 +121,8 @@ class ConceptSampling:
                 applied = ", ".join(f"<{other}>" for other in digests)
                 raise ValueError(
                     "a prompt must be encoded for concepts that are on the MODEL, got "
-                    f"<{name}> for a MODEL with {applied}; connect "
-                    "the same concepts to Apply Concept and to Encode Concept Prompt"
+                    f"<{name}> for a MODEL with {applied}; connect the same concepts to Apply "
+                    "Concept and to Encode Concept Prompt"
                 )
             if digests[name] != digest:
                 raise ValueError(

@@ -289,7 +289,7 @@ class ConceptTrainer(Trainer):
             pieces["attention"] = [self.attention_weight, self.fill_mask]
         return pieces
 
-    def _crops(self, picture: Picture) -> Iterator[Look]:
+    def _crops_of(self, picture: Picture) -> Iterator[Look]:
         """Yield the crops of a picture."""
         multiple = self.base.family.multiple
         return looks(picture, self.crops, self.resolution, multiple, self.seed)
@@ -300,14 +300,14 @@ class ConceptTrainer(Trainer):
         encoder = CaptionEncoder(
             base, self.words[0], self.context_layers, self.masked and self.attention_weight > 0
         )
-        crops = [self._crops(picture) for picture in self.dataset]
+        crops = [self._crops_of(picture) for picture in self.dataset]
         with_empty = settings.caption_dropout > 0
         examples, *mirrored = concept_examples(
             encoder, crops, self.wordings, settings.flip, with_empty
         )
         recipe = EdLora(
             examples,
-            self._words(),
+            self._learnt_words(),
             settings.samples,
             mirrored=mirrored[0] if mirrored else (),
             adapter=Plain(self.lora_start),
@@ -320,7 +320,7 @@ class ConceptTrainer(Trainer):
         conds = (encoder.cond(prompt, latent), encoder.cond("", latent))
         return recipe, PreviewScene(base.vae, *conds, gates, gates, latent.shape)
 
-    def _words(self) -> Words:
+    def _learnt_words(self) -> Words:
         """Return the words' initial embeddings and their training settings."""
         clip = self.base.clip
         norms = vocabulary_norms(clip)
@@ -383,7 +383,7 @@ class ConceptTrainer(Trainer):
     def pictures(self) -> list[Tensor]:
         """Return the first pictures as they are trained, each as an IMAGE."""
         shown = self.dataset[:SHOWN_PICTURES]
-        return [next(self._crops(picture))[0].pixels[None] for picture in shown]
+        return [next(self._crops_of(picture))[0].pixels[None] for picture in shown]
 
     def lines(self, run: StoredRun) -> list[str]:
         """Return the lines that the node shows: values with their sources, words and pictures."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -92,8 +92,8 @@ class InputWatch:
         samples = {site: sample.total() for site, sample in self._samples.items()}
         return MemberStatistics(projected, {s: rows for s, rows in samples.items() if len(rows)})
 
-    def _hook(self, site: str):
-        def watch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def _hook(self, site: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def collect(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             rows = self.rows_of(site, module, args[0])
             where = f"layer {site!r} at the prompt {self.prompt!r} of {self.label}"
             row_weight = 1.0 / max(1, len(rows)) if self.per_call else 1.0
@@ -103,7 +103,7 @@ class InputWatch:
                 self._samples[site].add(rows)
             self.row_counts[site] += len(rows)
 
-        return watch
+        return collect
 
     def rows_of(self, site: str, module: nn.Module, x: Tensor) -> Tensor:
         """Return the input rows that count, ``(row, in)``; for a convolution, its patches."""

@@ -91,13 +91,15 @@ def layout_of(
     """
     names = _file_names(model, clip, family)
     spans: dict[str, list[tuple[int, int]]] = {}
-    for rows in (rows for one in changes for rows in one.factors):
-        spans.setdefault(rows.key, []).append((rows.start, rows.start + rows.size))
+    for one in changes:
+        for rows in one.factors:
+            spans.setdefault(rows.key, []).append((rows.start, rows.start + rows.size))
     layers: list[FusedLayer] = []
     factors: list[dict[str, LowRank]] = [{} for _ in changes]
     for key, found in spans.items():
-        module = module_at(model, clip, key.removesuffix(".weight"))
-        shape = tuple(module.get_parameter("weight").shape)
+        weight = module_at(model, clip, key.removesuffix(".weight")).weight
+        assert isinstance(weight, torch.Tensor)  # ``changes_of`` has read its shape
+        shape = tuple(weight.shape)
         merged = _merged(found)
         if any(WeightSlice(key, start, end - start) not in names for start, end in merged):
             merged = [(0, shape[0])]
@@ -160,6 +162,7 @@ def _file_names(model: ModelPatcher, clip: comfy.sd.CLIP, family: Family) -> dic
 def _layer(
     rows: WeightSlice, weight: tuple[int, ...], names: Mapping[WeightSlice, str], family: Family
 ) -> FusedLayer:
+    """Return the layer of a weight's rows, with its name, its stage and its site."""
     path = rows.key.removesuffix(".weight")
     stage: FusionStage = "spatial"
     if not path.startswith(NATIVE_PREFIX):

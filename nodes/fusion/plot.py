@@ -33,6 +33,7 @@ def report_plot(report: FusionReport) -> Tensor:
 
 
 def _panel(name: str, index: int, layers: Sequence[LayerResult]) -> Image.Image:
+    """Return the panel of the concept with this name and index."""
     paper = Image.new("RGB", (_WIDTH, _PANEL), PAPER)
     pen = ImageDraw.Draw(paper)
     title, small = ImageFont.load_default(15), ImageFont.load_default(12)
@@ -44,7 +45,7 @@ def _panel(name: str, index: int, layers: Sequence[LayerResult]) -> Image.Image:
         pen.text((_LEFT - 8, y), f"{share:.0%}", INK, small, anchor="rm")
     shown = [layer for layer in layers if layer.residuals[index] is not None]
     if not shown:
-        pen.text((_LEFT, _PANEL // 2), "no layer with a change of its own", INK, small)
+        pen.text((_LEFT, _PANEL // 2), "no layer is changed by this concept", INK, small)
         return paper
     step = (right - _LEFT) / len(shown)
     before = ""

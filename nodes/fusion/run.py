@@ -91,7 +91,7 @@ def fuse(request: FusionRequest) -> Fusion:
 
 
 def _first_of_each(notes: Sequence[str]) -> list[str]:
-    """Return the notes, of those that are equal up to the first colon only the first one."""
+    """Return the notes without those that repeat an earlier one up to the first colon."""
     found: dict[str, str] = {}
     for note in notes:
         found.setdefault(note.partition(":")[0], note)
@@ -138,7 +138,7 @@ def _scratch_folder() -> Iterator[Path | None]:
 def _statistics_folder(
     request: FusionRequest, plan: FusionPlan, notes: list[str]
 ) -> Iterator[Path | None]:
-    """Lock the folder of the base's statistics; yield None if nothing is to be kept or can be.
+    """Lock the folder of the base's statistics; yield None if nothing is stored.
 
     If the folder cannot be written, a note is appended.
     """

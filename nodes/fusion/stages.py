@@ -180,11 +180,9 @@ class Stages:
         drawing = self._options.drawing
 
         def calls(member: Member) -> int:
-            return (
-                count_encodings(member.concept)
-                if text
-                else count_evaluations(member.concept, drawing)
-            )
+            if text:
+                return count_encodings(member.concept)
+            return count_evaluations(member.concept, drawing)
 
         spec = StageSpec(
             layers=layers,
@@ -283,11 +281,13 @@ class Stages:
         return changes
 
     def _encode(self, member: Member, watch: InputWatch, before: FusedChanges) -> None:
+        """Encode a member's prompts with its own change of the text encoder."""
         own = self._changes_of_stage(member, "text")
         _, clip = self._patched(own, member.concept.strength)
         encode_prompts(clip, member.concept, watch, self._on_step)
 
     def _draw(self, member: Member, watch: InputWatch, before: FusedChanges) -> None:
+        """Sample a member's prompts with the earlier stages' changes and its own of this stage."""
         model, clip = self._patched(*self._earlier_changes(member, before))
         own = self._changes_of_stage(member, "spatial")
         model, clip = _with_changes(model, clip, own, member.concept.strength)
@@ -305,7 +305,8 @@ class Stages:
         own = {**self._changes_of_stage(member, "text"), **self._changes_of_stage(member, "cross")}
         return own, member.concept.strength
 
-    def _changes_of_stage(self, member: Member, stage: FusionStage) -> FusedChanges:
+    def _changes_of_stage(self, member: Member, stage: FusionStage) -> dict[str, LowRank]:
+        """Return a member's own changes of the layers of a stage."""
         names = {layer.name for layer in self._layout.of_stage(stage)}
         return {name: one for name, one in member.factors.items() if name in names}
 
@@ -357,9 +358,8 @@ class Stages:
     def _spans(self, layers: Sequence[FusedLayer]) -> dict[str, Tensor]:
         """Return the span of all concepts' factors at each site too wide for a full Gram matrix."""
         downs: dict[str, list[Tensor]] = {}
-        ordered = sorted(
-            self._members, key=lambda member: member.digest
-        )  # independent of the sockets
+        # In this order the span does not depend on how the concepts are connected.
+        ordered = sorted(self._members, key=lambda member: member.digest)
         for layer in layers:
             if layer.width > WIDEST:
                 found = downs.setdefault(layer.site, [])
@@ -367,6 +367,7 @@ class Stages:
         return {site: span_basis(found) for site, found in downs.items()}
 
     def _begin(self) -> float:
+        """Reset the peak memory at the beginning of a stage, and return the time."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         self._peak = memory_in_use(self._device)

@@ -99,10 +99,10 @@ def collect(
     does not grow with the number of members. They are stored at once, together with the sum so far:
     after an interrupt only the remaining members are run.
 
-    A concept that is new, or has another weight, costs one pass. A concept that was removed costs
-    none if its own Gram matrices were stored; otherwise the sum is collected again from all
-    members. This also happens if a new concept reads other inputs, or widens the span to which the
-    inputs of wide layers were projected.
+    A new concept costs one pass. A concept that was removed, or whose weight has changed, costs
+    none if its own Gram matrices were stored. Otherwise a changed weight costs one pass, and after a
+    removal the sum is collected again from all members. This also happens if a new concept reads
+    other inputs, or widens the span to which the inputs of wide layers were projected.
 
     Args:
         spec: Statistics that the stage needs.
@@ -172,13 +172,13 @@ def _usable_sum(
     spans = {site: _span(spec, stored, site) for site in stored.grams}
     if not {layer.site for layer in spec.layers} <= set(stored.grams):
         result.notes.append(
-            "all concepts are run anew in a stage where a new one changes layers that no other did"
+            "all concepts are run again in a stage where a new one changes layers that no other did"
         )
         return None
     if not all(span_holds(stored.grams.span(site), span) for site, span in spans.items()):
         result.notes.append(
-            "all concepts are run anew in a stage where a new one changes layers wider than 4096, "
-            "whose inputs are seen within the span of the LoRAs alone"
+            "all concepts are run again in a stage where a new one changes layers wider than 4096, "
+            "whose inputs are projected to the span of the LoRAs"
         )
         return None
     present = {member.digest for member in members}
