@@ -102,7 +102,7 @@ def test_wide_layers_keep_their_statistics(three, folder, monkeypatch):
     assert passes(turned) == [0, 0, 0]
     more = queue(three, statistics=EACH)
     assert passes(more) == [1, 1, 3]  # the third has no part in the text encoder's span
-    assert "whose inputs are seen within the span of the LoRAs alone" in more.result[4]
+    assert "whose inputs are projected to the span of the LoRAs" in more.result[4]
     same(more, queue(three, statistics="nothing"))
     queue(three, statistics=EACH)
     fewer = queue(three[:2], statistics=EACH)
