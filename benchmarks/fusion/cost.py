@@ -40,9 +40,9 @@ def measure(base: Any, concepts: Sequence[Any]) -> dict[str, Any]:
         "peak_mib": growth.highest / MIB,
         "stages": {
             stage.stage: {
-                "collecting": stage.collecting,
-                "solving": stage.solving,
-                "statistics_mib": stage.statistics / MIB,
+                "collecting": stage.collecting_seconds,
+                "solving": stage.solving_seconds,
+                "statistics_mib": stage.statistics_bytes / MIB,
             }
             for stage in done.report.stages
         },

@@ -131,9 +131,9 @@ def _fusion(count: int, steps: int, side: int) -> dict[str, Any]:
         "stages": {
             stage.stage: {
                 "layers": stage.layers,
-                "collecting": stage.collecting,
-                "solving": stage.solving,
-                "statistics_mib": stage.statistics / MIB,
+                "collecting": stage.collecting_seconds,
+                "solving": stage.solving_seconds,
+                "statistics_mib": stage.statistics_bytes / MIB,
                 "growth_mib": peaks[stage.stage] / MIB,
             }
             for stage in done.report.stages

@@ -134,7 +134,7 @@ def activations(base: Any, concepts: Sequence[Any]) -> list[tuple[str, list[Targ
 
         def keep_grams(layers: Any, members: Any, *others: Any) -> Any:
             for layer in layers:
-                rows = [torch.cat(seen[member.where, layer.site]) for member in members]
+                rows = [torch.cat(seen[member.label, layer.site]) for member in members]
                 found.append((layer.stage, wishes(layer, members), rows))
             return from_grams(layers, members, *others)
 
@@ -165,7 +165,7 @@ def _all_rows() -> Iterator[dict[tuple[str, str], list[Tensor]]]:
 
                 def keep(module: Any, args: Any, site: str = site) -> None:
                     rows = self.rows_of(site, module, args[0]).float().cpu()
-                    seen.setdefault((self.where, site), []).append(rows.clone())
+                    seen.setdefault((self.label, site), []).append(rows.clone())
 
                 stack.callback(module.register_forward_pre_hook(keep).remove)
             stack.enter_context(attached(self))

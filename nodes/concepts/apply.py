@@ -1,4 +1,4 @@
-"""Concepts on a MODEL and its CLIP: their LoRAs, and a sampler that gives every layer its context."""
+"""Apply concepts to a MODEL and its CLIP: their LoRAs, and their contexts for every layer."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from ..lora.apply import apply_lora
 from ..text.concept_prompt import PROMPT, ConceptPrompt, require_text_encoders
 from ..text.layer_contexts import KEY, LAYERS, CONDLayers, context_layers, read_layers
 
-Entry = dict[str, Any]
-"""A conditioning entry inside a sampler."""
+Entry = dict[str, Any]  # a conditioning entry inside a sampler
 
 
 def apply_concepts(
@@ -30,17 +29,18 @@ def apply_concepts(
     strength_model: float,
     strength_clip: float,
 ) -> tuple[ModelPatcher, comfy.sd.CLIP]:
-    """Return the model and the CLIP with the concepts' LoRAs on them.
+    """Return the model and the CLIP with the concepts' LoRAs applied.
 
-    Every sampler of that model reads the prompts of Encode Concept Prompt layer by layer. With both
-    strengths at 0 the weights are the base's, and the words' rows alone carry the concepts.
+    Every sampler of that model gives each layer its own context of a prompt from Encode Concept
+    Prompt. With both strengths at 0 the weights are the base's, and only the words' embeddings
+    carry the concepts.
 
     Args:
-        model: The base that the concepts were made for; may have concepts already.
-        clip: Its text encoder.
-        concepts: In any order; each has its own strength, which multiplies those below.
-        strength_model: Of the LoRAs on the denoiser.
-        strength_clip: Of the LoRAs on the text encoder.
+        model: Base model for which the concepts were made; it may already have concepts.
+        clip: The base's text encoder.
+        concepts: Concepts to apply; the strength of each multiplies the two below.
+        strength_model: Strength of the LoRAs on the denoiser.
+        strength_clip: Strength of the LoRAs on the text encoder.
 
     Raises:
         ValueError: A concept was made for another base, or one is applied twice.
@@ -50,22 +50,28 @@ def apply_concepts(
             "concepts need the text encoder that reads their words, got none; connect the "
             "checkpoint's CLIP"
         )
-    before = model.get_wrappers(WrappersMP.PREPARE_SAMPLING, KEY)
-    on_it = before[0].concepts if before else ()
+    applied = _applied_concepts(model)
     count = context_layers(model)
-    named_once([*on_it, *concepts])
+    named_once([*applied, *concepts])
     for concept in concepts:
         _require_base(model, clip, concept, count)
     patched, text = model.clone(), clip
     for concept in concepts:
         if concept.lora:
-            strengths = strength_model * concept.strength, strength_clip * concept.strength
-            patched, text = apply_lora(patched, text, concept.lora, *strengths)
-    # A LoRA without strength gives back what it was given: never the node's own input.
+            patched, patched_text = apply_lora(
+                patched,
+                text,
+                concept.lora,
+                strength_model * concept.strength,
+                strength_clip * concept.strength,
+            )
+            assert patched_text is not None  # it is None only without a CLIP
+            text = patched_text
+    # ``apply_lora`` returns its own input at strength 0, and the node's input must not change.
     patched = patched.clone()
     for kind in (WrappersMP.PREPARE_SAMPLING, WrappersMP.DIFFUSION_MODEL):
         patched.remove_wrappers_with_key(kind, KEY)
-    prepare = ConceptSampling((*on_it, *(_without_pictures(one) for one in concepts)), count)
+    prepare = ConceptSampling((*applied, *(_words_only(one) for one in concepts)), count)
     patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, prepare)
     if count > 1:
         patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, read_layers)
@@ -74,11 +80,11 @@ def apply_concepts(
 
 @dataclass(frozen=True)
 class ConceptSampling:
-    """The PREPARE_SAMPLING wrapper of a MODEL with concepts: all that it knows of them.
+    """The PREPARE_SAMPLING wrapper of a MODEL with concepts.
 
     Args:
-        concepts: In the order of their nodes.
-        layers: Of the model's contexts.
+        concepts: Concepts on the MODEL, in the order of their nodes.
+        layers: Number of contexts that the MODEL reads.
     """
 
     concepts: tuple[Concept, ...]
@@ -93,30 +99,32 @@ class ConceptSampling:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Give every entry of this run a context per layer, if any prompt has them.
+        """Give every conditioning entry a context per layer, if any prompt of this run has them.
 
-        ``conds`` are the sampler's own copies and end with the run.
+        ``conds`` are the sampler's own copies, so they are changed in place.
         """
         for entries in conds.values():
             for entry in entries:
                 self._require_known(entry.get(PROMPT))
         if any(_has_layers(entry) for entries in conds.values() for entry in entries):
             for name, entries in conds.items():
-                conds[name] = [_layered(entry, self.layers) for entry in entries]
+                conds[name] = [_with_layer_contexts(entry, self.layers) for entry in entries]
         return executor(model, noise_shape, conds, *args, **kwargs)
 
     def _require_known(self, prompt: ConceptPrompt | None) -> None:
+        """Raise unless a prompt was encoded for the concepts and the layers of this MODEL."""
         if prompt is None:
             return
-        on_it = {concept.name: concept.digest for concept in self.concepts}
+        digests = {concept.name: concept.digest for concept in self.concepts}
         for name, digest in prompt.concepts:
-            if name not in on_it:
+            if name not in digests:
+                applied = ", ".join(f"<{other}>" for other in digests)
                 raise ValueError(
                     "a prompt must be encoded for concepts that are on the MODEL, got "
-                    f"<{name}> for a MODEL with {', '.join(f'<{one}>' for one in on_it)}; connect "
-                    "the same concepts to Apply Concept and to Encode Concept Prompt"
+                    f"<{name}> for a MODEL with {applied}; connect the same concepts to Apply "
+                    "Concept and to Encode Concept Prompt"
                 )
-            if on_it[name] != digest:
+            if digests[name] != digest:
                 raise ValueError(
                     "a prompt must be encoded for the very concept that is on the MODEL, got "
                     f"another training of <{name}>; connect the same concept to Apply Concept and "
@@ -130,7 +138,16 @@ class ConceptSampling:
             )
 
 
+def _applied_concepts(model: ModelPatcher) -> tuple[Concept, ...]:
+    """Return the concepts that a MODEL already has."""
+    for wrapper in model.get_wrappers(WrappersMP.PREPARE_SAMPLING, KEY):
+        if isinstance(wrapper, ConceptSampling):
+            return wrapper.concepts
+    return ()
+
+
 def _require_base(model: ModelPatcher, clip: comfy.sd.CLIP, concept: Concept, layers: int) -> None:
+    """Raise unless a concept was made for this MODEL and for the text encoders of this CLIP."""
     family, made_for = known_family(model), concept.family
     base = base_name(model, family)
     if family is not None and made_for is not None and family != made_for:
@@ -147,8 +164,8 @@ def _require_base(model: ModelPatcher, clip: comfy.sd.CLIP, concept: Concept, la
         require_text_encoders(clip, concept)
 
 
-def _without_pictures(concept: Concept) -> Concept:
-    """Return what a MODEL needs to know of a concept: the node cache keeps it alive."""
+def _words_only(concept: Concept) -> Concept:
+    """Return a concept without its LoRA and pictures, which the node cache would keep in memory."""
     return Concept(concept.name, concept.class_words, concept.embeddings, prompts=concept.prompts)
 
 
@@ -157,33 +174,36 @@ def _has_layers(entry: Entry) -> bool:
     return prompt is not None and prompt.layers is not None
 
 
-def _layered(entry: Entry, layers: int) -> Entry:
-    """Return an entry with its contexts, equal ones for a prompt that has only one."""
+def _with_layer_contexts(entry: Entry, layers: int) -> Entry:
+    """Return an entry with one context per layer; a prompt with a single context repeats it."""
     context = entry.get("cross_attn")
     if context is None:
         return entry
-    prompt = entry.get(PROMPT)
-    own = _own_layers(context, prompt) if _has_layers(entry) else None
-    if own is None:
-        own = context.unsqueeze(1).expand(-1, layers, -1, -1)
-    return {**entry, "model_conds": {**entry["model_conds"], LAYERS: CONDLayers(own)}}
+    prompt: ConceptPrompt | None = entry.get(PROMPT)
+    contexts = None if prompt is None else _layer_contexts(context, prompt)
+    if contexts is None:
+        contexts = context.unsqueeze(1).expand(-1, layers, -1, -1)
+    return {**entry, "model_conds": {**entry["model_conds"], LAYERS: CONDLayers(contexts)}}
 
 
-def _own_layers(context: Tensor, prompt: ConceptPrompt) -> Tensor | None:
-    """Return the contexts that were encoded, followed by what other nodes have appended.
+def _layer_contexts(context: Tensor, prompt: ConceptPrompt) -> Tensor | None:
+    """Return a prompt's contexts by layer, followed by the tokens that other nodes have appended.
 
-    None if another node has changed the text otherwise: then its text is read in every layer.
+    None is returned if the prompt has a single context, or if another node has changed the context
+    in another way; then every layer reads the changed context.
 
     Args:
-        context: The ordinary one as it stands now, ``(batch, token, dim)``.
-        prompt: As it was encoded.
+        context: Present context of the entry, ``(batch, token, dim)``.
+        prompt: The prompt's contexts as they were encoded.
     """
-    encoded = prompt.context
+    layers, encoded = prompt.layers, prompt.context
+    if layers is None:
+        return None
     same = context.shape[0] == encoded.shape[0] and context.shape[2] == encoded.shape[2]
     if same and torch.equal(context[:, : encoded.shape[1]], encoded):
         appended = context[:, None, encoded.shape[1] :]
-        return torch.cat([prompt.layers, appended.expand(-1, prompt.layers.shape[1], -1, -1)], 2)
-    if context.any():  # all zeros: Conditioning Zero Out, which is meant
+        return torch.cat([layers, appended.expand(-1, layers.shape[1], -1, -1)], 2)
+    if context.any():  # all zeros come from Conditioning Zero Out and are intended
         warn_on_node(
             "another node has changed the prompt of "
             f"{', '.join(f'<{name}>' for name, _ in prompt.concepts)} since it was encoded; all "

@@ -1,4 +1,4 @@
-"""A concept's pictures as rows of a training, their captions encoded anew in every step."""
+"""Make training examples of a concept's pictures, with captions that are encoded in every step."""
 
 from __future__ import annotations
 
@@ -15,99 +15,99 @@ from ..text.live_caption import LearntCond, lengths, picture_options
 from ..text.training_cond import Framing
 from ..trainer.base import Base
 from ..trainer.examples import VIEWS, picture_views
-from .words import WORDS
+from .words import WORDS_PER_CONCEPT
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Reads captions that may hold the concept's name.
+class CaptionEncoder:
+    """An encoder of captions that may contain the concept's name.
 
     Args:
-        base: The base; need not be loaded.
-        name: Of the concept.
-        layers: Of the denoiser that read the text apart.
-        watch: Whether the attention to the words is watched.
+        base: The base model; it need not be loaded.
+        name: Name of the concept.
+        layers: Number of contexts that the denoiser reads.
+        watch_attention: Whether the attention to the words is recorded.
     """
 
     base: Base
     name: str
     layers: int
-    watch: bool = False
+    watch_attention: bool = False
 
     def cond(self, text: str, latent: Tensor, framing: Framing | None = None) -> LearntCond:
-        """Return a caption that waits for what is learnt.
+        """Return a caption that is encoded in every step with the present embeddings.
 
         Args:
             text: The caption.
-            latent: ``(channel, ...)`` of the picture; only its shape is read.
-            framing: True size and crop for SDXL; others ignore it.
+            latent: ``(channel, ...)`` latent of the picture; only its shape is used.
+            framing: Original size and crop for SDXL; other models ignore it.
 
         Raises:
-            ValueError: It names another concept.
+            ValueError: The caption names another concept.
         """
         key = name_key(self.name)
-        prompt = bound_prompt(self.base.clip, text, {key: WORDS})
-        apart = self.layers if prompt.named else 1
-        # SDXL's pooled vector is made of the words' mean rows.
-        pooled = apart > 1 and getattr(self.base.model.model, "adm_channels", 0) > 0
+        prompt = bound_prompt(self.base.clip, text, {key: WORDS_PER_CONCEPT})
+        contexts = self.layers if prompt.named else 1
+        # SDXL's pooled vector is encoded with the words' mean embeddings.
+        pooled = contexts > 1 and getattr(self.base.model.model, "adm_channels", 0) > 0
 
         def bind(learnt: Mapping[str, Tensor]) -> list[Tokens]:
             rows = {key: learnt}
-            bound = [prompt.at(rows, layer) for layer in range(apart)]
+            bound = [prompt.at(rows, layer) for layer in range(contexts)]
             return [*bound, prompt.at(rows, None)] if pooled else bound
 
         return LearntCond(
             bind=bind,
             latent_shape=(1, *latent.shape),
-            bindings=apart,
+            bindings=contexts,
             lengths=lengths(prompt.tokens),
             options=picture_options(framing),
             pooled_apart=pooled,
-            watched=_places(prompt) if self.watch and apart > 1 else (),
+            watched=_word_positions(prompt) if self.watch_attention and contexts > 1 else (),
         )
 
 
 def concept_examples(
-    reader: Reader,
+    encoder: CaptionEncoder,
     pictures: Sequence[Iterable[Look]],
     captions: Sequence[Sequence[str]],
     flip: str,
-    dropped: bool,
+    with_empty: bool,
 ) -> list[list[list[Example]]]:
-    """Return pictures in all their cuts and wordings, once for every view.
+    """Return the examples of each picture with all its crops and captions, for every view.
 
     Args:
-        reader: Reads the captions and encodes the pictures.
-        pictures: Pictures in order, each in all its cuts.
-        captions: Every picture's wordings.
-        flip: Whether pictures are mirrored, of ``VIEWS``.
-        dropped: Whether captions may be left out.
+        encoder: Encoder of the captions; its base encodes the pictures.
+        pictures: Pictures in order, each with all its crops.
+        captions: Captions of every picture.
+        flip: Whether pictures are also mirrored, one of ``VIEWS``.
+        with_empty: Whether examples also get the empty caption, for caption dropout.
 
     Raises:
-        ValueError: All that a mask lets count is cut away.
-        RuntimeError: The VAE gives NaN.
+        ValueError: A crop contains nothing of the picture's mask.
+        RuntimeError: The VAE returns NaN.
     """
     found: list[list[list[Example]]] = [[] for _ in VIEWS[flip]]
     for picture, texts in zip(pictures, captions, strict=True):
         for view in found:
             view.append([])
         for image, mask in picture:
-            views = picture_views(reader.base, image, flip, mask)
-            for view, (latent, framing, counts) in zip(found, views, strict=True):
-                empty = reader.cond("", latent, framing) if dropped else None
+            views = picture_views(encoder.base, image, flip, mask)
+            for view, (latent, framing, weights) in zip(found, views, strict=True):
+                empty = encoder.cond("", latent, framing) if with_empty else None
                 view[-1] += [
-                    Example(latent, reader.cond(text, latent, framing), counts, empty)
+                    Example(latent, encoder.cond(text, latent, framing), weights, empty)
                     for text in texts
                 ]
     return found
 
 
-def _places(prompt: BoundPrompt) -> tuple[int, ...]:
-    """Return where the words' first rows stand in the context, in the order of the words."""
+def _word_positions(prompt: BoundPrompt) -> tuple[int, ...]:
+    """Return the position of each word's first token in the context, in the order of the words."""
     sections = next(iter(prompt.tokens.values()))
     flat = [token for section in sections for token, _ in section]
-    places: dict[int, int] = {}
-    for place, token in enumerate(flat):
+    positions: dict[int, int] = {}
+    for position, token in enumerate(flat):
         if is_marker(token):
-            places.setdefault(int(token[1]), place)
-    return tuple(places[word] for word in sorted(places))
+            positions.setdefault(int(token[1]), position)
+    return tuple(positions[word] for word in sorted(positions))

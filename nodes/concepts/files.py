@@ -1,4 +1,4 @@
-"""Concepts to files and back: one LoRA file that every loader takes, the words in its metadata."""
+"""Save and load concepts as LoRA files with the words in their metadata."""
 
 from __future__ import annotations
 
@@ -39,18 +39,15 @@ from ..lora.folders import (
     writable_folder,
 )
 
-NO_EMBEDDING = "none"
-"""The choice of an embedding for files that hold their words themselves."""
+NO_EMBEDDING = "none"  # choice of an embedding for files that contain their words
 
-_BYTES_OF_AN_ENTRY = 250
-"""Of a tensor's name, shape and place in a file's header, at most."""
-
-_BYTES_OF_THE_REST = 60_000
-"""What saving may add to the metadata: title, dates, digest, and a thumbnail of some 10 kB."""
+# Upper bounds for the size of a file's header.
+_BYTES_OF_AN_ENTRY = 250  # name, shape and offsets of one tensor
+_BYTES_OF_THE_REST = 60_000  # metadata that saving adds: title, dates, digest, 10 kB of thumbnail
 
 
 def embedding_names() -> list[str]:
-    """Return the embeddings as ComfyUI lists them, after the choice of none."""
+    """Return the choice of no embedding, then the embeddings as ComfyUI lists them."""
     return [NO_EMBEDDING, *folder_paths.get_filename_list(EMBEDDINGS)]
 
 
@@ -65,23 +62,24 @@ def save_concept(
 ) -> tuple[str, str]:
     """Write a concept into the first writable LoRA folder.
 
-    The rows of its words go into the file's metadata in fp16, or, where they are too many for
-    ComfyUI to show the metadata, into a companion file among the embeddings.
+    The embeddings of its words are stored in the file's metadata in fp16. If they would make the
+    metadata too large for ComfyUI to show, they are stored in a companion file in the embeddings
+    folder.
 
     Args:
-        concepts: What travels on the wire, one concept.
+        concepts: Value of the concept socket; it must be a single concept.
         filename: ``name`` or ``subfolder/name``; an existing file is never overwritten.
-        precision: Of the LoRA's factors.
-        model: Names the base where the concept does not.
-        image: Thumbnail and preview.
-        embedding: Whether the mean rows are written as an ordinary embedding too.
+        precision: Precision of the LoRA's factors.
+        model: Base model, for a concept that does not record it.
+        image: Picture for the thumbnail and the preview.
+        embedding: Whether each word's mean embedding is also written as an ordinary embedding.
 
     Returns:
-        The file's name in ComfyUI's lists, and ``embedding:name`` for prompts, empty without one.
+        Name of the file in ComfyUI's lists, and ``embedding:name`` for prompts or an empty string.
 
     Raises:
-        ValueError: It is not one concept with a LoRA, or ``save_lora`` refuses it.
-        RuntimeError: As ``save_lora`` has it.
+        ValueError: The value is not one concept with words and a LoRA, or ``save_lora`` refuses it.
+        RuntimeError: ``save_lora`` cannot write the file.
     """
     concept = _only(concepts)
     if not concept.embeddings:
@@ -95,10 +93,10 @@ def save_concept(
             "a LoRA"
         )
     name = relative_name(filename.strip().removesuffix(ENDING), "filename")
-    said = concept_metadata(concept)
-    if _header_bytes(concept.lora, said) > LONGEST_HEADER:
-        said = concept_metadata(concept, _write_embedding(name, companion_tensors(concept)))
-    lora = LoraState(concept.lora, {**concept.lora.metadata, CONCEPT: said})
+    metadata = concept_metadata(concept)
+    if _header_bytes(concept.lora, metadata) > LONGEST_HEADER:
+        metadata = concept_metadata(concept, _write_embedding(name, companion_tensors(concept)))
+    lora = LoraState(concept.lora, {**concept.lora.metadata, CONCEPT: metadata})
     saved = save_lora(
         lora, filename, precision, model=model, trigger=f"<{concept.name}>", image=image
     )
@@ -111,16 +109,17 @@ def save_concept(
 def load_concept(
     file: str, embedding: str = NO_EMBEDDING, name: str = "", class_words: str = ""
 ) -> tuple[Concept, ...]:
-    """Return a concept of ComfyUI's list of LoRAs, as it travels on the wire.
+    """Return a concept from ComfyUI's list of LoRAs, as a value of the concept socket.
 
     Args:
-        file: This pack's, a released Mix-of-Show ``.pth``, or any LoRA beside an ``embedding``.
-        embedding: Of ComfyUI's list, for an ordinary LoRA: its words.
-        name: The word that prompts shall use; empty: what the file says, else the file's own name.
-        class_words: What kind of thing it is; empty: what the file says.
+        file: Concept file of this pack, released Mix-of-Show ``.pth``, or any LoRA together with an
+            ``embedding``.
+        embedding: Name in ComfyUI's list of the embedding with an ordinary LoRA's words.
+        name: Name of the concept in prompts; if empty, the recorded name or the file's.
+        class_words: Class of the concept; if empty, the recorded one.
 
     Raises:
-        ValueError: It is missing, damaged, no concept, or its words are.
+        ValueError: The file or its words are missing or damaged, or the file is not a concept.
     """
     path = lora_path(file)
     if path.suffix.lower() == AUTHORS_ENDING:
@@ -145,7 +144,7 @@ def load_concept(
 
 
 def concept_fingerprint(file: str, embedding: str = NO_EMBEDDING) -> object:
-    """Return what changes when a concept's file or its embedding does."""
+    """Return a value that changes whenever a concept's file or its embedding changes."""
     return fingerprint(file), fingerprint(embedding, EMBEDDINGS)
 
 
@@ -159,18 +158,18 @@ def _only(concepts: Sequence[Concept]) -> Concept:
 
 
 def _word(stem: str) -> str:
-    """Return a file's own name as one word."""
+    """Return the name of a file as one word."""
     return "_".join(stem.split())
 
 
-def _header_bytes(lora: LoraState, said: str) -> int:
-    """Return how long a file's header may become."""
+def _header_bytes(lora: LoraState, concept: str) -> int:
+    """Return an upper bound for the size of a file's header with this metadata of a concept."""
     metadata = sum(len(key) + len(value) + 6 for key, value in lora.metadata.items())
-    return metadata + len(said.encode()) + _BYTES_OF_AN_ENTRY * len(lora) + _BYTES_OF_THE_REST
+    return metadata + len(concept.encode()) + _BYTES_OF_AN_ENTRY * len(lora) + _BYTES_OF_THE_REST
 
 
 def _write_embedding(name: PurePosixPath, tensors: Mapping[str, Tensor]) -> str:
-    """Write tensors among ComfyUI's embeddings and return the file's name there."""
+    """Write tensors into the first writable embeddings folder and return the name of the file."""
     packed = pack_tensors(dict(tensors))
     metadata = {"format": "pt"}
     folder = writable_folder(name.parent, EMBEDDINGS)
@@ -188,6 +187,7 @@ def _write_embedding(name: PurePosixPath, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _companion(companion: str, file: str) -> dict[str, Tensor]:
+    """Return the tensors of a concept's companion file among the embeddings."""
     path = taken_by(PurePosixPath(companion), EMBEDDINGS)
     if path is None:
         raise ValueError(
@@ -198,7 +198,7 @@ def _companion(companion: str, file: str) -> dict[str, Tensor]:
 
 
 def _embedding(embedding: str, lora: LoraState, file: str) -> dict[str, Tensor]:
-    """Return the rows of an ordinary embedding, as ComfyUI's own prompts read it."""
+    """Return the rows of an ordinary embedding by text encoder, as ComfyUI's prompts read it."""
     if embedding == NO_EMBEDDING:
         raise ValueError(
             f"{file!r} must say its words, got an ordinary LoRA; choose the embedding that belongs "
@@ -211,11 +211,13 @@ def _embedding(embedding: str, lora: LoraState, file: str) -> dict[str, Tensor]:
     for encoder in encoders:
         try:
             rows = load_embed(embedding, folders, TEXT_WIDTHS[encoder], encoder)
-        except Exception:  # ComfyUI's reader trips in many ways over files that are no embedding
+        except Exception:  # ComfyUI's reader fails in many ways on other files
             rows = None
         if isinstance(rows, Tensor) and rows.shape[-1:] == (TEXT_WIDTHS[encoder],):
             found[encoder] = rows
-    if family is None and {"t5xxl", "umt5xxl"} <= set(found):  # equally wide: SD3's and Flux's
+    if family is None and {"t5xxl", "umt5xxl"} <= set(
+        found
+    ):  # T5 of SD3 and Flux has the same width and is more common
         del found["umt5xxl"]
     if not found:
         raise ValueError(

@@ -24,11 +24,11 @@ from ..pictures.crops import CROPS
 from ..trainer.request import read_request
 from ..trainer.run import run_training
 from .train import DECAYS, LEARNT, ConceptTrainer
-from .words import STARTS
+from .words import EMBEDDING_STARTS
 
 
 class TrainConcept(io.ComfyNode):
-    """ED-LoRA: a named person, object or place from a few pictures."""
+    """A node that trains a concept from a few pictures with ED-LoRA."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -38,11 +38,12 @@ class TrainConcept(io.ComfyNode):
             display_name="Train Concept",
             category="Pastiche/train",
             description=(
-                "Learns a person, an object or a place from a few pictures as a word of its own, "
-                "<name>, that works in any prompt and beside other concepts. Most of it is learnt "
-                "by the word itself, which every layer reads apart, and a small LoRA adds the "
-                "rest. The result is kept below output/pastiche: an equal graph is not trained "
-                "twice. ED-LoRA of Mix-of-Show, Gu et al. 2023, arXiv:2305.18292."
+                "Learns a person, an object or a place from a few pictures as a new word, <name>, "
+                "that works in any prompt and together with other concepts. Most of it is learnt "
+                "by the word itself, which has a separate embedding for every layer, and a small "
+                "LoRA adds the rest. The result is stored below output/pastiche, and an equal "
+                "graph is not trained again. ED-LoRA of Mix-of-Show, Gu et al. 2023, "
+                "arXiv:2305.18292."
             ),
             search_aliases=[
                 "ed-lora",
@@ -57,50 +58,52 @@ class TrainConcept(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                *base_inputs("The base's text encoder, which learns the word; not changed."),
+                *base_inputs(
+                    "The base's text encoder, for which the word is learnt; it is not changed."
+                ),
                 io.Image.Input(
                     "images",
-                    tooltip="Five to twenty pictures of the concept, a list or batch of them, such "
-                    "as Load Training Images (Pastiche) gives. Large ones are resized.",
+                    tooltip="Five to twenty pictures of the concept, as a list or a batch, for "
+                    "example from Load Training Images (Pastiche). Large ones are resized.",
                 ),
                 io.String.Input(
                     "name",
                     default="my_concept1",
-                    tooltip="A made-up word, without spaces, that the text encoder doesn't know. "
-                    "In prompts it is written in angle brackets: <my_concept1>.",
+                    tooltip="A made-up word without spaces that the text encoder doesn't know. "
+                    "Write it in angle brackets in prompts: <my_concept1>.",
                 ),
                 io.String.Input(
                     "class_word",
                     default="",
                     placeholder="dog",
-                    tooltip="What kind of thing it is, in one common word: man, woman, dog, chair. "
-                    "The concept begins as it.",
+                    tooltip="One common word for the kind of thing: man, woman, dog, chair. The "
+                    "concept's second word is initialised from it.",
                 ),
                 text_input(
                     "captions",
-                    "What the pictures show besides the concept, with <name> in place of "
-                    "the concept. One text serves all pictures, a list gives each its own; empty "
-                    "is the name alone. A caption without the name gets it in front.",
+                    "Descriptions of the pictures with <name> in place of the concept: one text "
+                    "for all pictures, or a list with one for each. If empty, the caption is the "
+                    "name; a caption without the name gets it in front.",
                     placeholder="a <my_concept1> on a beach",
                 ),
                 steps_input(
-                    "Training steps; each takes batch_size pictures. 0 is 1000, the "
-                    "paper's for persons and places at 4 pictures a step; it has 500 for objects."
+                    "Training steps of batch_size pictures each. 0 is 1000, the paper's number for "
+                    "persons and places at 4 pictures a step; the paper has 500 for objects."
                 ),
-                rank_input("Size of the LoRA; 4 is the paper's. Alpha is the same.", default=4),
+                rank_input("Rank of the LoRA; 4 is the paper's. Alpha equals the rank.", default=4),
                 rate_input(
                     "word_rate",
-                    "How far a step moves the word, as a learning rate for CLIP-L; in text "
-                    "encoders with longer rows steps are as much longer. 0 is the paper's 0.001.",
+                    "Learning rate of the word's embeddings for CLIP-L; other text encoders scale "
+                    "it by the norm of their embeddings. 0 is the paper's 0.001.",
                 ),
                 rate_input(
                     "text_rate",
-                    "How far a step moves the LoRA in the text encoder, CLIP-L and CLIP-G. "
+                    "Learning rate of the LoRA in the text encoder, CLIP-L and CLIP-G. "
                     "0 is the paper's 0.00001.",
                 ),
                 rate_input(
                     "learning_rate",
-                    "How far a step moves the LoRA in the denoiser. 0 is the paper's 0.0001.",
+                    "Learning rate of the LoRA in the denoiser. 0 is the paper's 0.0001.",
                 ),
                 seed_input(
                     "Seed for all noise, noise levels and captions; the same seed repeats the run. "
@@ -110,8 +113,8 @@ class TrainConcept(io.ComfyNode):
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="One per picture and of its size: white where the concept is. Only "
-                    "that is learnt, and the word's attention is kept to it.",
+                    tooltip="One mask per picture and of its size, white where the concept is. "
+                    "Only this part is learnt, and the word's attention is kept within it.",
                 ),
                 settings_input(),
                 io.Combo.Input(
@@ -119,8 +122,8 @@ class TrainConcept(io.ComfyNode):
                     options=list(TEMPLATES),
                     default=ConceptTrainer.templates,
                     optional=True,
-                    tooltip="Sentences that are written around the captions at random: for objects "
-                    "and places, for persons, or none.",
+                    tooltip="Sentences into which the captions are inserted at random: those for "
+                    "objects and places, those for persons, or none.",
                 ),
                 io.Combo.Input(
                     "learnt",
@@ -128,7 +131,8 @@ class TrainConcept(io.ComfyNode):
                     default=ConceptTrainer.learnt,
                     optional=True,
                     advanced=True,
-                    tooltip="What is learnt. Words alone show whether the word carries the concept.",
+                    tooltip="The parts that are trained. Train the words only to see whether they "
+                    "carry the concept without a LoRA.",
                 ),
                 io.Combo.Input(
                     "decay",
@@ -136,8 +140,8 @@ class TrainConcept(io.ComfyNode):
                     default=ConceptTrainer.decay,
                     optional=True,
                     advanced=True,
-                    tooltip="linear lets all rates fall to nothing at the end, as the paper does; "
-                    "as set takes the schedule of Training Settings (Pastiche).",
+                    tooltip="Schedule of all learning rates. linear lowers them to 0 at the end, "
+                    "as in the paper; as set uses the schedule of Training Settings (Pastiche).",
                 ),
                 io.Float.Input(
                     "noise_offset",
@@ -147,8 +151,8 @@ class TrainConcept(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     advanced=True,
-                    tooltip="Share of noise that is constant over the picture, 0.01 in the paper. "
-                    "It takes the place of the one in Training Settings (Pastiche).",
+                    tooltip="Fraction of the noise that is constant over the picture; 0.01 in the "
+                    "paper. It replaces the one in Training Settings (Pastiche).",
                 ),
                 io.Float.Input(
                     "attention_weight",
@@ -159,16 +163,16 @@ class TrainConcept(io.ComfyNode):
                     round=0.0001,
                     optional=True,
                     advanced=True,
-                    tooltip="With masks on SD1.5, SD2 and SDXL: how strongly the word's attention "
-                    "is kept within them. 0.01 is the released code's, 0 is off.",
+                    tooltip="How strongly the word's attention is kept within the masks, on "
+                    "SD1.5, SD2 and SDXL. 0.01 is the released code's value; 0 is off.",
                 ),
                 io.Boolean.Input(
                     "fill_mask",
                     default=ConceptTrainer.fill_mask,
                     optional=True,
                     advanced=True,
-                    tooltip="The class word's attention must also fill the mask: the released "
-                    "code's choice for a figure seen whole.",
+                    tooltip="Whether the class word's attention must also fill the mask. The "
+                    "released code does so for whole figures.",
                 ),
                 io.Float.Input(
                     "embedding_stop",
@@ -178,17 +182,19 @@ class TrainConcept(io.ComfyNode):
                     step=0.05,
                     optional=True,
                     advanced=True,
-                    tooltip="The word stays as it is once its rows are so many times as long as "
-                    "the vocabulary's. 1.45 is the released code's 0.55 on SD1.5; 0 is never.",
+                    tooltip="Norm of the word's embeddings, relative to the vocabulary's mean "
+                    "norm, at which their training stops. 1.45 is the released code's 0.55 on "
+                    "SD1.5; 0 never stops it.",
                 ),
                 io.Combo.Input(
                     "embedding_start",
-                    options=list(STARTS),
+                    options=list(EMBEDDING_STARTS),
                     default=ConceptTrainer.embedding_start,
                     optional=True,
                     advanced=True,
-                    tooltip="Whether the new word begins alike in all layers (released code, main "
-                    "branch) or apart (research branch).",
+                    tooltip="Whether the new word starts with the same embedding in all layers "
+                    "(main branch of the released code) or with one for each layer (research "
+                    "branch).",
                 ),
                 io.Combo.Input(
                     "lora_start",
@@ -196,8 +202,8 @@ class TrainConcept(io.ComfyNode):
                     default=ConceptTrainer.lora_start,
                     optional=True,
                     advanced=True,
-                    tooltip="How the LoRA begins: uniform (released code, main branch) or normal "
-                    "(research branch).",
+                    tooltip="Distribution of the LoRA's initial values: uniform (main branch of "
+                    "the released code) or normal (research branch).",
                 ),
                 io.Combo.Input(
                     "crops",
@@ -205,9 +211,10 @@ class TrainConcept(io.ComfyNode):
                     default=ConceptTrainer.crops,
                     optional=True,
                     advanced=True,
-                    tooltip="How pictures are cut: each once, to its own shape; to random squares, "
-                    "as the released research code has objects and places; or the whole and "
-                    "parts of it somewhere on black, as the main branch has persons.",
+                    tooltip="How pictures are cropped: each once, with its own aspect; to random "
+                    "squares, as in the released research code for objects and places; or whole "
+                    "and in parts at a random position on black, as in the main branch for "
+                    "persons.",
                 ),
                 io.Float.Input(
                     "density_weight",
@@ -218,8 +225,8 @@ class TrainConcept(io.ComfyNode):
                     round=0.0001,
                     optional=True,
                     advanced=True,
-                    tooltip="How strongly the word is drawn to where the vocabulary lies dense: "
-                    "0.002 in the released research code, 0 in its main branch.",
+                    tooltip="Weight of the penalty that pulls the word towards dense regions of "
+                    "the vocabulary: 0.002 in the released research code, 0 in its main branch.",
                 ),
                 io.Float.Input(
                     "text_dropout",
@@ -229,26 +236,28 @@ class TrainConcept(io.ComfyNode):
                     step=0.05,
                     optional=True,
                     advanced=True,
-                    tooltip="Share of the steps in which a layer that reads the text goes without "
-                    "its LoRA, so that the word must carry more. The released research code has "
-                    "0.2 for objects, 0 or up to 0.3 for persons. SD1.5, SD2, SDXL and Wan.",
+                    tooltip="Fraction of the steps in which the LoRA of a cross-attention key or "
+                    "value is left out, so that the word must carry more. The released research "
+                    "code has 0.2 for objects and 0 to 0.3 for persons. For SD1.5, SD2, SDXL and "
+                    "Wan.",
                 ),
             ],
             outputs=[
                 ConceptType.Output(
                     display_name="concept",
-                    tooltip="For Encode Concept Prompt, Apply Concept and Save Concept.",
+                    tooltip="The trained concept, for Encode Concept Prompt, Apply Concept and "
+                    "Save Concept.",
                 ),
                 io.LossMap.Output(
                     display_name="losses",
-                    tooltip="Curves loss and concept; core's Plot Loss Graph draws it.",
+                    tooltip="The curves loss and concept, for ComfyUI's Plot Loss Graph.",
                 ),
             ],
         )
 
     @classmethod
     def execute(cls, **inputs: list[Any]) -> io.NodeOutput:
-        """Train, or take an equal run's result."""
+        """Train the concept, or reuse the result of an equal run."""
         trainer = read_request(ConceptTrainer, inputs, cls.hidden.unique_id)
         output = run_training(trainer)
         display = node_display(trainer.node_id, output.pictures, output.text)

@@ -1,9 +1,19 @@
-"""Nodes that put concepts into prompts and on models, and into files and back."""
+"""Nodes that encode prompts with concepts, apply concepts, and save and load them."""
+
+# ComfyUI declares ``execute(**kwargs)``, but calls it with the inputs that the schema declares.
+# pyright: reportIncompatibleMethodOverride=false
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...training.files.concept import Concept
 from ..bridge.inputs import (
     concepts_input,
     filename_input,
@@ -22,13 +32,13 @@ from .files import NO_EMBEDDING, concept_fingerprint, embedding_names, load_conc
 
 def _concepts_input() -> io.Autogrow.Input:
     return concepts_input(
-        "From Train Concept or Load Concept.",
-        "Any number of concepts, each with a name of its own.",
+        "A concept, from Train Concept or Load Concept.",
+        "Any number of concepts with different names.",
     )
 
 
 class EncodeConceptPrompt(io.ComfyNode):
-    """A prompt with concepts as CONDITIONING."""
+    """A node that encodes a prompt with concepts."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -39,11 +49,11 @@ class EncodeConceptPrompt(io.ComfyNode):
             category="Pastiche/sample",
             description=(
                 "Encodes a prompt in which <name> stands for a trained concept, for any number of "
-                "concepts at once. Use it for the negative prompt too, or the ordinary text node."
+                "concepts. The negative prompt may use this node or an ordinary text node."
             ),
             search_aliases=["concept prompt", "text encode", "ed-lora", "mix of show", "prompt"],
             inputs=[
-                io.Clip.Input("clip", tooltip="The text encoder that comes out of Apply Concept."),
+                io.Clip.Input("clip", tooltip="The text encoder from Apply Concept."),
                 _concepts_input(),
                 io.String.Input(
                     "text",
@@ -51,7 +61,8 @@ class EncodeConceptPrompt(io.ComfyNode):
                     dynamic_prompts=True,
                     tooltip=(
                         "The prompt, with each concept's name in < and >, such as: a photo of "
-                        "<my_dog> on a beach. Weights in brackets, embedding: words and BREAK work."
+                        "<my_dog> on a beach. Weights in brackets, embedding: words and BREAK also "
+                        "work."
                     ),
                 ),
             ],
@@ -59,21 +70,23 @@ class EncodeConceptPrompt(io.ComfyNode):
                 io.Conditioning.Output(
                     display_name="conditioning",
                     tooltip=(
-                        "For any sampler, on the MODEL of Apply Concept. On another MODEL every "
-                        "layer reads the concepts' mean."
+                        "The encoded prompt, for any sampler with the MODEL of Apply Concept. With "
+                        "another MODEL every layer reads the concepts' mean embeddings."
                     ),
                 )
             ],
         )
 
     @classmethod
-    def execute(cls, clip, concepts, text) -> io.NodeOutput:
+    def execute(
+        cls, clip: CLIP, concepts: Mapping[str, Sequence[Concept]], text: str
+    ) -> io.NodeOutput:
         """Encode the prompt."""
         return io.NodeOutput(encode_concept_prompt(clip, joined(concepts), text))
 
 
 class ApplyConcept(io.ComfyNode):
-    """Concepts on a MODEL and its CLIP."""
+    """A node that applies concepts to a MODEL and its CLIP."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -83,44 +96,54 @@ class ApplyConcept(io.ComfyNode):
             display_name="Apply Concept",
             category="Pastiche/sample",
             description=(
-                "Puts concepts on a model: their LoRAs, and what lets every layer read its own rows "
-                "of their words. Every sampler works, with ControlNet, masks, hooks and style "
-                "guidance."
+                "Applies concepts to a model: their LoRAs, and the wrappers that let every layer "
+                "read its own embeddings of their words. It works with every sampler, and with "
+                "ControlNet, masks, hooks and style guidance."
             ),
             search_aliases=["apply concept", "use concept", "ed-lora", "mix of show", "character"],
             inputs=[
-                io.Model.Input("model", tooltip="The base model that the concepts were made for."),
+                io.Model.Input("model", tooltip="The base model for which the concepts were made."),
                 io.Clip.Input("clip", tooltip="The base model's text encoder."),
                 _concepts_input(),
                 strength_input(
                     "strength_model",
-                    "How strongly the concepts' LoRAs change the model: 0.7 to 1; 0 leaves "
-                    "the concepts to their words alone.",
+                    "Strength of the concepts' LoRAs on the model, usually 0.7 to 1. At 0 only the "
+                    "words carry the concepts.",
                     most=100.0,
                 ),
                 strength_input(
                     "strength_clip",
-                    "How strongly they change the text encoder: as the model, usually.",
+                    "Strength of the concepts' LoRAs on the text encoder, usually the same as on "
+                    "the model.",
                     most=100.0,
                 ),
             ],
             outputs=[
                 io.Model.Output(
-                    display_name="model", tooltip="For the sampler, or for further nodes."
+                    display_name="model", tooltip="The model with the concepts, for any sampler."
                 ),
-                io.Clip.Output(display_name="clip", tooltip="For Encode Concept Prompt."),
+                io.Clip.Output(
+                    display_name="clip", tooltip="The text encoder for Encode Concept Prompt."
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, model, clip, concepts, strength_model, strength_clip) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: ModelPatcher,
+        clip: CLIP,
+        concepts: Mapping[str, Sequence[Concept]],
+        strength_model: float,
+        strength_clip: float,
+    ) -> io.NodeOutput:
         """Check that the concepts fit and apply them."""
-        wired = joined(concepts)
-        return io.NodeOutput(*apply_concepts(model, clip, wired, strength_model, strength_clip))
+        connected = joined(concepts)
+        return io.NodeOutput(*apply_concepts(model, clip, connected, strength_model, strength_clip))
 
 
 class SaveConcept(io.ComfyNode):
-    """A concept as a file among ComfyUI's LoRAs."""
+    """A node that saves a concept as a LoRA file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -130,54 +153,64 @@ class SaveConcept(io.ComfyNode):
             display_name="Save Concept",
             category="Pastiche/io",
             description=(
-                "Writes a concept into the first LoRA folder that can be written to: its LoRA, "
-                "its words, its class and a picture, in one file that every LoRA loader takes. No "
-                "training picture is passed on. An existing file is never overwritten."
+                "Writes a concept into the first writable LoRA folder: its LoRA, its words, its "
+                "class and a picture, in one file that every LoRA loader accepts. The file "
+                "contains no training picture. An existing file is never overwritten."
             ),
             search_aliases=["save concept", "export concept", "ed-lora", "textual inversion"],
             is_output_node=True,
             inputs=[
-                ConceptType.Input("concept", tooltip="From Train Concept or Load Concept."),
+                ConceptType.Input(
+                    "concept", tooltip="The concept, from Train Concept or Load Concept."
+                ),
                 filename_input("concepts/my_concept", "concept", "file"),
                 precision_input(
-                    "Precision of the LoRA: fp16 halves the file and rounds eight times finer "
-                    "than bf16; fp32 keeps every bit. The words' embeddings are always fp16."
+                    "Precision of the LoRA. fp16 halves the file and rounds eight times finer than "
+                    "bf16; fp32 keeps every bit. The words' embeddings are always fp16."
                 ),
                 io.Boolean.Input(
                     "save_embedding",
                     default=False,
                     tooltip=(
-                        "Also write the mean of the words' rows as an ordinary embedding, for "
-                        "prompts with embedding: anywhere. One row for all layers is less alike."
+                        "Also write each word's mean embedding as an ordinary embedding, for "
+                        "embedding: in any prompt. It resembles the concept less, as all layers "
+                        "share it."
                     ),
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The base model, for concepts that do not say it themselves.",
+                    tooltip="The base model; needed only for concepts that do not record it.",
                 ),
                 preview_image_input(),
             ],
             outputs=[
                 io.String.Output(
                     display_name="concept_name",
-                    tooltip="The file's name as the loaders list it.",
+                    tooltip="The name of the file in the lists of the loaders.",
                 ),
                 io.String.Output(
                     display_name="embedding",
-                    tooltip="What to write in a prompt for the ordinary embedding, if one is saved.",
+                    tooltip="The text to write in prompts for the ordinary embedding, if it is "
+                    "saved.",
                 ),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, filename=None, **others) -> object:
-        """Return what changes when the saved file is gone."""
+    def fingerprint_inputs(cls, filename: str | None = None, **others: Any) -> object:
+        """Return a value that changes if the saved file is gone."""
         return saved_files(filename)
 
     @classmethod
     def execute(
-        cls, concept, filename, precision, save_embedding, model=None, image=None
+        cls,
+        concept: Sequence[Concept],
+        filename: str,
+        precision: str,
+        save_embedding: bool,
+        model: ModelPatcher | None = None,
+        image: Tensor | None = None,
     ) -> io.NodeOutput:
         """Write the file."""
         name, embedding = save_concept(
@@ -187,7 +220,7 @@ class SaveConcept(io.ComfyNode):
 
 
 class LoadConcept(io.ComfyNode):
-    """A file as PASTICHE_CONCEPT."""
+    """A node that loads a concept from a file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -197,8 +230,8 @@ class LoadConcept(io.ComfyNode):
             display_name="Load Concept",
             category="Pastiche/io",
             description=(
-                "Reads a concept: this pack's, one of the released Mix-of-Show code (.pth, read as "
-                "numbers; no program in it is ever run), or any LoRA with the embedding that "
+                "Loads a concept of this pack, one of the released Mix-of-Show code (.pth; only "
+                "its numbers are read, no code in it is run), or any LoRA with the embedding that "
                 "belongs to it."
             ),
             search_aliases=["load concept", "open concept", "ed-lora", "textual inversion"],
@@ -213,42 +246,49 @@ class LoadConcept(io.ComfyNode):
                     options=embedding_names(),
                     default=NO_EMBEDDING,
                     tooltip=(
-                        "For an ordinary LoRA: the embedding that was made with it. None for "
-                        "concept files, which hold their words themselves."
+                        "The embedding that belongs to an ordinary LoRA. Choose none for concept "
+                        "files, which contain their words."
                     ),
                 ),
                 io.String.Input(
                     "name",
                     default="",
                     tooltip=(
-                        "The word for prompts, where it is written in < and >. Empty: the one that "
-                        "the file says, else the file's own name."
+                        "Name of the concept, which is written in < and > in prompts. If empty, it "
+                        "is the name in the file's metadata, or else the name of the file."
                     ),
                 ),
                 io.String.Input(
                     "class_words",
                     default="",
-                    tooltip="What kind of thing it is, such as dog. Empty: what the file says.",
+                    tooltip=(
+                        "The kind of thing, such as dog. If empty, it is taken from the file's "
+                        "metadata."
+                    ),
                 ),
             ],
             outputs=[
                 ConceptType.Output(
                     display_name="concept",
-                    tooltip="For Apply Concept and Encode Concept Prompt.",
+                    tooltip="The concept, for Apply Concept and Encode Concept Prompt.",
                 ),
                 io.LoraModel.Output(
-                    display_name="lora", tooltip="Its LoRA alone, for all other nodes."
+                    display_name="lora", tooltip="The concept's LoRA without its words."
                 ),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, concept_name, embedding=NO_EMBEDDING, **others) -> object:
-        """Return what changes when the file does."""
+    def fingerprint_inputs(
+        cls, concept_name: str, embedding: str = NO_EMBEDDING, **others: Any
+    ) -> object:
+        """Return a value that changes whenever the file changes."""
         return concept_fingerprint(concept_name, embedding)
 
     @classmethod
-    def execute(cls, concept_name, embedding, name, class_words) -> io.NodeOutput:
+    def execute(
+        cls, concept_name: str, embedding: str, name: str, class_words: str
+    ) -> io.NodeOutput:
         """Read the file."""
         concept = load_concept(concept_name, embedding, name, class_words)
         return io.NodeOutput(concept, concept[0].lora)

@@ -1,4 +1,4 @@
-"""A concept from pictures: the inputs, their check and the training."""
+"""Train a concept from pictures: the node's inputs, their checks and the training."""
 
 from __future__ import annotations
 
@@ -33,56 +33,57 @@ from ..text.layer_contexts import context_layers
 from ..trainer.preview import PreviewScene
 from ..trainer.target_layers import target_layers, text_readers
 from ..trainer.trainer import KEPT_CAPTIONS, SHOWN_PICTURES, Trainer, picture_pieces
-from .examples import Reader, concept_examples
+from .examples import CaptionEncoder, concept_examples
 from .words import (
     CLIP_L_NORM,
-    STARTS,
+    EMBEDDING_STARTS,
     checked_words,
     encoders_without_lora,
+    initial_rows,
     require_gradients,
-    starting_rows,
     vocabulary_densities,
     vocabulary_norms,
 )
 
 LEARNT = ("words, text encoder and denoiser", "words and denoiser", "words only")
 DECAYS = ("linear", "as set")
-RELEASED_STOP = 1.45
-"""The released code stops at a norm of 0.55, where a row of CLIP-L's vocabulary has about 0.38."""
+RELEASED_STOP = 1.45  # the released code's norm of 0.55, relative to CLIP-L's mean norm of 0.38
 
-WORDS = "words"
-"""The words' rows among a run's results, by text encoder."""
-_LISTED_LAYERS = 3
+WORD_ROWS = "words"  # name of the words' embeddings among the results of a run
+_LISTED_LAYERS = 3  # layers that the node names if no gradient reached them
 _LEFT_OUT = "pastiche.left_out"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ConceptTrainer(Trainer):
-    """The concept trainer with its node's inputs.
+    """The concept trainer, with the inputs of its node.
 
     Args:
         images: IMAGE batches.
-        name: The word that calls the concept up, with or without its brackets.
-        class_word: What kind of thing it is, one word.
-        captions: One for all pictures or one each; empty ones are the name alone.
-        word_rate: Learning rate of the words' rows, for CLIP-L, 0 the default; where a vocabulary's
-            rows are longer, steps are as much longer.
-        text_rate: Learning rate of the LoRA in the text encoder; 0 is the settings', or the
+        name: Name of the concept, with or without its brackets.
+        class_word: One word for the class of the concept.
+        captions: One caption for all pictures or one for each; an empty one becomes the name.
+        word_rate: Learning rate of the words' embeddings for CLIP-L, scaled for other text encoders
+            by the norm of their vocabulary; 0 is the default.
+        text_rate: Learning rate of the LoRA in the text encoder; 0 is the settings' rate or the
             default.
-        masks: MASK batches, one mask per picture, or none.
+        masks: MASK batches with one mask per picture, or none.
         templates: One of ``TEMPLATES``.
         learnt: One of ``LEARNT``.
-        decay: ``linear`` lets all rates fall to nothing; ``as set`` leaves it to the settings.
-        noise_offset: Share of noise that is constant over a channel.
-        attention_weight: Weight of the attention regulariser, in the released code's measure.
+        decay: One of ``DECAYS``: ``linear`` lowers all learning rates to 0; ``as set`` uses the
+            schedule of the settings.
+        noise_offset: Fraction of the noise that is constant over a channel.
+        attention_weight: Weight of the attention regulariser, on the released code's scale.
         fill_mask: Whether the class word's attention must also fill the mask.
-        embedding_stop: Norm of the rows, in the vocabulary's, at which they stay; 0 is never.
-        embedding_start: One of ``STARTS``.
+        embedding_stop: Norm of the embeddings, relative to their vocabulary's, at which their
+            training stops; 0 is never.
+        embedding_start: One of ``EMBEDDING_STARTS``.
         lora_start: One of ``LORA_STARTS``.
         crops: One of ``CROPS``.
-        density_weight: Weight of what draws the words to their vocabulary, in the released code's
-            measure.
-        text_dropout: Share of the steps in which a layer that reads the text goes without the LoRA.
+        density_weight: Weight of the penalty that pulls the words to dense regions of the
+            vocabulary, on the released code's scale.
+        text_dropout: Fraction of the steps in which the LoRA of a layer that reads only the text is
+            left out.
     """
 
     method: ClassVar[str] = "concept"
@@ -101,7 +102,7 @@ class ConceptTrainer(Trainer):
     attention_weight: float = 0.01
     fill_mask: bool = False
     embedding_stop: float = RELEASED_STOP
-    embedding_start: str = STARTS[0]
+    embedding_start: str = EMBEDDING_STARTS[0]
     lora_start: str = LORA_STARTS[0]
     crops: str = CROPS[0]
     density_weight: float = 0.0
@@ -109,7 +110,7 @@ class ConceptTrainer(Trainer):
 
     @property
     def defaults(self) -> ConceptDefaults:
-        """Return the method's defaults for the family."""
+        """Return the method's defaults for the family of the base."""
         return self.base.family.concept
 
     @cached_property
@@ -120,12 +121,12 @@ class ConceptTrainer(Trainer):
 
     @cached_property
     def resolution(self) -> int:
-        """Return the side of the square whose area large pictures are brought to."""
+        """Return the side of the square to whose area larger pictures are resized."""
         return self.settings.resolution or self.base.family.plain.resolution
 
     @cached_property
     def config(self) -> TrainingConfig:
-        """Return the run with every default in its place."""
+        """Return the configuration of the run with all defaults filled in."""
         return self.resolved(timesteps=self.base.family.plain.timesteps)
 
     @cached_property
@@ -135,20 +136,20 @@ class ConceptTrainer(Trainer):
 
     @cached_property
     def context_layers(self) -> int:
-        """Return how many layers of the denoiser read the text apart; 1 where all read the same."""
+        """Return the number of contexts that the denoiser reads; 1 if all layers share one."""
         return context_layers(self.base.model)
 
     @cached_property
     def words_learning_rate(self) -> float:
-        """Return the learning rate of the words' rows, for CLIP-L."""
+        """Return the learning rate of the words' embeddings for CLIP-L."""
         return self.word_rate or self.defaults.word_rate
 
     @cached_property
     def text_learning_rate(self) -> float:
-        """Return the learning rate of the LoRA in the text encoder, 0 where there is none.
+        """Return the learning rate of the LoRA in the text encoder; 0 if there is none.
 
         Raises:
-            ValueError: A rate is asked for where no text encoder can be trained.
+            ValueError: A rate is given for a base whose text encoders cannot be trained.
         """
         if self.learnt != LEARNT[0]:
             return 0.0
@@ -171,12 +172,12 @@ class ConceptTrainer(Trainer):
 
     @property
     def text_encoder(self) -> CLIP:
-        """Return the text encoder, which takes part in every step."""
+        """Return the text encoder, which runs in every step."""
         return self.base.clip
 
     @cached_property
     def layers(self) -> Mapping[str, Layer]:
-        """Return the layers that are trained: the denoiser's, then the text encoder's."""
+        """Return the layers to train: those of the denoiser, then those of the text encoder."""
         settings, rate = self.settings, self.text_learning_rate
         chosen = target_layers(self.base.layers, settings.targets, settings.target_pattern)
         denoiser = {
@@ -186,21 +187,29 @@ class ConceptTrainer(Trainer):
         return {**denoiser, **(text_layers(self.base.clip, rate) if rate else {})}
 
     @cached_property
-    def dropped(self) -> list[str]:
-        """Return the layers that may go without the LoRA in a step."""
+    def dropout_layers(self) -> list[str]:
+        """Return the layers whose LoRA may be left out in a step.
+
+        Raises:
+            ValueError: There is a dropout, but no layer that it could apply to.
+        """
         if not self.text_dropout:
             return []
-        dropped = text_readers(self.layers, self.base.family)
-        if not dropped:
+        layers = text_readers(self.layers, self.base.family)
+        if not layers:
             raise ValueError(
                 "text_dropout is for layers that read the text alone, the keys and values of "
                 f"cross-attention, got {self.text_dropout:g} where none is trained; set it to 0"
             )
-        return dropped
+        return layers
 
     @cached_property
     def unnamed_dataset(self) -> list[Picture]:
-        """Return the pictures with their captions as they came."""
+        """Return the pictures with their captions, before the name is added to them.
+
+        Raises:
+            ValueError: There is no picture, a choice is unknown, or captions or masks don't match.
+        """
         if not single_images(self.images):
             raise ValueError("a concept needs at least one picture, got none; connect images")
         if self.templates not in TEMPLATES:
@@ -216,18 +225,18 @@ class ConceptTrainer(Trainer):
 
     @cached_property
     def dataset(self) -> list[Picture]:
-        """Return the pictures with their captions, the name in each."""
+        """Return the pictures with their captions, each of which contains the name."""
         name = self.words[0]
         return [replace(one, caption=with_name(one.caption, name)) for one in self.unnamed_dataset]
 
     @property
     def masked(self) -> bool:
-        """Return whether a picture has a mask."""
+        """Return whether any picture has a mask."""
         return any(picture.mask is not None for picture in self.dataset)
 
     @cached_property
     def wordings(self) -> list[list[str]]:
-        """Return every picture's wordings."""
+        """Return the captions of every picture, inserted into the templates."""
         return [
             wordings(one.caption, self.templates, self.seed, one.number) for one in self.dataset
         ]
@@ -236,7 +245,7 @@ class ConceptTrainer(Trainer):
         """Check all inputs before anything is encoded.
 
         Raises:
-            ValueError: An input is not what it must be; the message says which and what to do.
+            ValueError: An input is wrong; the message names it and says what to do.
         """
         _ = self.base.family
         self.base.require_clip()
@@ -248,10 +257,10 @@ class ConceptTrainer(Trainer):
                 f"got {self.settings.optimizer}; choose AdamW, Adafactor or SGD in Training "
                 "Settings"
             )
-        _ = self.config, self.dataset, self.layers, self.dropped
+        _ = self.config, self.dataset, self.layers, self.dropout_layers
 
     def pieces(self) -> dict[str, Any]:
-        """Return what decides the concept, by name, excluding the number of steps."""
+        """Return everything that determines the concept, by name, except the number of steps."""
         name, class_word = self.words
         bare = [text.replace(f"<{name}>", name) for texts in self.wordings for text in texts]
         pieces = {
@@ -268,9 +277,9 @@ class ConceptTrainer(Trainer):
             },
             "crops": self.crops,
             "density": self.density_weight,
-            "dropout": [self.text_dropout, self.dropped],
+            "dropout": [self.text_dropout, self.dropout_layers],
         }
-        # The captions themselves, without the tokens of repeated ones.
+        # Picture by picture; the tokens above are those of the captions without brackets.
         pieces["captions"] = self.wordings
         pieces["settings"] |= {
             "text_rate": self.text_learning_rate,
@@ -280,48 +289,52 @@ class ConceptTrainer(Trainer):
             pieces["attention"] = [self.attention_weight, self.fill_mask]
         return pieces
 
-    def _looks(self, picture: Picture) -> Iterator[Look]:
+    def _crops_of(self, picture: Picture) -> Iterator[Look]:
+        """Yield the crops of a picture."""
         multiple = self.base.family.multiple
         return looks(picture, self.crops, self.resolution, multiple, self.seed)
 
     def prepare(self, begun_for: int) -> tuple[EdLora, PreviewScene]:
-        """Return the encoded recipe and what previews show."""
+        """Return the recipe with its encoded examples, and the scene of the previews."""
         base, settings = self.base, self.run_settings
-        reader = Reader(
+        encoder = CaptionEncoder(
             base, self.words[0], self.context_layers, self.masked and self.attention_weight > 0
         )
-        cuts = [self._looks(picture) for picture in self.dataset]
-        dropped = settings.caption_dropout > 0
-        examples, *mirrored = concept_examples(reader, cuts, self.wordings, settings.flip, dropped)
+        crops = [self._crops_of(picture) for picture in self.dataset]
+        with_empty = settings.caption_dropout > 0
+        examples, *mirrored = concept_examples(
+            encoder, crops, self.wordings, settings.flip, with_empty
+        )
         recipe = EdLora(
             examples,
-            self._words(),
+            self._learnt_words(),
             settings.samples,
             mirrored=mirrored[0] if mirrored else (),
             adapter=Plain(self.lora_start),
-            dropped=self.dropped,
+            dropped=self.dropout_layers,
             text_dropout=self.text_dropout,
         )
         latent = examples[0][0].latent
         prompt = settings.preview_prompt.strip() or self.wordings[0][0]
         gates = {CONCEPT: Gate()}
-        conds = (reader.cond(prompt, latent), reader.cond("", latent))
+        conds = (encoder.cond(prompt, latent), encoder.cond("", latent))
         return recipe, PreviewScene(base.vae, *conds, gates, gates, latent.shape)
 
-    def _words(self) -> Words:
+    def _learnt_words(self) -> Words:
+        """Return the words' initial embeddings and their training settings."""
         clip = self.base.clip
         norms = vocabulary_norms(clip)
         layers, start = self.context_layers, self.embedding_start
         return Words(
-            starts=starting_rows(clip, self.words[1], layers, self.seed, start),
-            # A step goes as far in every text encoder, measured by the rows of its vocabulary.
+            starts=initial_rows(clip, self.words[1], layers, self.seed, start),
+            # A step is equally large in every text encoder, relative to the vocabulary's norm.
             learning_rates={
                 encoder: self.words_learning_rate * norm / CLIP_L_NORM
                 for encoder, norm in norms.items()
             },
             norms=norms,
             embedding_stop=self.embedding_stop,
-            # In the node's measure, which is the released code's, beside this pack's smaller loss.
+            # The node's weights relate to the released code's loss; this pack's loss is smaller.
             attention_weight=self.attention_weight * RELATIVE_WEIGHT / RELEASED_WEIGHT,
             fill_mask=self.fill_mask,
             density_weight=self.density_weight * RELATIVE_WEIGHT / RELEASED_WEIGHT,
@@ -329,9 +342,9 @@ class ConceptTrainer(Trainer):
         )
 
     def results(self, trained: Trained, begun_for: int, identity: str) -> dict[str, LoraState]:
-        """Return the LoRA and the words' rows with their metadata."""
+        """Return the LoRA and the words' embeddings with their metadata."""
         layers = trained.adapters[CONCEPT]
-        # Without any gradient ``up`` is as it began, zero, and the layer changes nothing.
+        # If no gradient reached a layer, its ``up`` is still zero and the layer changes nothing.
         learnt = {name: factors for name, factors in layers.items() if factors.up.any()}
         captions = list(dict.fromkeys(picture.caption for picture in self.dataset))
         name, class_word = self.words
@@ -354,12 +367,12 @@ class ConceptTrainer(Trainer):
         )
         return {
             CONCEPT: lora_state(learnt, metadata),
-            WORDS: LoraState(trained.embeddings, metadata),
+            WORD_ROWS: LoraState(trained.embeddings, metadata),
         }
 
     def concept(self, loras: Mapping[str, LoraState]) -> Concept:
-        """Return the concept that a finished run's results hold."""
-        rows = {encoder: tensor.clone() for encoder, tensor in loras[WORDS].items()}
+        """Return the concept made of a finished run's results."""
+        rows = {encoder: tensor.clone() for encoder, tensor in loras[WORD_ROWS].items()}
         return Concept(*self.words, rows, loras[CONCEPT])
 
     def described(self) -> dict[str, Any]:
@@ -368,12 +381,12 @@ class ConceptTrainer(Trainer):
         return {**super().described(), "concept": f"<{name}> {class_word}"}
 
     def pictures(self) -> list[Tensor]:
-        """Return the first pictures as they were trained."""
+        """Return the first pictures as they are trained, each as an IMAGE."""
         shown = self.dataset[:SHOWN_PICTURES]
-        return [next(self._looks(picture))[0].pixels[None] for picture in shown]
+        return [next(self._crops_of(picture))[0].pixels[None] for picture in shown]
 
     def lines(self, run: StoredRun) -> list[str]:
-        """Return the lines that the node shows: values with their source, words, pictures."""
+        """Return the lines that the node shows: values with their sources, words and pictures."""
         source, (name, class_word) = self.defaults.source, self.words
 
         def shown(label: str, value: float, given: float) -> str:

@@ -1,4 +1,4 @@
-"""A concept's words before training: checked against the tokenizers, their rows at the start."""
+"""Check a concept's words against the tokenizers, and initialise their embeddings."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ from ...training.randomness import generator_for
 from ..text.concept_prompt import text_tokenizers, wired_encoders
 from ..text.trainable_encoder import encoders_of
 
-STARTS = ("one draw", "a draw per layer")
-"""How the new word begins: alike in all layers, or apart."""
+# Whether the new word starts with the same embedding in all layers, or with one for each layer.
+EMBEDDING_STARTS = ("one draw", "a draw per layer")
 
-WORDS = 2
-"""A new one, and one that begins as the class word."""
+WORDS_PER_CONCEPT = 2  # a new word, and one that is initialised from the class word
 
+# Mean norm of the embeddings in CLIP-L's vocabulary, to which the paper's learning rate relates.
 CLIP_L_NORM = 0.38
-"""About the mean norm of a row of CLIP-L's vocabulary, for which the paper's rate is made."""
 
-_READ_AT_ONCE = 4096  # rows of a vocabulary
+_ROWS_AT_ONCE = 4096  # embeddings whose norms are computed in one step
 
 
 def checked_words(clip: CLIP, name: str, class_word: str) -> tuple[str, str]:
-    """Return a concept's name and class word as they are used.
+    """Return a concept's name without brackets and its class word, both checked.
 
     Raises:
-        ValueError: The name can't stand in a prompt or is a word already, or the class word is not
-            one word of the text encoder's.
+        ValueError: The name can't be written in a prompt or is already a token, or the class word
+            is not exactly one token.
     """
     name, class_word = concept_name(name), class_word.strip()
     tokenizers = text_tokenizers(clip)
@@ -60,16 +59,16 @@ def checked_words(clip: CLIP, name: str, class_word: str) -> tuple[str, str]:
 
 
 def token_ids(tokenizer: SDTokenizer, word: str) -> list[int]:
-    """Return a word's tokens, without those of a prompt's start and end."""
+    """Return a word's token ids without the start and end tokens."""
     end = -1 if tokenizer.tokenizer_adds_end_token else None
     return tokenizer.tokenizer(word)["input_ids"][tokenizer.tokens_start : end]
 
 
 def require_gradients(clip: CLIP) -> None:
-    """Check that gradients reach the rows of every wired text encoder.
+    """Raise unless gradients reach the embeddings of every loaded text encoder.
 
     Raises:
-        ValueError: One is a GGUF or another quantised one.
+        ValueError: A text encoder is a GGUF file or quantised in another way.
     """
     encoders = encoders_of(clip.cond_stage_model)
     for name in wired_encoders(clip):
@@ -88,21 +87,22 @@ def require_gradients(clip: CLIP) -> None:
                 )
 
 
-def starting_rows(
+def initial_rows(
     clip: CLIP, class_word: str, layers: int, seed: int, embedding_start: str
 ) -> dict[str, Tensor]:
-    """Return where the words' rows begin, ``(word, layer, dim)`` by text encoder.
+    """Return the words' initial embeddings, ``(word, layer, dim)`` by text encoder.
 
-    The new word's rows are normal draws as long as a row of the vocabulary on average: that is a
-    spread of 0.0137 for CLIP-L, where the released code has 0.013. The class word's rows are its
-    own, in T5, which may cut it up, the mean of its pieces.
+    The new word's embeddings are drawn from a normal distribution whose mean norm is that of the
+    vocabulary: a standard deviation of 0.0137 for CLIP-L, where the released code has 0.013. The
+    second word starts with the class word's embedding; if T5 splits the class word, with the mean
+    over its tokens.
 
     Args:
-        clip: The text encoders; never changed.
-        class_word: Checked.
-        layers: Of the denoiser.
-        seed: Of the run.
-        embedding_start: One of ``STARTS``.
+        clip: The text encoders; they are not changed.
+        class_word: The checked class word.
+        layers: Number of contexts that the denoiser reads.
+        seed: Seed of the run.
+        embedding_start: One of ``EMBEDDING_STARTS``.
     """
     tokenizers, norms = text_tokenizers(clip), vocabulary_norms(clip)
     rows = {}
@@ -118,20 +118,23 @@ def starting_rows(
 
 
 def vocabulary_norms(clip: CLIP) -> dict[str, float]:
-    """Return the mean norm of a row by text encoder."""
+    """Return the mean norm of the vocabulary's embeddings by text encoder."""
     norms = {}
     for encoder in wired_encoders(clip):
         table = _vocabulary(encoders_of(clip.cond_stage_model)[encoder])
-        lengths = [part.detach().float().norm(dim=1) for part in table.split(_READ_AT_ONCE)]
+        lengths = [part.detach().float().norm(dim=1) for part in table.split(_ROWS_AT_ONCE)]
         norms[encoder] = float(torch.cat(lengths).double().mean())
     return norms
 
 
 def vocabulary_densities(clip: CLIP) -> dict[str, VocabularyDensity]:
-    """Return where each vocabulary lies dense; kernels are as wide as CLIP-L's beside its rows."""
+    """Return the density of each vocabulary by text encoder.
+
+    The bandwidth has the same ratio to the vocabulary's mean norm as the released one for CLIP-L.
+    """
     norms = vocabulary_norms(clip)
     tables = {name: _vocabulary(encoders_of(clip.cond_stage_model)[name]) for name in norms}
-    with torch.inference_mode(False):  # gradients flow through what comes out
+    with torch.inference_mode(False):  # gradients will flow through the result
         return {
             name: VocabularyDensity.of(table, RELEASED_BANDWIDTH * norms[name] / CLIP_L_NORM)
             for name, table in tables.items()
@@ -139,7 +142,7 @@ def vocabulary_densities(clip: CLIP) -> dict[str, VocabularyDensity]:
 
 
 def encoders_without_lora(clip: CLIP, trainable: Sequence[str]) -> list[str]:
-    """Return the wired text encoders whose layers stay as they are."""
+    """Return the loaded text encoders whose layers are not trained."""
     return [name for name in wired_encoders(clip) if name not in trainable]
 
 

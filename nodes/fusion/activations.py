@@ -1,8 +1,8 @@
-"""Statistics of the layers' inputs while a concept is read and drawn: hooks on inputs alone."""
+"""Collect statistics of the layers' inputs with forward pre-hooks, while a concept is sampled."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -15,23 +15,26 @@ from ...training.randomness import generator_for
 from ...training.runs.fusion_store import MemberStatistics
 from .layers import FusedLayer
 
-SAMPLED_ROWS = 128
-"""Input rows of a site that are kept for the report, for each concept."""
+SAMPLED_ROWS = 128  # input rows per site and concept that are kept for the report
 
 
 @dataclass
 class InputWatch:
-    """Feeds the inputs of modules into one concept's statistics, and into the sum of all.
+    """Hooks that add the inputs of modules to the statistics of a concept and to the sum of all.
 
     Args:
-        sites: The modules to watch, by site.
-        layers: Those that read the sites.
-        factors: The concept's, by layer name.
-        sums: Gram matrices that the concept's inputs are added to, by site.
-        weight: Of one input row in the sums; of the rows of one call together if ``per_call``.
-        calls: How often each module will be called.
-        per_call: Whether every call counts alike, however many rows it has.
-        where: Names the concept in messages.
+        sites: Modules whose inputs are collected, by site.
+        layers: Layers that read the inputs at these sites.
+        factors: The concept's factors by layer name.
+        sums: Gram matrices by site, to which the concept's inputs are added.
+        weight: Weight of one input row in the sums; with ``per_call``, of all rows of a call.
+        calls: Number of times that each module will be called.
+        per_call: Whether every call has the same total weight, regardless of its number of rows.
+        label: The concept's name in messages.
+        prompt: The present prompt, for messages.
+        token_masks: ``(chunk, token)`` by text encoder: the tokens whose rows count; None counts
+            all rows.
+        row_counts: Number of rows that were collected so far, by site.
     """
 
     sites: Mapping[str, nn.Module]
@@ -41,13 +44,13 @@ class InputWatch:
     weight: float
     calls: int
     per_call: bool
-    where: str
+    label: str
     prompt: str = ""
-    keep: Mapping[str, Tensor] | None = None
-    counted: dict[str, int] = field(default_factory=dict)
+    token_masks: Mapping[str, Tensor] | None = None
+    row_counts: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Begin the concept's own statistics."""
+        """Create empty statistics for the sites that the concept changes."""
         self._projected: dict[str, ProjectedStream] = {}
         self._samples: dict[str, RowSample] = {}
         for site in self.sites:
@@ -55,32 +58,32 @@ class InputWatch:
             if own:
                 downs = {x.name: self.factors[x.name].down for x in own}
                 self._projected[site] = ProjectedStream(downs, width=own[0].width)
-                generator = generator_for(0, "fusion sample", self.where, site)
+                generator = generator_for(0, "fusion sample", self.label, site)
                 self._samples[site] = RowSample(SAMPLED_ROWS, self.calls, generator)
-            self.counted[site] = 0
+            self.row_counts[site] = 0
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Watch inside the block; the modules are left as they were."""
+        """Attach the hooks to the modules inside the block, and remove them at its end."""
         with ExitStack() as stack:
             for site, module in self.sites.items():
                 hook = module.register_forward_pre_hook(self._hook(site))
                 stack.callback(hook.remove)
             yield
 
-    def own(self, count: int) -> MemberStatistics:
-        """Return the concept's own statistics, those of its mean input row.
+    def member_statistics(self, count: int) -> MemberStatistics:
+        """Return the concept's statistics, normalised to one input row.
 
         Args:
-            count: What the sums of the rows are divided by.
+            count: Number by which the sums over the rows are divided.
 
         Raises:
             ValueError: A layer that the concept changes was never called.
         """
         for site in self._projected:
-            if not self.counted[site]:
+            if not self.row_counts[site]:
                 raise ValueError(
-                    f"every layer that {self.where} changes must take part when it is read and "
+                    f"every layer that {self.label} changes must take part when it is read and "
                     f"drawn, got no call of {site!r}; leave that layer out of the LoRA"
                 )
         projected = {}
@@ -89,31 +92,37 @@ class InputWatch:
         samples = {site: sample.total() for site, sample in self._samples.items()}
         return MemberStatistics(projected, {s: rows for s, rows in samples.items() if len(rows)})
 
-    def _hook(self, site: str):
-        def watch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def _hook(self, site: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def collect(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             rows = self.rows_of(site, module, args[0])
-            label = f"layer {site!r} at the prompt {self.prompt!r} of {self.where}"
-            share = 1.0 / max(1, len(rows)) if self.per_call else 1.0
-            self.sums[site].add(rows, label=label, weight=self.weight * share)
+            where = f"layer {site!r} at the prompt {self.prompt!r} of {self.label}"
+            row_weight = 1.0 / max(1, len(rows)) if self.per_call else 1.0
+            self.sums[site].add(rows, label=where, weight=self.weight * row_weight)
             if site in self._projected:
-                self._projected[site].add(rows, label=label, weight=share)
+                self._projected[site].add(rows, label=where, weight=row_weight)
                 self._samples[site].add(rows)
-            self.counted[site] += len(rows)
+            self.row_counts[site] += len(rows)
 
-        return watch
+        return collect
 
     def rows_of(self, site: str, module: nn.Module, x: Tensor) -> Tensor:
-        """Return the input rows that count, ``(row, in)``; a convolution's are its patches."""
+        """Return the input rows that count, ``(row, in)``; for a convolution, its patches."""
         if isinstance(module, nn.Conv2d):
             mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-            x = F.pad(x.float(), module._reversed_padding_repeated_twice, mode)
+            x = F.pad(x.float(), _padding(module), mode)
             patches = F.unfold(
                 x, module.kernel_size, dilation=module.dilation, stride=module.stride
-            )  # (batch, in * kh * kw, place)
+            )  # (batch, in * kh * kw, position)
             return patches.mT.flatten(0, 1)
-        keep = None if self.keep is None else self.keep.get(site.partition(".")[0])
-        if keep is None or x.ndim != 3:
+        counted = None if self.token_masks is None else self.token_masks.get(site.partition(".")[0])
+        if counted is None or x.ndim != 3:
             return x.flatten(0, -2)
         mask = torch.zeros(x.shape[:2], dtype=torch.bool)
-        mask[: len(keep), : keep.shape[1]] = keep
+        mask[: len(counted), : counted.shape[1]] = counted
         return x[mask.to(x.device)]
+
+
+def _padding(module: nn.Conv2d) -> list[int]:
+    """Return a convolution's padding in the form of ``F.pad``, from the last axis to the first."""
+    # PyTorch resolves "same" and "valid" to numbers nowhere else.
+    return module._reversed_padding_repeated_twice  # pyright: ignore[reportPrivateUsage]

@@ -1,4 +1,4 @@
-"""An ordinary LoRA, or a trained concept, as what is fused: how strong, how important, how called."""
+"""Prepare an ordinary LoRA or a trained concept for fusion."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from ...training.files.metadata import STYLE_WORDS
 from ..bridge.digests import content_digest
 from ..bridge.node_output import warn_on_node
 
-FUSED = "pastiche.fusion"
-"""The metadata of a fused LoRA under which it says, as JSON, what it was fused from."""
+FUSED = "pastiche.fusion"  # metadata key of a fused LoRA: its concepts and settings, as JSON
 
 _TRIGGERS = ("modelspec.trigger_phrase", STYLE_WORDS)
 _TAGS = "ss_tag_frequency"
@@ -35,16 +34,16 @@ def concept_for_fusion(
     weight: float,
     images: Tensor | None,
 ) -> tuple[Concept, ...]:
-    """Return what is to be fused, as it travels on the wire.
+    """Return the concepts to fuse, in the form of the concept socket.
 
     Args:
-        lora: An ordinary LoRA; or None.
-        concepts: Trained ones instead; or None.
-        prompts: That call it up. None: those that the LoRA's file says, or the concept's own.
-        name: Of the LoRA in the report; empty: its file's.
-        strength: At which its change is to be reproduced.
-        weight: Its importance.
-        images: Of it, seen in place of drawn ones; or None.
+        lora: An ordinary LoRA, or None.
+        concepts: Trained concepts in place of the LoRA, or None.
+        prompts: Prompts that trigger it; if empty, those in the LoRA's metadata or the concept's.
+        name: Name of the LoRA in the report; if empty, the one in its metadata.
+        strength: Strength at which its change is reproduced.
+        weight: Importance in the fusion.
+        images: Pictures of it that take the place of sampled ones, or None.
 
     Raises:
         ValueError: Not exactly one of LoRA and concept is given, no prompt is known, or a number
@@ -90,7 +89,7 @@ def concept_for_fusion(
             "trigger_prompts must say how the LoRA is called up, got none and a file that does "
             "not say it; write a prompt such as a photo of sks dog"
         )
-    # The commonest part of captions may be a whole caption, so prompts need not hold it.
+    # Prompts need not contain the commonest tag, because it may be a whole caption.
     _warn_without_trigger(texts, phrases)
     state = LoraState(lora, metadata_of(lora))
     word = "_".join((name.strip() or _file_name(state)).split())
@@ -109,16 +108,16 @@ def concept_for_fusion(
 
 
 def fused_names(lora: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Return the names of the concepts that a LoRA was fused from, none where it was not."""
+    """Return the names of the concepts that a LoRA was fused from; empty for any other LoRA."""
     try:
-        said = json.loads(metadata_of(lora).get(FUSED, "{}"))
-        return tuple(str(one["name"]) for one in said.get("concepts", ()))
+        record = json.loads(metadata_of(lora).get(FUSED, "{}"))
+        return tuple(str(one["name"]) for one in record.get("concepts", ()))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return ()
 
 
 def _trigger_phrases(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the words that call a LoRA up, where its metadata says them."""
+    """Return the trigger phrases in a LoRA's metadata; empty if there are none."""
     for key in _TRIGGERS:
         phrases = tuple(
             part.strip() for part in _PARTS.split(metadata.get(key, "")) if part.strip()
@@ -129,7 +128,7 @@ def _trigger_phrases(metadata: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _commonest_tag(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the part of its captions that a LoRA saw most, as kohya's trainers write it."""
+    """Return the most frequent caption tag, from the metadata that kohya's trainers write."""
     try:
         counts: dict[str, int] = {}
         for folder in json.loads(metadata.get(_TAGS, "{}")).values():
@@ -142,6 +141,7 @@ def _commonest_tag(metadata: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _warn_without_trigger(prompts: Sequence[str], known: Sequence[str]) -> None:
+    """Warn on the node about prompts that have none of the known trigger words."""
     words = [word.strip().casefold() for phrase in known for word in phrase.split(",")]
     words = [word for word in words if word]
     for prompt in prompts:
@@ -153,7 +153,7 @@ def _warn_without_trigger(prompts: Sequence[str], known: Sequence[str]) -> None:
 
 
 def _file_name(lora: LoraState) -> str:
-    """Return a LoRA's name by its metadata, else a short digest of it."""
+    """Return a LoRA's name from its metadata, or one made of its digest."""
     for key in _NAMES:
         name = re.sub(r"[^\w.-]+", "_", lora.metadata.get(key, "")).strip("_")[:64]
         if name:

@@ -1,4 +1,4 @@
-"""What a concept's LoRA changes, layer by layer, as factors that can be fused."""
+"""Read a concept's LoRA as low-rank factors of the weights that it changes."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from ...training.gates import Site
 from ..lora.apply import apply_lora
 from ..lora.layers import patch_factors
 
+# Changes that are not stored as two factors (LoHa, LoKr, stored differences) are factorised: with
+# as many ranks as keep this fraction of their energy, up to the maximum rank.
 KEPT_ENERGY = 0.9999
-"""Of a change that is stored in another form than two factors."""
-MOST_RANKS = 256
-"""That such a change is given at most."""
+MAX_RANK = 256
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a weight is changed: rows ``start`` to ``start + size`` of it, in a model or a CLIP.
+class WeightSlice:
+    """Rows ``start`` to ``start + size`` of a weight of a model or a CLIP.
 
     Args:
-        key: Of the weight, as ComfyUI's patches name it.
+        key: Key of the weight in ComfyUI's patches.
         start: First row.
-        size: How many rows.
+        size: Number of rows.
     """
 
     key: str
@@ -47,40 +47,41 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Changes:
-    """All that a concept's LoRA changes.
+class ConceptChanges:
+    """All changes of a concept's LoRA.
 
     Args:
-        concept: Whose LoRA it is.
-        factors: By place.
-        used: Layers of the file that are fused.
-        ignored: Layers of the file that cannot be: biases, norms, embeddings.
+        concept: The concept.
+        factors: Factors of the changes by slice of a weight.
+        used: Number of layers of the file that are fused.
+        ignored: Layers of the file that cannot be fused: biases, norms, embeddings.
         missing: Layers of the file that the model and the CLIP don't have.
-        kept: For LoHa, LoKr and stored differences, the least energy that their factors keep.
+        kept_energy: Lowest fraction of a change's energy that its factors keep, by form: LoHa,
+            LoKr and stored differences.
     """
 
     concept: Concept
-    factors: Mapping[Place, LowRank]
+    factors: Mapping[WeightSlice, LowRank]
     used: int
     ignored: tuple[str, ...]
     missing: tuple[str, ...]
-    kept: Mapping[str, float]
+    kept_energy: Mapping[str, float]
 
 
-def changes_of(model: ModelPatcher, clip: comfy.sd.CLIP, concept: Concept) -> Changes:
-    """Return what a concept's LoRA changes of a model and its text encoder.
+def changes_of(model: ModelPatcher, clip: comfy.sd.CLIP, concept: Concept) -> ConceptChanges:
+    """Return the changes of a concept's LoRA to a model and its text encoder.
 
-    Names, alpha, slices of fused layers, Tucker factors and convolutions are read as ComfyUI's own
-    loader reads them.
+    Names, alpha, slices of fused layers, Tucker factors and convolutions are read by ComfyUI's own
+    loader.
 
     Raises:
-        ValueError: It was made for another base, or it is of a kind that depends on the weights
-            it changes; the message names the concept.
+        ValueError: The LoRA was made for another base, or it is of a kind that depends on the
+            weights it changes; the message names the concept.
     """
     if not concept.lora:
-        return Changes(concept, {}, 0, (), (), {})
+        return ConceptChanges(concept, {}, 0, (), (), {})
     try:
-        apply_lora(model, clip, concept.lora, 1.0, 1.0)  # refuses another architecture's
+        apply_lora(model, clip, concept.lora, 1.0, 1.0)  # refuses a LoRA of another architecture
     except ValueError as error:
         raise ValueError(f"{concept.name!r}: {error}") from error
     tensors = sound(comfy.lora_convert.convert_lora(dict(concept.lora)))
@@ -90,30 +91,30 @@ def changes_of(model: ModelPatcher, clip: comfy.sd.CLIP, concept: Concept) -> Ch
     _require_additive(concept, layers)
     require_named_once(layers, names)
     patches = comfy.lora.load_lora(tensors, names, log_missing=False)
-    factors: dict[Place, LowRank] = {}
+    factors: dict[WeightSlice, LowRank] = {}
     ignored: list[str] = []
-    kept: dict[str, float] = {}
+    kept_energy: dict[str, float] = {}
     for target, patch in patches.items():
         comfy.model_management.throw_exception_if_processing_interrupted()
-        key, offset, function = _parts(target)
+        key, offset, function = _target_parts(target)
         root = model.model if key.startswith(NATIVE_PREFIX) else clip.cond_stage_model
         site = _site(root, key, offset)
         if site is None:
             ignored.append(key)
             continue
-        place = Place(key, site.start or 0, site.shape[0])
+        rows = WeightSlice(key, site.start or 0, site.shape[0])
         if isinstance(patch, LoRAAdapter):
-            factors[place] = patch_factors(key, patch, site.shape, function)
+            factors[rows] = patch_factors(key, patch, site.shape, function)
         else:
-            kind, change = _dense(concept, key, patch, site, function)
-            factors[place], energy = factorised(change, energy=KEPT_ENERGY, most=MOST_RANKS)
-            kept[kind] = min(energy, kept.get(kind, 1.0))
+            kind, change = _dense_change(concept, key, patch, site, function)
+            factors[rows], energy = factorised(change, energy=KEPT_ENERGY, most=MAX_RANK)
+            kept_energy[kind] = min(energy, kept_energy.get(kind, 1.0))
     missing = tuple(layer for layer in layers if layer not in names)
-    return Changes(concept, factors, len(factors), tuple(ignored), missing, kept)
+    return ConceptChanges(concept, factors, len(factors), tuple(ignored), missing, kept_energy)
 
 
 def _require_additive(concept: Concept, layers: Mapping[str, Mapping[str, str]]) -> None:
-    """Refuse adapters that are no sum of the weight and a change, by name."""
+    """Raise if an adapter does more than add a change to the weight; the message names its kind."""
     for layer, parts in layers.items():
         kind = "DoRA" if DORA in parts else "a reshaped control LoRA" if RESHAPE in parts else None
         if kind is not None:
@@ -124,8 +125,12 @@ def _require_additive(concept: Concept, layers: Mapping[str, Mapping[str, str]])
             )
 
 
-def _parts(target: str | tuple[Any, ...]) -> tuple[str, tuple[int, int, int] | None, Any]:
-    return (target, None, None) if isinstance(target, str) else (*target, None)[:3]
+def _target_parts(target: str | tuple[Any, ...]) -> tuple[str, tuple[int, int, int] | None, Any]:
+    """Return the key, the slice and the conversion function of a target of ComfyUI's loader."""
+    if isinstance(target, str):
+        return target, None, None
+    key, offset, *function = target
+    return key, offset, function[0] if function else None
 
 
 def _site(root: nn.Module, key: str, offset: tuple[int, int, int] | None) -> Site | None:
@@ -145,8 +150,10 @@ def _site(root: nn.Module, key: str, offset: tuple[int, int, int] | None) -> Sit
     return Site(module, (offset[2], *shape[1:]), start=offset[1])
 
 
-def _dense(concept: Concept, key: str, patch: Any, site: Site, function: Any) -> tuple[str, Tensor]:
-    """Return the kind of a patch and its change of a weight, ``(out, in, ...)`` in fp32."""
+def _dense_change(
+    concept: Concept, key: str, patch: Any, site: Site, function: Any
+) -> tuple[str, Tensor]:
+    """Return a patch's kind and its dense change of a weight, ``(out, in, ...)`` in fp32."""
     if isinstance(patch, LoHaAdapter):
         kind = "LoHa"
     elif isinstance(patch, LoKrAdapter):

@@ -1,4 +1,4 @@
-"""A concept drawn without guidance while the inputs of the denoiser's layers are watched."""
+"""Sample a concept without guidance while statistics of the denoiser's inputs are collected."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from ...training.randomness import generator_for
 from ..bridge.drawing import empty_latent, require_own_vae, told_guidance
 from ..concepts.apply import apply_concepts
 from .activations import InputWatch
-from .text import drawing_prompts, encode
+from .text import conditioning_of, drawing_prompts
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """How concepts are drawn for the statistics.
+    """Options with which concepts are sampled for the statistics.
+
+    The names of the class and of its fields are part of the digest of stored statistics.
 
     Args:
-        steps: Of the sampler, and noise levels at which pictures are seen.
+        steps: Sampling steps; for given pictures, the number of noise levels.
         size: Side of the square pictures, in pixels.
-        seed: Of the noise; every concept and prompt has its own.
+        seed: Seed of the noise; every concept and prompt derives its own from it.
     """
 
     steps: int
@@ -38,8 +40,8 @@ class Drawing:
     seed: int
 
 
-def evaluations(concept: Concept, drawing: Drawing) -> int:
-    """Return how often the model runs for a concept."""
+def count_evaluations(concept: Concept, drawing: Drawing) -> int:
+    """Return the number of forward passes of the denoiser for a concept."""
     pictures = 1 if concept.images is None else len(concept.images)
     return len(drawing_prompts(concept)) * pictures * drawing.steps
 
@@ -54,37 +56,37 @@ def draw_prompts(
     watch: InputWatch,
     on_step: Callable[[], None],
 ) -> None:
-    """Draw every prompt of a concept once, without guidance and negative prompt, seeded.
+    """Sample every prompt of a concept once, without guidance and negative prompt.
 
-    Where the concept has pictures, these are seen under noise instead, one level per step.
+    If the concept has pictures, the model instead denoises them once at each noise level.
 
     Args:
-        model: With the changes on it that the concept is to be drawn with.
-        clip: The same.
-        vae: For pictures.
-        family: Of the model.
-        concept: What is drawn.
-        drawing: How.
-        watch: Of the denoiser's layers.
-        on_step: Called after every step.
+        model: MODEL with the changes under which the concept is sampled.
+        clip: CLIP with the changes under which its prompts are encoded.
+        vae: VAE for a concept with pictures, or None.
+        family: Family of the model.
+        concept: The concept.
+        drawing: Options of the sampling.
+        watch: Statistics of the denoiser's layers.
+        on_step: Function that is called after every step.
 
     Raises:
-        ValueError: The concept has pictures and the VAE is none of this model's, or an input is
-            not finite.
+        ValueError: The concept has pictures and the VAE does not belong to this model, or an input
+            is not finite.
     """
-    bare = Concept(
+    words_only = Concept(
         concept.name, concept.class_words, concept.embeddings, prompts=concept.prompts or ("-",)
     )
-    applied, text = apply_concepts(model, clip, [bare], 0.0, 0.0)
+    applied, text = apply_concepts(model, clip, [words_only], 0.0, 0.0)
     pictures = _pictures(applied, vae, concept, drawing.size)
     sampling = family.samplings.fusion
-    sampler = _SeenUnderNoise() if concept.images is not None else _sampler(sampling)
+    sampler = _NoiseLevelSweep() if concept.images is not None else _sampler(sampling)
 
     def step(*args: Any) -> None:
         on_step()
 
     for number, prompt in enumerate(drawing_prompts(concept)):
-        positive = told_guidance(encode(text, concept, prompt), family.samplings)
+        positive = told_guidance(conditioning_of(text, concept, prompt), family.samplings)
         watch.prompt = prompt
         for index, latent in enumerate(pictures):
             where = ("fusion", concept.digest, prompt, number, index)
@@ -118,10 +120,11 @@ def _sigmas(model: ModelPatcher, sampling: Sampling, steps: int) -> Tensor:
 def _pictures(
     model: ModelPatcher, vae: comfy.sd.VAE | None, concept: Concept, side: int
 ) -> list[Tensor]:
-    """Return the latents that sampling begins from: empty ones, or those of the pictures."""
+    """Return the concept's pictures as latents, or one empty latent if it has none."""
     if concept.images is None:
         return [empty_latent(model, (side, side))]
     require_own_vae(model, vae)
+    assert vae is not None  # otherwise require_own_vae has raised
     found = []
     for picture in concept.images[..., :3].split(1):
         shorter = min(picture.shape[1:3])
@@ -134,14 +137,14 @@ def _pictures(
     return found
 
 
-class _SeenUnderNoise(comfy.samplers.KSAMPLER):
-    """No sampler: the model sees the given latent under each noise level once."""
+class _NoiseLevelSweep(comfy.samplers.KSAMPLER):
+    """A sampler that evaluates the model once per noise level, on the latent noised to it."""
 
     def __init__(self) -> None:
-        super().__init__(_see)
+        super().__init__(_sweep_noise_levels)
 
 
-def _see(
+def _sweep_noise_levels(
     model: Any,
     noise: Tensor,
     sigmas: Tensor,

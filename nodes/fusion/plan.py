@@ -1,4 +1,4 @@
-"""What the fusion node is asked for, checked before anything is read or drawn."""
+"""Check the inputs of the fusion node before anything is encoded or sampled."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ..bridge.digests import content_digest, vae_digest
 from ..bridge.drawing import require_own_vae, require_size
 from ..bridge.families import identify
 from .as_concept import fused_names
-from .changes import Changes, changes_of
+from .changes import ConceptChanges, changes_of
 from .drawing import Drawing
 from .layers import Layout, layout_of
-from .solve import Solving
+from .solve import SolverOptions
 from .stages import FusionBase
 from .statistics import Member
-from .text import bindings, drawing_prompts, reading_prompts
+from .text import bound_tokens, drawing_prompts, encoder_prompts
 
 ACTIVATIONS = ("paper", "own")
 ANCHORS: tuple[Anchor, ...] = ("base", "average")
-KEEPING = ("sums", "a Gram per concept", "nothing")
+STORED_STATISTICS = ("sums", "a Gram per concept", "nothing")
 PRIOR = "prior_prompts"
 
 
@@ -35,21 +35,21 @@ class FusionRequest:
     """The fusion node's inputs.
 
     Args:
-        model: The base.
-        clip: Its text encoder.
-        concepts: Any number.
+        model: The base model.
+        clip: The base's text encoder.
+        concepts: Concepts to fuse, any number.
         activations: One of ``ACTIVATIONS``.
         anchor: One of ``ANCHORS``.
-        damping: Relative; 0 is each stage's default, a negative number none.
-        rank: Of a fused layer at most; 0 keeps all.
-        energy: Share of a fused layer's energy to keep.
-        steps: Of drawing each prompt.
-        size: Side of the drawn pictures, in pixels; 0 is the family's.
-        seed: Of the noise.
-        prior_prompts: One per line: on these the base shall stay as it is.
-        prior_weight: Of all of them together, where a concept's is 1.
-        statistics: One of ``KEEPING``.
-        vae: For concepts with pictures; or None.
+        damping: Relative damping; 0 is each stage's default, a negative number none.
+        rank: Maximum rank of a fused layer; 0 keeps every rank.
+        energy: Fraction of a fused layer's energy to keep.
+        steps: Sampling steps of each prompt.
+        size: Side of the sampled pictures, in pixels; 0 is the family's resolution.
+        seed: Seed of the noise.
+        prior_prompts: Prompts on which the base's outputs are preserved.
+        prior_weight: Weight of all prior prompts together; a concept's default weight is 1.
+        statistics: One of ``STORED_STATISTICS``.
+        vae: VAE for concepts with pictures, or None.
     """
 
     model: ModelPatcher
@@ -71,26 +71,26 @@ class FusionRequest:
 
 @dataclass(frozen=True)
 class FusionPlan:
-    """A request, checked.
+    """A checked request.
 
     Args:
-        base: What is fused into.
-        changes: What each concept's LoRA changes.
-        layout: The layers.
-        members: The concepts.
-        prior: Prompts on which the base shall stay as it is; None for none.
-        drawing: How concepts are drawn.
-        solving: How layers are solved.
+        base: Base of the fusion.
+        changes: Changes of each concept's LoRA.
+        layout: Layers that are fused.
+        members: Concepts that are fused.
+        prior: Prompts on which the base's outputs are preserved, or None.
+        drawing: Options of the sampling.
+        solving: Options of the solver.
         notes: Sentences for the report.
     """
 
     base: FusionBase
-    changes: tuple[Changes, ...]
+    changes: tuple[ConceptChanges, ...]
     layout: Layout
     members: tuple[Member, ...]
     prior: Member | None
     drawing: Drawing
-    solving: Solving
+    solving: SolverOptions
     notes: tuple[str, ...]
 
 
@@ -104,13 +104,13 @@ def plan_fusion(request: FusionRequest) -> FusionPlan:
     family = identify(request.model)
     require_clip(request.clip)
     base = FusionBase(request.model, request.clip, request.vae, family)
-    concepts, notes = _weighted(request.concepts)
-    _require_whole(concepts)
+    concepts, notes = _distinct_concepts(request.concepts)
+    _refuse_fused_parts(concepts)
     for concept in concepts:
         _require_family(family.name, concept)
         drawing_prompts(concept)
-        for prompt in reading_prompts(concept):
-            bindings(request.clip, concept, prompt)
+        for prompt in encoder_prompts(concept):
+            bound_tokens(request.clip, concept, prompt)
         if concept.images is not None and request.vae is None:
             raise ValueError(
                 f"the pictures of {concept.name!r} need a VAE, got none; connect the checkpoint's "
@@ -126,7 +126,7 @@ def plan_fusion(request: FusionRequest) -> FusionPlan:
             f"{len(concepts)}; connect concepts with a LoRA, or use Apply Concept"
         )
     layout = layout_of(request.model, request.clip, family, changes)
-    if len(concepts) > 1 and layout.shared() == 0:
+    if len(concepts) > 1 and layout.count_shared() == 0:
         notes.append(
             "no layer is changed by more than one of the concepts, so nothing had to be shared; "
             "each change was only kept from touching the others' inputs"
@@ -138,7 +138,7 @@ def plan_fusion(request: FusionRequest) -> FusionPlan:
         Member(concept, factors, _digest(concept, request.vae))
         for concept, factors in zip(concepts, layout.factors, strict=True)
     )
-    solving = Solving(request.anchor, request.damping, request.rank, request.energy)
+    solving = SolverOptions(request.anchor, request.damping, request.rank, request.energy)
     if request.damping < 0:
         notes.append(
             "without damping a fused change may be much stronger than the concepts' own on "
@@ -147,8 +147,8 @@ def plan_fusion(request: FusionRequest) -> FusionPlan:
     return FusionPlan(base, changes, layout, members, prior, drawing, solving, tuple(notes))
 
 
-def _weighted(concepts: Sequence[Concept]) -> tuple[list[Concept], list[str]]:
-    """Return each different concept once, those without a weight left out, and what was done."""
+def _distinct_concepts(concepts: Sequence[Concept]) -> tuple[list[Concept], list[str]]:
+    """Return the distinct concepts with a weight above 0, and notes on all others."""
     notes: list[str] = []
     if not concepts:
         raise ValueError("at least one concept must be connected, got none; connect a concept")
@@ -181,10 +181,11 @@ def _weighted(concepts: Sequence[Concept]) -> tuple[list[Concept], list[str]]:
     return kept, notes
 
 
-def _require_whole(concepts: Sequence[Concept]) -> None:
-    """Refuse what comes from the output of another fusion, where one carries the LoRA of all.
+def _refuse_fused_parts(concepts: Sequence[Concept]) -> None:
+    """Raise if a concept is the output of another fusion, in which one carries the LoRA of all.
 
-    Beside it the others would want the base on their own prompts.
+    The others have words but no change; fused again, they would pull their own prompts back to the
+    base.
     """
     fused = {name_key(n) for concept in concepts for n in fused_names(concept.lora)}
     for concept in concepts:
@@ -212,12 +213,12 @@ def _prior(request: FusionRequest) -> Member | None:
         return None
     concept = Concept(PRIOR, "", {}, prompts=prompts, weight=request.prior_weight)
     for prompt in prompts:
-        bindings(request.clip, concept, prompt)
+        bound_tokens(request.clip, concept, prompt)
     return Member(concept, {}, _digest(concept, None))
 
 
 def _digest(concept: Concept, vae: comfy.sd.VAE | None) -> str:
-    """Return a digest of all that decides a concept's statistics."""
+    """Return a digest of everything that a concept's statistics depend on."""
     pieces = [
         concept.digest,
         dict(concept.lora),

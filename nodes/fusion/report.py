@@ -1,4 +1,4 @@
-"""What a fusion says of itself: numbers for the plot, and the same in words."""
+"""Fusion report: results per concept, stage and layer, with their summary and table."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class LayerResult:
     """One fused layer.
 
     Args:
-        name: In a LoRA file.
-        stage: When it was fused.
-        rank: Of the fused change.
+        name: Name in a LoRA file.
+        stage: Stage in which it was fused.
+        rank: Rank of the fused change.
         norm: Frobenius norm of the fused change.
-        average_norm: Of the plain average of the concepts' changes.
-        norms: Of each concept's own change, 0 where it has none.
-        left: For each concept, the share of its own change's effect on its own inputs that fusion
-            gets wrong, measured on a sample; None where it has no change here.
-        left_averaged: The same of the plain average.
-        damping: What was added to the Gram's diagonal.
-        solver: ``eigenvalues`` where the Gram was singular.
-        cut: Share of the energy that a limit on the rank cut off.
-        objective: What fusion made small, before that; None without a limit.
-        loss: By how much the limit made it grow.
+        average_norm: Frobenius norm of the plain average of the concepts' changes.
+        norms: Frobenius norm of each concept's own change, 0 if it has none.
+        residuals: Squared error of the fused change on each concept's own inputs, as a fraction of
+            the effect of the concept's own change, on a sample; None if it has no change here.
+        average_residuals: Squared error of the plain average in the same measure.
+        damping: Absolute damping that was added to the Gram diagonal.
+        solver: Solver that was used; ``eigenvalues`` if the Gram matrix was singular.
+        cut: Fraction of the energy that the rank limit removed.
+        objective: Fusion objective before the rank limit; None without a limit.
+        loss: Increase of the objective by the rank limit.
     """
 
     name: str
@@ -40,8 +40,8 @@ class LayerResult:
     norm: float
     average_norm: float
     norms: tuple[float, ...]
-    left: tuple[float | None, ...]
-    left_averaged: tuple[float | None, ...]
+    residuals: tuple[float | None, ...]
+    average_residuals: tuple[float | None, ...]
     damping: float
     solver: str
     cut: float
@@ -51,45 +51,45 @@ class LayerResult:
 
 @dataclass(frozen=True)
 class StageResult:
-    """One stage.
+    """One stage of the fusion.
 
     Args:
-        stage: Which.
-        layers: That were fused.
-        passes: Concepts that were read or drawn for it.
-        found: Concepts whose statistics lay in the store.
-        collecting: Seconds of the passes, drawing included.
-        solving: Seconds of the closed form.
-        statistics: Bytes that the statistics take in memory.
-        peak: Bytes at most in use meanwhile, of the graphics card or else of the process.
-        in_span: Layers too wide for full statistics.
+        stage: Name of the stage.
+        layers: Number of layers that were fused.
+        passes: Number of concepts that were encoded or sampled for it.
+        reused: Number of concepts whose statistics were found in the store.
+        collecting_seconds: Duration of the passes, including the sampling.
+        solving_seconds: Duration of the closed-form solution.
+        statistics_bytes: Peak size of the statistics in memory.
+        peak_bytes: Peak memory of the graphics card, or of the process on a CPU.
+        in_span: Number of layers too wide for full statistics.
     """
 
     stage: str
     layers: int
     passes: int
-    found: int
-    collecting: float
-    solving: float
-    statistics: int
-    peak: int
+    reused: int
+    collecting_seconds: float
+    solving_seconds: float
+    statistics_bytes: int
+    peak_bytes: int
     in_span: int
 
 
 @dataclass(frozen=True)
 class ConceptResult:
-    """One concept.
+    """One concept of the fusion.
 
     Args:
-        name: Its name.
-        has_words: Whether it brings words of its own.
-        prompts: With which it was drawn.
-        strength: At which its change is reproduced.
-        weight: Its importance.
-        used: Layers of its file that were fused.
-        ignored: Layers of its file that cannot be.
-        missing: Layers of its file that the model does not have.
-        kept: The least energy kept of changes in other forms, by form.
+        name: Name of the concept.
+        has_words: Whether it has learnt words.
+        prompts: Prompts with which it was sampled.
+        strength: Strength at which its change is reproduced.
+        weight: Importance in the fusion.
+        used: Number of layers of its file that were fused.
+        ignored: Number of layers of its file that cannot be fused.
+        missing: Number of layers of its file that the model does not have.
+        kept_energy: Lowest fraction of energy kept of changes in other forms, by form.
     """
 
     name: str
@@ -100,18 +100,18 @@ class ConceptResult:
     used: int
     ignored: int
     missing: int
-    kept: tuple[tuple[str, float], ...]
+    kept_energy: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
 class FusionReport:
-    """A fusion in numbers.
+    """The results of a fusion.
 
     Args:
-        concepts: In order.
-        stages: In order.
-        layers: In the order of the stages.
-        notes: Sentences on what was not as usual.
+        concepts: Results of the concepts, in order.
+        stages: Results of the stages, in order.
+        layers: Results of the layers, stage by stage.
+        notes: Sentences about anything unusual.
     """
 
     concepts: tuple[ConceptResult, ...]
@@ -121,11 +121,11 @@ class FusionReport:
 
 
 def summary(report: FusionReport) -> str:
-    """Return a report in a few lines: concepts, stages, and how much of each concept is left out."""
+    """Return a summary in a few lines: concepts, stages, and the loss of each concept."""
     lines = [_concept_line(concept) for concept in report.concepts]
     lines += [_stage_line(stage, report) for stage in report.stages]
     for index, concept in enumerate(report.concepts):
-        fused, averaged = _lost(report.layers, index)
+        fused, averaged = _median_residuals(report.layers, index)
         if fused is not None and averaged is not None:
             lines.append(
                 f"{concept.name}: {fused:.1%} of its effect is lost in the median layer, "
@@ -136,7 +136,7 @@ def summary(report: FusionReport) -> str:
 
 
 def table(report: FusionReport) -> str:
-    """Return the summary and one line for each layer, tab-separated."""
+    """Return the summary, and a tab-separated line for each layer."""
     names = [concept.name for concept in report.concepts]
     heads = ["layer", "stage", "rank", "norm", "norm of average", "damping", "solver", "cut"]
     heads += ["objective", "loss", *(f"norm of {name}" for name in names)]
@@ -156,24 +156,24 @@ def table(report: FusionReport) -> str:
             "" if layer.objective is None else f"{layer.objective:.4g}",
             "" if layer.objective is None else f"{layer.loss:.4g}",
             *(f"{size:.4g}" for size in layer.norms),
-            *(_share(share) for share in layer.left),
-            *(_share(share) for share in layer.left_averaged),
+            *(_residual_text(residual) for residual in layer.residuals),
+            *(_residual_text(residual) for residual in layer.average_residuals),
         ]
         rows.append("\t".join(cells))
     return "\n".join([summary(report), "", *rows])
 
 
 def _concept_line(concept: ConceptResult) -> str:
-    what = "words and LoRA" if concept.has_words else "LoRA"
+    parts = "words and LoRA" if concept.has_words else "LoRA"
     text = (
-        f"{concept.name}: {what} at strength {concept.strength:g}, weight {concept.weight:g}, "
+        f"{concept.name}: {parts} at strength {concept.strength:g}, weight {concept.weight:g}, "
         f"{concept.used} layers fused"
     )
     if concept.ignored:
         text += f", {concept.ignored} left out (biases, norms, embeddings)"
     if concept.missing:
         text += f", {concept.missing} not in this model"
-    for form, energy in concept.kept:
+    for form, energy in concept.kept_energy:
         text += f", {form} kept with {energy:.2%} of the energy"
     return text
 
@@ -182,11 +182,11 @@ def _stage_line(stage: StageResult, report: FusionReport) -> str:
     singular = sum(
         layer.stage == stage.stage and layer.solver == "eigenvalues" for layer in report.layers
     )
+    reused = f", {stage.reused} found in the store" if stage.reused else ""
     text = (
-        f"{STAGE_NAMES[stage.stage]}: {stage.layers} layers, {stage.passes} concepts read"
-        f"{f', {stage.found} found in the store' if stage.found else ''}, "
-        f"{stage.collecting:.1f} s, solved in {stage.solving:.1f} s, statistics "
-        f"{stage.statistics / 2**20:.0f} MiB, peak {stage.peak / 2**20:.0f} MiB"
+        f"{STAGE_NAMES[stage.stage]}: {stage.layers} layers, {stage.passes} concepts read{reused}, "
+        f"{stage.collecting_seconds:.1f} s, solved in {stage.solving_seconds:.1f} s, statistics "
+        f"{stage.statistics_bytes / 2**20:.0f} MiB, peak {stage.peak_bytes / 2**20:.0f} MiB"
     )
     if stage.in_span:
         text += (
@@ -208,13 +208,14 @@ def _stage_line(stage: StageResult, report: FusionReport) -> str:
     return text
 
 
-def _lost(layers: Sequence[LayerResult], index: int) -> tuple[float | None, float | None]:
-    fused = [layer.left[index] for layer in layers if layer.left[index] is not None]
-    averaged = [
-        layer.left_averaged[index] for layer in layers if layer.left_averaged[index] is not None
-    ]
+def _median_residuals(
+    layers: Sequence[LayerResult], index: int
+) -> tuple[float | None, float | None]:
+    """Return a concept's median residuals over the layers: of fusion, and of plain averaging."""
+    fused = [one for layer in layers if (one := layer.residuals[index]) is not None]
+    averaged = [one for layer in layers if (one := layer.average_residuals[index]) is not None]
     return (median(fused), median(averaged)) if fused and averaged else (None, None)
 
 
-def _share(share: float | None) -> str:
-    return "" if share is None else f"{share:.4f}"
+def _residual_text(residual: float | None) -> str:
+    return "" if residual is None else f"{residual:.4f}"

@@ -1,4 +1,4 @@
-"""The closed form, layer by layer, and what it leaves of every concept."""
+"""Solve the fusion of every layer in closed form, and measure the loss of every concept."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from ...lora_ops import (
 from ...lora_ops.fusion import Anchor
 from .layers import FusedLayer
 from .report import LayerResult
-from .statistics import Collected, Member
+from .statistics import Member, StageStatistics
 
 
 @dataclass(frozen=True)
-class Solving:
-    """How layers are solved.
+class SolverOptions:
+    """Options with which layers are solved.
 
     Args:
-        anchor: What the damping pulls to.
-        damping: Relative; 0 is the stage's default, a negative number none at all.
-        rank: Of every layer at most; 0 keeps all.
-        energy: Share of every layer's energy to keep; 1 keeps all.
+        anchor: Change that the damping pulls towards.
+        damping: Relative damping; 0 is the stage's default, a negative number none at all.
+        rank: Maximum rank of every layer; 0 keeps every rank.
+        energy: Fraction of every layer's energy to keep; 1 keeps all.
     """
 
     anchor: Anchor
@@ -49,11 +49,11 @@ class Solving:
     energy: float
 
     @property
-    def limited(self) -> bool:
-        """Return whether ranks are left out."""
+    def limits_rank(self) -> bool:
+        """Return whether the rank of a fused layer may be reduced."""
         return self.rank > 0 or self.energy < 1
 
-    def of(self, stage: str) -> float:
+    def damping_of(self, stage: str) -> float:
         """Return the relative damping of a stage."""
         if self.damping == 0:
             return STAGE_DAMPING[stage]
@@ -63,44 +63,46 @@ class Solving:
 def solve_from_grams(
     layers: Sequence[FusedLayer],
     members: Sequence[Member],
-    collected: Collected,
+    statistics: StageStatistics,
     spans: Mapping[str, Tensor],
-    solving: Solving,
+    solving: SolverOptions,
     on_layer: Callable[[], None],
 ) -> tuple[dict[str, LowRank], list[LayerResult]]:
-    """Return the fused changes of a stage by layer name, and what is to be said of each layer.
+    """Return a stage's fused changes by layer name and the layers' results, from Gram matrices.
 
     Args:
-        layers: Of the stage.
-        members: The concepts, without the prior.
-        collected: The stage's statistics.
-        spans: Of its wide sites.
-        solving: How.
-        on_layer: Called after every layer.
+        layers: Layers of the stage.
+        members: Concepts, without the prior.
+        statistics: Statistics of the stage.
+        spans: Span of the concepts' factors at each wide site.
+        solving: Options of the solver.
+        on_layer: Function that is called after every layer.
     """
     changes, results = {}, []
     for layer in layers:
-        gram, span = collected.grams[layer.site], spans.get(layer.site)
-        wanted = [_wanted(layer, member) for member in members]
-        parts = [
-            collected.own[member.digest].projected.get(
+        gram, span = statistics.grams[layer.site], spans.get(layer.site)
+        targets = [_target(layer, member) for member in members]
+        projected = [
+            statistics.by_member[member.digest].projected.get(
                 layer.name, torch.zeros(0, layer.width, dtype=torch.float64)
             )
             for member in members
         ]
-        inside = wanted
+        solved = targets
         if span is not None:
-            inside = [within_span(one, span) for one in wanted]
-            parts = [part @ span.mT for part in parts]
+            solved = [within_span(one, span) for one in targets]
+            projected = [one @ span.mT for one in projected]
         fused = fuse_from_gram(
-            inside, parts, gram, damping=solving.of(layer.stage), anchor=solving.anchor
+            solved, projected, gram, damping=solving.damping_of(layer.stage), anchor=solving.anchor
         )
-        kept, cut = _limited(fused, inside, parts, gram, solving)
+        kept, cut = _limited(fused, solved, projected, gram, solving)
         if span is not None:
             kept = expanded(Fused(kept, fused.damping, fused.solver), span, layer.shape).factors
-        samples = [collected.own[member.digest].samples.get(layer.site) for member in members]
+        samples = [
+            statistics.by_member[member.digest].samples.get(layer.site) for member in members
+        ]
         changes[layer.name] = _shaped(kept, layer.shape)
-        results.append(_result(layer, wanted, changes[layer.name], samples, fused, cut))
+        results.append(_result(layer, targets, changes[layer.name], samples, fused, cut))
         on_layer()
     return changes, results
 
@@ -110,40 +112,44 @@ def solve_from_rows(
     members: Sequence[Member],
     rows: Mapping[str, Callable[[FusedLayer], Tensor]],
     prior: Callable[[FusedLayer], Tensor] | None,
-    solving: Solving,
+    solving: SolverOptions,
     on_layer: Callable[[], None],
 ) -> tuple[dict[str, LowRank], list[LayerResult]]:
-    """Return the same from the inputs themselves: for keys and values, which see few of them.
+    """Return a stage's fused changes by layer name and the layers' results, from all input rows.
+
+    It serves keys and values of cross-attention, which have few input rows.
 
     Args:
-        layers: Of the stage.
-        members: The concepts, without the prior.
-        rows: Gives a layer's input rows ``(row, in)``, by the member's digest.
-        prior: Gives those on which nothing shall change, times the root of their weight.
-        solving: How.
-        on_layer: Called after every layer.
+        layers: Layers of the stage.
+        members: Concepts, without the prior.
+        rows: Functions by the member's digest that return a layer's input rows, ``(row, in)``.
+        prior: Function that returns a layer's input rows on which the base's outputs are preserved,
+            times the square root of their weight; None for no such rows.
+        solving: Options of the solver.
+        on_layer: Function that is called after every layer.
     """
     changes, results = {}, []
     for layer in layers:
-        wanted = [_wanted(layer, member) for member in members]
-        seen = [rows[member.digest](layer) for member in members]
-        kept_apart = None if prior is None else prior(layer)
-        damping = solving.of(layer.stage)
+        targets = [_target(layer, member) for member in members]
+        inputs = [rows[member.digest](layer) for member in members]
+        prior_inputs = None if prior is None else prior(layer)
+        damping = solving.damping_of(layer.stage)
         fused = fuse_from_rows(
-            wanted, seen, damping=damping, anchor=solving.anchor, prior=kept_apart, even=True
+            targets, inputs, damping=damping, anchor=solving.anchor, prior=prior_inputs, even=True
         )
-        if solving.limited:
-            gram, parts = statistics_of_rows(wanted, seen, prior=kept_apart, even=True)
-            kept, cut = _limited(fused, wanted, parts, gram, solving)
+        if solving.limits_rank:
+            gram, projected = statistics_of_rows(targets, inputs, prior=prior_inputs, even=True)
+            kept, cut = _limited(fused, targets, projected, gram, solving)
         else:
-            kept, cut = refactored(fused.factors), _Cut()
+            kept, cut = refactored(fused.factors), _TruncationCost()
         changes[layer.name] = _shaped(kept, layer.shape)
-        results.append(_result(layer, wanted, changes[layer.name], seen, fused, cut))
+        results.append(_result(layer, targets, changes[layer.name], inputs, fused, cut))
         on_layer()
     return changes, results
 
 
-def _wanted(layer: FusedLayer, member: Member) -> Target:
+def _target(layer: FusedLayer, member: Member) -> Target:
+    """Return a member's target at a layer; of rank 0 if it does not change the layer."""
     factors = member.factors.get(layer.name)
     if factors is None:
         ones = (1,) * (len(layer.shape) - 2)
@@ -152,8 +158,14 @@ def _wanted(layer: FusedLayer, member: Member) -> Target:
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """What a limit on the rank did: the share of the energy cut off, and the objective's loss."""
+class _TruncationCost:
+    """The cost of a rank limit.
+
+    Args:
+        energy: Fraction of the energy that the limit removes.
+        objective: Fusion objective before the limit; None without a limit.
+        loss: Increase of the objective.
+    """
 
     energy: float = 0.0
     objective: float | None = None
@@ -161,18 +173,25 @@ class _Cut:
 
 
 def _limited(
-    fused: Fused, wanted: Sequence[Target], parts: Sequence[Tensor], gram: Gram, solving: Solving
-) -> tuple[LowRank, _Cut]:
-    """Return the change with no more ranks than it needs or is allowed, and what that costs."""
-    if not solving.limited:
-        return refactored(fused.factors), _Cut()
-    limits = {"rank": solving.rank} if solving.rank else {"energy": solving.energy}
-    cut = truncated(fused.factors, gram.matrix, damping=fused.damping, **limits)
-    if solving.rank and solving.energy < 1:
-        less = truncated(fused.factors, gram.matrix, damping=fused.damping, energy=solving.energy)
-        cut = less if less.factors.rank < cut.factors.rank else cut
-    objective = damped_objective(fused, wanted, parts, gram, anchor=solving.anchor)
-    return cut.factors, _Cut(1.0 - cut.kept, objective, cut.loss)
+    fused: Fused,
+    targets: Sequence[Target],
+    projected: Sequence[Tensor],
+    gram: Gram,
+    solving: SolverOptions,
+) -> tuple[LowRank, _TruncationCost]:
+    """Return the change at its exact rank or at the allowed one, and the cost of the rank limit."""
+    if not solving.limits_rank:
+        return refactored(fused.factors), _TruncationCost()
+    cuts = []
+    if solving.rank:
+        cuts.append(truncated(fused.factors, gram.matrix, damping=fused.damping, rank=solving.rank))
+    if solving.energy < 1:
+        cuts.append(
+            truncated(fused.factors, gram.matrix, damping=fused.damping, energy=solving.energy)
+        )
+    cut = min(cuts, key=lambda one: one.factors.rank)
+    objective = damped_objective(fused, targets, projected, gram, anchor=solving.anchor)
+    return cut.factors, _TruncationCost(1.0 - cut.kept, objective, cut.loss)
 
 
 def _shaped(factors: LowRank, shape: tuple[int, ...]) -> LowRank:
@@ -183,28 +202,33 @@ def _shaped(factors: LowRank, shape: tuple[int, ...]) -> LowRank:
 
 def _result(
     layer: FusedLayer,
-    wanted: Sequence[Target],
+    targets: Sequence[Target],
     change: LowRank,
     samples: Sequence[Tensor | None],
     fused: Fused,
-    cut: _Cut,
+    cut: _TruncationCost,
 ) -> LayerResult:
-    average = plain_average(wanted)
-    left, averaged = [], []
-    for one, rows in zip(wanted, samples, strict=True):
-        whole = 0.0 if rows is None else concept_error(None, one, rows)
-        known = rows is not None and whole > 0
-        left.append(concept_error(change, one, rows) / whole if known else None)
-        averaged.append(concept_error(average, one, rows) / whole if known else None)
+    """Return a layer's result, with the residuals on the samples of the concepts' inputs."""
+    average = plain_average(targets)
+    residuals: list[float | None] = []
+    average_residuals: list[float | None] = []
+    for target, rows in zip(targets, samples, strict=True):
+        effect = 0.0 if rows is None else concept_error(None, target, rows)
+        if rows is None or effect <= 0:
+            residuals.append(None)
+            average_residuals.append(None)
+        else:
+            residuals.append(concept_error(change, target, rows) / effect)
+            average_residuals.append(concept_error(average, target, rows) / effect)
     return LayerResult(
         name=layer.name,
         stage=layer.stage,
         rank=change.rank,
         norm=norm(change),
         average_norm=norm(average),
-        norms=tuple(norm(LowRank(one.down, one.up)) for one in wanted),
-        left=tuple(left),
-        left_averaged=tuple(averaged),
+        norms=tuple(norm(LowRank(one.down, one.up)) for one in targets),
+        residuals=tuple(residuals),
+        average_residuals=tuple(average_residuals),
         damping=fused.damping,
         solver=fused.solver,
         cut=cut.energy,

@@ -1,4 +1,4 @@
-"""The statistics of one stage: from the store what lies there, from passes over concepts the rest."""
+"""Collect the statistics of one stage: reuse stored ones and run the other concepts."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Member:
     """One concept of a fusion.
 
     Args:
-        concept: What it is.
-        factors: Its changes by layer name; none for prompts that the base is to keep.
-        digest: Of all that decides its statistics.
+        concept: The concept.
+        factors: The concept's changes by layer name; empty for the prior prompts.
+        digest: Digest of everything that its statistics depend on.
     """
 
     concept: Concept
@@ -31,177 +31,191 @@ class Member:
 
     @property
     def weight(self) -> float:
-        """Return its importance."""
+        """Return the concept's weight in the fusion."""
         return self.concept.weight
 
     @property
-    def where(self) -> str:
-        """Return what messages call it."""
+    def label(self) -> str:
+        """Return the concept's name in messages."""
         return f"<{self.concept.name}>" if self.concept.embeddings else repr(self.concept.name)
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What is collected in a stage.
+class StageSpec:
+    """Specification of the statistics that a stage needs.
 
     Args:
-        layers: That the stage fuses.
-        modules: The watched module by site, also for sites that only a stored sum has.
-        spans: For wide sites the rows within whose span the inputs are seen.
-        rows: Gives how many input rows a member has, where each of them counts alike; None where
-            each call does.
-        calls: Gives how often each module is called for a member.
-        run: Runs a member while its inputs are watched.
+        layers: Layers of the stage.
+        module_at: Function that returns the module at a site, also at sites that only a stored sum
+            has.
+        spans: Spans by site, to which the inputs of wide sites are projected.
+        count_rows: Function that returns a member's number of input rows, if every row has the same
+            weight; None if every call has.
+        count_calls: Function that returns the number of calls of each module for a member.
+        run: Function that runs a member while its inputs are collected.
     """
 
     layers: Sequence[FusedLayer]
-    modules: Callable[[str], nn.Module]
+    module_at: Callable[[str], nn.Module]
     spans: Mapping[str, Tensor]
-    rows: Callable[[Member], int] | None
-    calls: Callable[[Member], int]
+    count_rows: Callable[[Member], int] | None
+    count_calls: Callable[[Member], int]
     run: Callable[[Member, InputWatch], None]
 
 
 @dataclass
-class Collected:
-    """What the stage is solved from.
+class StageStatistics:
+    """The statistics from which a stage is solved.
 
     Args:
-        grams: Sum of the members' Grams times their weights, by site.
-        own: Each member's own statistics, by its digest.
-        passes: Members that were run.
-        found: Members that were not, since their statistics lay in the store.
+        grams: Sum of the members' Gram matrices times their weights, by site.
+        by_member: Statistics of each member, by its digest.
+        passes: Number of members that were run.
+        reused: Number of members whose statistics were found in the store.
         notes: Sentences for the report.
-        held: Bytes that they took in memory at most.
+        peak_bytes: Peak size of the statistics in memory.
     """
 
     grams: dict[str, Gram]
-    own: dict[str, MemberStatistics]
+    by_member: dict[str, MemberStatistics]
     passes: int = 0
-    found: int = 0
+    reused: int = 0
     notes: list[str] = field(default_factory=list)
-    held: int = 0
+    peak_bytes: int = 0
 
 
 def collect(
-    survey: Survey,
+    spec: StageSpec,
     members: Sequence[Member],
     store: FusionStore | None,
     *,
-    shelf: FusionStore | None,
+    scratch: FusionStore | None,
     keep_grams: bool,
-    skipped: Callable[[Member], None],
-) -> Collected:
-    """Return the statistics of all members, one after another; memory doesn't grow with them.
+    on_reuse: Callable[[Member], None],
+) -> StageStatistics:
+    """Return the statistics of all members, which are run one after another.
 
-    Own statistics of members that are done wait on disk, and are read layer by layer later.
+    The statistics of a finished member are moved to disk and later read layer by layer, so memory
+    does not grow with the number of members. They are stored at once, together with the sum so far:
+    after an interrupt only the remaining members are run.
 
-    Each member that is done is kept in the store at once, with the sum so far: after an interrupt
-    only the others are run. A concept that is new, or has another weight, costs its own pass. One
-    that is gone costs none where its Gram was kept; otherwise the sum is collected anew, as it is
-    where a new concept reads other inputs, or widens the span within which wide ones were seen.
+    A new concept costs one pass. A concept that was removed, or whose weight has changed, costs
+    none if its own Gram matrices were stored. Otherwise a changed weight costs one pass, and after a
+    removal the sum is collected again from all members. This also happens if a new concept reads
+    other inputs, or widens the span to which the inputs of wide layers were projected.
 
     Args:
-        survey: Of the stage.
-        members: One for each concept, and the prior.
-        store: Where statistics are kept; None for nowhere.
-        shelf: Where members' own statistics wait without a store; None for memory.
-        keep_grams: Whether a Gram is kept for each member.
-        skipped: Told of members that need no pass.
+        spec: Statistics that the stage needs.
+        members: One member for each concept, and the prior.
+        store: Store of the statistics; None to store nothing.
+        scratch: Temporary store of the members' statistics, used without a store; None to hold them
+            in memory.
+        keep_grams: Whether Gram matrices are stored for each member.
+        on_reuse: Function that is called with every member that needs no pass.
 
     Raises:
         ValueError: An input is not finite.
     """
-    result = Collected({}, {})
+    result = StageStatistics({}, {})
     target = store if store is not None and store.writable else None
-    stored = None if store is None else _usable(store, survey, members, result)
-    sums = _streams(survey, stored)
+    stored = None if store is None else _usable_sum(store, spec, members, result)
+    sums = _streams(spec, stored)
     spans = {site: stream.live().span for site, stream in sums.items()}
     included = {} if stored is None else dict(stored.weights)
-    wanted = {member.digest: member.weight for member in members}
-    for digest in [digest for digest in included if digest not in wanted]:
-        _merge(sums, _kept_gram(store, digest, spans), -included.pop(digest))
+    present = {member.digest for member in members}
+    for digest in [digest for digest in included if digest not in present]:
+        _merge(sums, _stored_grams(store, digest, spans), -included.pop(digest))
     held, largest = sum(stream.live().matrix.nbytes for stream in sums.values()), 0
     for member in members:
         change = member.weight - included.get(member.digest, 0.0)
         own = None if store is None else store.member(member.digest)
-        grams = None if own is None or change == 0 else _kept_gram(store, member.digest, spans)
-        if own is not None and _complete(own, survey, member) and (change == 0 or grams):
+        grams = None if own is None or change == 0 else _stored_grams(store, member.digest, spans)
+        if own is not None and _is_complete(own, spec, member) and (change == 0 or grams):
             _merge(sums, grams, change)
-            result.found += 1
-            skipped(member)
+            result.reused += 1
+            on_reuse(member)
         else:
-            own, kept = _run(survey, member, sums, change, keep_grams)
+            own, own_grams = _run_member(spec, member, sums, change, keep_grams)
             result.passes += 1
-            largest = max(largest, own.held + sum(gram.matrix.nbytes for gram in kept.values()))
-            target = _keep(target, result, lambda s, m=member, o=own: s.keep_member(m.digest, o))
-            if kept:
-                target = _keep(target, result, lambda s, m=member, k=kept: s.keep_gram(m.digest, k))
-            own = _put_away(target or shelf, member, own)
-        result.own[member.digest] = own
+            gram_bytes = sum(gram.matrix.nbytes for gram in own_grams.values())
+            largest = max(largest, own.held + gram_bytes)
+            target = _try_write(
+                target, result, lambda s, m=member, own=own: s.keep_member(m.digest, own)
+            )
+            if own_grams:
+                target = _try_write(
+                    target,
+                    result,
+                    lambda s, m=member, grams=own_grams: s.keep_gram(m.digest, grams),
+                )
+            own = _offloaded(target or scratch, member, own)
+        result.by_member[member.digest] = own
         held += own.held
         included[member.digest] = member.weight
         if change != 0:
-            now = dict(included)
-            target = _keep(target, result, lambda s, now=now: s.keep_sum(now, _live(sums)))
-    result.grams = {layer.site: sums[layer.site].live() for layer in survey.layers}
-    result.held = held + largest
+            weights = dict(included)
+            target = _try_write(
+                target, result, lambda s, w=weights: s.keep_sum(w, _present_grams(sums))
+            )
+    result.grams = {layer.site: sums[layer.site].live() for layer in spec.layers}
+    result.peak_bytes = held + largest
     return result
 
 
-def _usable(
-    store: FusionStore, survey: Survey, members: Sequence[Member], result: Collected
+def _usable_sum(
+    store: FusionStore, spec: StageSpec, members: Sequence[Member], result: StageStatistics
 ) -> StoredSum | None:
-    """Return the stored sum if it has all sites, and what is no longer wanted can be taken away."""
+    """Return the stored sum if it has all sites and all removed concepts can be subtracted."""
     stored = store.sum()
     if stored is None:
         return None
-    spans = {site: _span(survey, stored, site) for site in stored.grams}
-    if not {layer.site for layer in survey.layers} <= set(stored.grams):
+    spans = {site: _span(spec, stored, site) for site in stored.grams}
+    if not {layer.site for layer in spec.layers} <= set(stored.grams):
         result.notes.append(
-            "all concepts are run anew in a stage where a new one changes layers that no other did"
+            "all concepts are run again in a stage where a new one changes layers that no other did"
         )
         return None
     if not all(span_holds(stored.grams.span(site), span) for site, span in spans.items()):
         result.notes.append(
-            "all concepts are run anew in a stage where a new one changes layers wider than 4096, "
-            "whose inputs are seen within the span of the LoRAs alone"
+            "all concepts are run again in a stage where a new one changes layers wider than 4096, "
+            "whose inputs are projected to the span of the LoRAs"
         )
         return None
-    wanted = {member.digest for member in members}
-    gone = [digest for digest in stored.weights if digest not in wanted]
-    return stored if all(_kept_gram(store, digest, spans) for digest in gone) else None
+    present = {member.digest for member in members}
+    removed = [digest for digest in stored.weights if digest not in present]
+    return stored if all(_stored_grams(store, digest, spans) for digest in removed) else None
 
 
-def _span(survey: Survey, stored: StoredSum, site: str) -> Tensor | None:
-    """Return the span within which a stored sum's site is seen now."""
-    if any(layer.site == site for layer in survey.layers):
-        return survey.spans.get(site)
+def _span(spec: StageSpec, stored: StoredSum, site: str) -> Tensor | None:
+    """Return the span to which the inputs at a site of a stored sum are now projected."""
+    if any(layer.site == site for layer in spec.layers):
+        return spec.spans.get(site)
     return stored.grams.span(site)
 
 
-def _streams(survey: Survey, stored: StoredSum | None) -> dict[str, GramStream]:
+def _streams(spec: StageSpec, stored: StoredSum | None) -> dict[str, GramStream]:
+    """Return the running sums by site: the stored ones, or empty ones."""
     if stored is not None:
         streams = {}
         for site, gram in stored.grams.items():
-            span = _span(survey, stored, site)
+            span = _span(spec, stored, site)
             streams[site] = GramStream(gram.width, span=span, start=gram.within(span))
         return streams
     return {
-        layer.site: GramStream(layer.width, span=survey.spans.get(layer.site))
-        for layer in survey.layers
+        layer.site: GramStream(layer.width, span=spec.spans.get(layer.site))
+        for layer in spec.layers
     }
 
 
-def _run(
-    survey: Survey,
+def _run_member(
+    spec: StageSpec,
     member: Member,
     sums: Mapping[str, GramStream],
     change: float,
     keep_grams: bool,
 ) -> tuple[MemberStatistics, dict[str, Gram]]:
-    """Run a member and add its inputs to the sums; return its own statistics, and its Grams."""
-    count = max(1, survey.calls(member) if survey.rows is None else survey.rows(member))
+    """Run a member and add its inputs to the sums; return its statistics and its Gram matrices."""
+    count = max(1, spec.count_calls(member) if spec.count_rows is None else spec.count_rows(member))
     targets, weight = sums, change / count
     if keep_grams:
         targets = {
@@ -210,68 +224,74 @@ def _run(
         }
         weight = 1.0 / count
     watch = InputWatch(
-        sites={site: survey.modules(site) for site in sums},
-        layers=survey.layers,
+        sites={site: spec.module_at(site) for site in sums},
+        layers=spec.layers,
         factors=member.factors,
         sums=targets,
         weight=weight,
-        calls=survey.calls(member),
-        per_call=survey.rows is None,
-        where=member.where,
+        calls=spec.count_calls(member),
+        per_call=spec.count_rows is None,
+        label=member.label,
     )
-    survey.run(member, watch)
+    spec.run(member, watch)
     if not keep_grams:
-        return watch.own(count), {}
-    grams = _live(targets)
+        return watch.member_statistics(count), {}
+    grams = _present_grams(targets)
     _merge(sums, grams, change)
-    return watch.own(count), grams
+    return watch.member_statistics(count), grams
 
 
-def _complete(own: MemberStatistics, survey: Survey, member: Member) -> bool:
-    """Return whether stored statistics of a member have all that the layers need."""
-    return all(
-        layer.name in own.projected for layer in survey.layers if layer.name in member.factors
-    )
+def _is_complete(own: MemberStatistics, spec: StageSpec, member: Member) -> bool:
+    """Return whether stored statistics of a member cover all layers that it changes."""
+    return all(layer.name in own.projected for layer in spec.layers if layer.name in member.factors)
 
 
-def _kept_gram(
+def _stored_grams(
     store: FusionStore | None, digest: str, spans: Mapping[str, Tensor | None]
 ) -> LazyGrams | None:
-    """Return a member's own Grams if they have all sites, within spans that hold these."""
+    """Return a member's stored Gram matrices if they cover all sites and contain their spans."""
     grams = None if store is None else store.gram(digest)
     if grams is None or not set(spans) <= set(grams):
         return None
-    held = all(span_holds(grams.span(site), span) for site, span in spans.items())
-    return grams if held else None
+    fits = all(span_holds(grams.span(site), span) for site, span in spans.items())
+    return grams if fits else None
 
 
 def _merge(sums: Mapping[str, GramStream], grams: Mapping[str, Gram] | None, weight: float) -> None:
-    for site in grams or {}:
-        if site in sums and weight:
+    """Add Gram matrices times a weight to the sums; nothing for a weight of 0."""
+    if grams is None or not weight:
+        return
+    for site in grams:
+        if site in sums:
             sums[site].merge(grams[site], weight)
 
 
-def _live(sums: Mapping[str, GramStream]) -> dict[str, Gram]:
-    """Return the sums so far without a copy: together they may take gigabytes."""
+def _present_grams(sums: Mapping[str, GramStream]) -> dict[str, Gram]:
+    """Return the sums so far, without a copy, because they may take gigabytes."""
     return {site: stream.live() for site, stream in sums.items()}
 
 
-def _put_away(place: FusionStore | None, member: Member, own: MemberStatistics) -> MemberStatistics:
-    """Return a member's statistics as they are read from disk, or as they are if they can't be."""
-    if place is None:
+def _offloaded(
+    store: FusionStore | None, member: Member, own: MemberStatistics
+) -> MemberStatistics:
+    """Return a member's statistics backed by a store; unchanged if they cannot be stored."""
+    if store is None:
         return own
-    there = place.member(member.digest)
-    if there is None:
+    stored = store.member(member.digest)
+    if stored is None:
         with suppress(RuntimeError):  # then they stay in memory, which the report counts
-            place.keep_member(member.digest, own)
-            there = place.member(member.digest)
-    return there or own
+            store.keep_member(member.digest, own)
+            stored = store.member(member.digest)
+    return stored or own
 
 
-def _keep(
-    store: FusionStore | None, result: Collected, write: Callable[[FusionStore], None]
+def _try_write(
+    store: FusionStore | None, result: StageStatistics, write: Callable[[FusionStore], None]
 ) -> FusionStore | None:
-    """Write into the store; a disk that is full costs the statistics, never the fusion."""
+    """Write to the store and return it; after a failure, append a note and return None.
+
+    A full disk loses the stored statistics, never the fusion.
+    """
     if store is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What fusion reads of prompts: inputs of the text encoder's layers, and the contexts it gives."""
+"""Encode the prompts of a fusion for the statistics of the text encoder and of cross-attention."""
 
 from __future__ import annotations
 
@@ -26,24 +26,25 @@ from .activations import InputWatch
 OnStep = Callable[[], None]
 
 
-def reading_prompts(concept: Concept) -> tuple[str, ...]:
-    """Return the prompts with which the text stages read a concept.
+def encoder_prompts(concept: Concept) -> tuple[str, ...]:
+    """Return the prompts with which a concept is encoded in the text and cross-attention stages.
 
-    The paper's two and its own where it has words; the trigger prompts of an ordinary LoRA.
+    A concept with words has the paper's two prompts and its own; an ordinary LoRA has its trigger
+    prompts.
     """
     if not concept.embeddings:
         return concept.prompts
-    customary = f"photo of a <{concept.name}>", f"<{concept.name}>"
-    return tuple(dict.fromkeys((*customary, *concept.prompts)))
+    of_paper = f"photo of a <{concept.name}>", f"<{concept.name}>"
+    return tuple(dict.fromkeys((*of_paper, *concept.prompts)))
 
 
 def drawing_prompts(concept: Concept) -> tuple[str, ...]:
-    """Return the prompts with which a concept is drawn, for the statistics of all other layers.
+    """Return the prompts with which a concept is sampled, for the statistics of all other layers.
 
     Raises:
-        ValueError: One of them does not name the concept, so its words would play no part.
+        ValueError: A prompt does not name the concept, so the concept's words would not be used.
     """
-    prompts = concept.prompts or reading_prompts(concept)[:1]
+    prompts = concept.prompts or encoder_prompts(concept)[:1]
     for prompt in prompts:
         if concept.embeddings and f"<{name_key(concept.name)}>" not in name_key(prompt):
             raise ValueError(
@@ -53,89 +54,93 @@ def drawing_prompts(concept: Concept) -> tuple[str, ...]:
     return prompts
 
 
-def bindings(clip: comfy.sd.CLIP, concept: Concept, prompt: str) -> list[Tokens]:
-    """Return a prompt's tokens once for every row that the concept's words have."""
+def bound_tokens(clip: comfy.sd.CLIP, concept: Concept, prompt: str) -> list[Tokens]:
+    """Return a prompt's tokens for every layer, with the layer's embeddings of the words."""
     bound = _bound(clip, concept, prompt)
     rows = {name_key(concept.name): concept.embeddings}
     return [bound.at(rows, layer) for layer in range(concept.layers)]
 
 
 def real_tokens(clip: comfy.sd.CLIP, tokens: Tokens) -> dict[str, Tensor]:
-    """Return which tokens are no padding, ``(chunk, token)`` by text encoder.
+    """Return the mask of tokens that are not padding, ``(chunk, token)`` by text encoder.
 
-    All up to the first that ends the text, that one included.
+    These are all tokens of a chunk up to its first end token, inclusive.
     """
     found = {}
     for name, tokenizer in text_tokenizers(clip).items():
         chunks = tokens.get(TOKENS_OF[name], [])
         mask = torch.zeros(len(chunks), max(map(len, chunks), default=0), dtype=torch.bool)
         for row, chunk in zip(mask, chunks, strict=True):
-            row[: _end_of([token for token, _ in chunk], tokenizer.end_token) + 1] = True
+            row[: _end_position([token for token, _ in chunk], tokenizer.end_token) + 1] = True
         found[name] = mask
     return found
 
 
-def count_real(clip: comfy.sd.CLIP, concept: Concept) -> int:
-    """Return how many tokens of a concept's prompts are no padding, over all bindings.
+def count_real_tokens(clip: comfy.sd.CLIP, concept: Concept) -> int:
+    """Return the number of tokens of a concept's prompts that are not padding, over all layers.
 
-    Of the first text encoder: a concept's rows count as many times less as it has more of them.
+    The tokens are those of the first text encoder. The sums are divided by this number, so that
+    every concept has the same total weight.
     """
     first = wired_encoders(clip)[0]
     return sum(
         int(real_tokens(clip, tokens)[first].sum())
-        for prompt in reading_prompts(concept)
-        for tokens in bindings(clip, concept, prompt)
+        for prompt in encoder_prompts(concept)
+        for tokens in bound_tokens(clip, concept, prompt)
     )
 
 
-def count_readings(concept: Concept) -> int:
-    """Return how many times the text encoder runs for a concept's prompts."""
-    return len(reading_prompts(concept)) * concept.layers
+def count_encodings(concept: Concept) -> int:
+    """Return the number of runs of the text encoder for a concept's prompts."""
+    return len(encoder_prompts(concept)) * concept.layers
 
 
-def read_prompts(clip: comfy.sd.CLIP, concept: Concept, watch: InputWatch, on_step: OnStep) -> None:
-    """Let a text encoder read all of a concept's prompts while its layers are watched.
+def encode_prompts(
+    clip: comfy.sd.CLIP, concept: Concept, watch: InputWatch, on_step: OnStep
+) -> None:
+    """Encode all prompts of a concept while the inputs of the text encoder's layers are collected.
 
     Args:
-        clip: With the concept's own LoRA on it.
-        concept: Whose prompts are read, each once for every row of its words.
-        watch: Told which tokens count.
-        on_step: Called after every reading.
+        clip: CLIP with the concept's own LoRA.
+        concept: The concept; each prompt is encoded once for every layer of its embeddings.
+        watch: Statistics of the text encoder's layers.
+        on_step: Function that is called after every run of the text encoder.
     """
     with watch.attached():
-        for prompt in reading_prompts(concept):
-            for tokens in bindings(clip, concept, prompt):
-                watch.prompt, watch.keep = prompt, real_tokens(clip, tokens)
+        for prompt in encoder_prompts(concept):
+            for tokens in bound_tokens(clip, concept, prompt):
+                watch.prompt, watch.token_masks = prompt, real_tokens(clip, tokens)
                 clip.encode_from_tokens(tokens)
                 on_step()
-    watch.keep = None
+    watch.token_masks = None
 
 
 def context_rows(
     clip: comfy.sd.CLIP, concept: Concept, layers: int, on_step: OnStep
 ) -> list[Tensor]:
-    """Return what the cross-attentions see of a concept's prompts, ``(row, dim)`` by layer.
+    """Return the rows of a concept's contexts that count, ``(row, dim)`` for each context layer.
 
-    Of a concept's words and the token that ends the text, as the paper has it; of an ordinary
-    LoRA's trigger prompts all tokens but the first, which is the same in every prompt.
+    For a concept with words they are the rows of its words and of the end token, as in the paper;
+    for an ordinary LoRA all rows up to the end token except the first, which is the same in every
+    prompt.
 
     Args:
-        clip: With the text encoder's changes on it: the concept's own, or the fused ones.
-        concept: Whose prompts are read.
-        layers: How many contexts the model takes.
-        on_step: Called after every prompt.
+        clip: CLIP with the text encoder's changes: the concept's own, or the fused ones.
+        concept: The concept.
+        layers: Number of contexts that the model takes.
+        on_step: Function that is called after every prompt.
 
     Raises:
         ValueError: A context is not finite.
     """
     by_layer: list[list[Tensor]] = [[] for _ in range(layers)]
-    for prompt in reading_prompts(concept):
-        places = _places(clip, concept, prompt)
-        context, options = encode(clip, concept, prompt)[0]
+    for prompt in encoder_prompts(concept):
+        positions = _context_positions(clip, concept, prompt)
+        context, options = conditioning_of(clip, concept, prompt)[0]
         own = options[PROMPT].layers if PROMPT in options else None
         for layer, rows in enumerate(by_layer):
-            seen = context[0] if own is None else own[0, layer]
-            rows.append(seen[places].float().cpu())
+            layer_context = context[0] if own is None else own[0, layer]
+            rows.append(layer_context[positions].float().cpu())
             if not bool(torch.isfinite(rows[-1]).all()):
                 raise ValueError(
                     f"the context of layer {layer} at the prompt {prompt!r} of {concept.name!r} "
@@ -146,7 +151,7 @@ def context_rows(
     return [torch.cat(rows) for rows in by_layer]
 
 
-def encode(clip: comfy.sd.CLIP, concept: Concept, prompt: str) -> Conditioning:
+def conditioning_of(clip: comfy.sd.CLIP, concept: Concept, prompt: str) -> Conditioning:
     """Return the CONDITIONING of one of a concept's prompts."""
     return encode_concept_prompt(clip, [concept], prompt)
 
@@ -156,27 +161,27 @@ def _bound(clip: comfy.sd.CLIP, concept: Concept, prompt: str) -> BoundPrompt:
     return bound_prompt(clip, prompt, words)
 
 
-def _places(clip: comfy.sd.CLIP, concept: Concept, prompt: str) -> list[int]:
-    """Return where in a prompt's context the rows stand that count."""
+def _context_positions(clip: comfy.sd.CLIP, concept: Concept, prompt: str) -> list[int]:
+    """Return the positions of the rows of a prompt's context that count."""
     first = wired_encoders(clip)[0]
     end = text_tokenizers(clip)[first].end_token
     chunks = _bound(clip, concept, prompt).tokens[TOKENS_OF[first]]
-    places, before = [], 0
+    positions, before = [], 0
     for chunk in chunks:
         tokens = [token for token, _ in chunk]
-        last = _end_of(tokens, end)
+        last = _end_position(tokens, end)
         if concept.embeddings:
-            inside = [place for place, token in enumerate(tokens) if is_marker(token)]
+            inside = [position for position, token in enumerate(tokens) if is_marker(token)]
         else:
             inside = list(range(1, last))
-        places += [before + place for place in (*inside, last)]
+        positions += [before + position for position in (*inside, last)]
         before += len(chunk)
-    return places
+    return positions
 
 
-def _end_of(tokens: Sequence[object], end: int | None) -> int:
-    """Return the place of the first token that ends the text, of the last one without it."""
-    for place, token in enumerate(tokens):
+def _end_position(tokens: Sequence[object], end: int | None) -> int:
+    """Return the position of the first end token, or of the last token if there is none."""
+    for position, token in enumerate(tokens):
         if isinstance(token, int) and token == end:
-            return place
+            return position
     return len(tokens) - 1

@@ -294,11 +294,11 @@ def test_the_word_stays_nearer_to_the_vocabulary_when_drawn_to_it():
 
 def test_dropout_is_for_the_layers_that_read_the_text_alone():
     plan = planned("sd15", text_dropout=0.5)
-    assert plan.dropped
-    assert all(name.endswith(("attn2_to_k", "attn2_to_v")) for name in plan.dropped)
+    assert plan.dropout_layers
+    assert all(name.endswith(("attn2_to_k", "attn2_to_v")) for name in plan.dropout_layers)
     wan = {"clip": clip_of("wan"), "class_word": "dog", "text_rate": 0.0}
     plan = planned("wan21", text_dropout=0.5, **wan)
-    assert {name.rpartition("cross_attn.")[2] for name in plan.dropped} == {"k", "v"}
+    assert {name.rpartition("cross_attn.")[2] for name in plan.dropout_layers} == {"k", "v"}
 
 
 def test_words_alone_leave_the_network_as_it_is():

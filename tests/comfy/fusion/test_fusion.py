@@ -14,7 +14,7 @@ from gated_loras import hook_count, relative
 from guidance_case import ksample
 from pack.lora_ops import delta
 from pack.nodes.fusion.stages import Stages
-from pack.nodes.fusion.text import bindings, context_rows
+from pack.nodes.fusion.text import bound_tokens, context_rows
 from pack.nodes.text.concept_prompt import PROMPT as PROMPT_OPTION
 from pack.training.files.lora_state import LoraState
 from pack.training.randomness import generator_for
@@ -136,8 +136,8 @@ def test_the_report_measures_what_is_lost(fused):
     *_, text, report = fused[1]
     assert [stage.stage for stage in report.stages] == ["text", "cross", "spatial"]
     for number in range(2):
-        lost = [layer.left[number] for layer in report.layers]
-        averaged = [layer.left_averaged[number] for layer in report.layers]
+        lost = [layer.residuals[number] for layer in report.layers]
+        averaged = [layer.average_residuals[number] for layer in report.layers]
         assert median(lost) < 0.05
         assert all(ours < theirs for ours, theirs in zip(lost, averaged, strict=True))
     assert "sks: words and LoRA at strength 1, weight 1, 40 layers fused" in text
@@ -175,7 +175,7 @@ def digest_of(folder):
 
 def test_the_prompts_of_a_concept(wires):
     ((trained,), _) = wires
-    for layer, tokens in enumerate(bindings(tiny_clip(), trained, "photo of a <sks>")):
+    for layer, tokens in enumerate(bound_tokens(tiny_clip(), trained, "photo of a <sks>")):
         ids = [token for token, _ in tokens["l"][0]]
         assert [ids[0], *ids[1:4]] == PHOTO_OF_A
         for word in (0, 1):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pack.lora_ops import GramStream, LowRank
 from pack.nodes.fusion.activations import InputWatch
-from pack.nodes.fusion.changes import Place
+from pack.nodes.fusion.changes import WeightSlice
 from pack.nodes.fusion.layers import FusedLayer
 from torch import nn
 
@@ -15,14 +15,14 @@ def watch_of(module, **changes):
     """Return a watch of a module that a concept changes with rank 2."""
     shape = tuple(module.weight.shape)
     layer = FusedLayer(
-        "lora_unet_layer", Place(f"{SITE}.weight", 0, shape[0]), shape, "spatial", SITE
+        "lora_unet_layer", WeightSlice(f"{SITE}.weight", 0, shape[0]), shape, "spatial", SITE
     )
     ones = (1,) * (len(shape) - 2)
     factors = LowRank(torch.ones(2, *shape[1:]), torch.ones(shape[0], 2, *ones))
     values = {
         **{"sites": {SITE: module}, "layers": [layer], "factors": {layer.name: factors}},
         **{"sums": {SITE: GramStream(layer.width)}, "weight": 1.0, "calls": 2, "per_call": True},
-        **{"where": "'boat'", **changes},
+        **{"label": "'boat'", **changes},
     }
     return InputWatch(**values)
 
@@ -41,7 +41,7 @@ def test_pictures_of_any_aspect_count_alike():
     means = [x.mT @ x / len(x) for x in rows]
     total = watch.sums[SITE].total().matrix
     torch.testing.assert_close(total.float(), 0.5 * (means[0] + means[1]), rtol=1e-4, atol=1e-5)
-    own = watch.own(2).projected["lora_unet_layer"]
+    own = watch.member_statistics(2).projected["lora_unet_layer"]
     torch.testing.assert_close(own.float(), torch.ones(2, 6) @ total.float(), rtol=1e-4, atol=1e-4)
 
 
@@ -50,7 +50,7 @@ def test_a_layer_that_is_never_called_is_named():
     with pytest.raises(
         ValueError, match=f"that 'boat' changes .+ got no call of '{SITE}'"
     ) as error:
-        watch.own(2)
+        watch.member_statistics(2)
     assert "\n" not in str(error.value)
 
 
@@ -59,7 +59,7 @@ def test_sites_without_a_change_keep_no_rows():
     watch = watch_of(module, factors={})
     with watch.attached():
         module(inputs(9, 6)[None])
-    own = watch.own(1)
+    own = watch.member_statistics(1)
     assert (dict(own.projected), dict(own.samples)) == ({}, {})
     assert watch.sums[SITE].total().rows == 9
 

@@ -39,7 +39,7 @@ def test_numbers_that_are_not_finite_name_layer_and_prompt(wires, make, changes,
 def test_a_context_that_is_not_finite_names_layer_and_prompt(wires, monkeypatch):
     (_, (plain,)) = wires
     broken = [[torch.full((1, 77, 768), float("nan")), {}]]
-    monkeypatch.setattr(fusion_text, "encode", lambda clip, concept, prompt: broken)
+    monkeypatch.setattr(fusion_text, "conditioning_of", lambda clip, concept, prompt: broken)
     says = "context of layer 0 at the prompt 'a photo of a red boat' of 'boat' must be finite"
     with pytest.raises(ValueError, match=says):
         fusion_text.context_rows(tiny_clip(), plain, 4, lambda: None)

@@ -15,7 +15,7 @@ from concept_inputs import concept_for, text_lora
 from fusion_families_case import encoder_of, factor, loads_alike
 from fusion_inputs import NAME, plain_lora, queue_fusion, wordless
 from pack.lora_ops import LowRank
-from pack.nodes.fusion.changes import Changes, Place
+from pack.nodes.fusion.changes import ConceptChanges, WeightSlice
 from pack.nodes.fusion.layers import context_index, layout_of
 from pack.nodes.trainer.target_layers import training_sites
 from pack.training.families import FAMILIES
@@ -40,7 +40,7 @@ def test_sdxl_has_two_text_encoders_and_many_layers():
     assert any(key.startswith("lora_te2_") for key in out.result[2])
     loads_alike("sdxl", out)
     for layer in out.result[5].layers:
-        for ours, average in zip(layer.left, layer.left_averaged, strict=True):
+        for ours, average in zip(layer.residuals, layer.average_residuals, strict=True):
             assert ours is None or ours < average
 
 
@@ -74,8 +74,8 @@ def test_transformers_fuse_image_and_text_streams_by_their_inputs(name):
         2,
     )
     loads_alike(name, out)
-    lost = [share for layer in out.result[5].layers for share in layer.left]
-    averaged = [share for layer in out.result[5].layers for share in layer.left_averaged]
+    lost = [share for layer in out.result[5].layers for share in layer.residuals]
+    averaged = [share for layer in out.result[5].layers for share in layer.average_residuals]
     assert sum(lost) < 0.3 * sum(averaged)
 
 
@@ -136,7 +136,7 @@ def test_other_kinds_of_adapters_and_convolutions():
     assert "2 left out (biases, norms, embeddings)" in out.result[4]
     layers = {layer.name: layer for layer in out.result[5].layers}
     assert layers[conv].rank == 5
-    assert layers[conv].left[0] < layers[conv].left_averaged[0]
+    assert layers[conv].residuals[0] < layers[conv].average_residuals[0]
     loads_alike(NAME, out)
 
 
@@ -156,8 +156,8 @@ def test_wide_layers_are_fused_within_a_span(monkeypatch):
     loads_alike(NAME, out)
     for layer, other in zip(out.result[5].layers, full.layers, strict=True):
         if layer.stage != "cross":
-            assert sum(other.left) <= sum(layer.left) + 0.02  # the full form fits better
-            assert sum(layer.left) < sum(layer.left_averaged)
+            assert sum(other.residuals) <= sum(layer.residuals) + 0.02  # the full form fits better
+            assert sum(layer.residuals) < sum(layer.average_residuals)
 
 
 def test_a_wide_layer_that_only_one_lora_changes(monkeypatch):
@@ -216,14 +216,16 @@ def test_layers_and_inputs_of_a_whole_sd15():
     clip = SimpleNamespace(cond_stage_model=Layers(clip_l=Layers(transformer=text)))
     pattern = re.compile(r"attn[12]\.to_(q|k|v|out\.0)\.weight$|self_attn\.\w+_proj\.weight$")
     factors = {
-        Place(key, 0, len(weight)): LowRank(
+        WeightSlice(key, 0, len(weight)): LowRank(
             torch.ones(4, weight.shape[1]), torch.ones(len(weight), 4)
         )
         for root in (model.model, clip.cond_stage_model)
         for key, weight in root.named_parameters()
         if pattern.search(key)
     }
-    layout = layout_of(model, clip, FAMILIES["SD1.5"], [Changes(None, factors, 0, (), (), {})])
+    layout = layout_of(
+        model, clip, FAMILIES["SD1.5"], [ConceptChanges(None, factors, 0, (), (), {})]
+    )
     for stage, layers, inputs in (("text", 48, 24), ("cross", 32, 16), ("spatial", 96, 64)):
         found = layout.of_stage(stage)
         assert (len(found), len({layer.site for layer in found})) == (layers, inputs)

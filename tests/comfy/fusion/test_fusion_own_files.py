@@ -51,7 +51,7 @@ def test_results_of_every_trainer_are_fused(trained):
     for name in trained:
         assert name in out.result[4]
     for layer in report.layers:
-        for left, averaged in zip(layer.left, layer.left_averaged, strict=True):
+        for left, averaged in zip(layer.residuals, layer.average_residuals, strict=True):
             assert left is None or left <= averaged + 1e-6
     loads_alike("sd15", out)
 
@@ -109,7 +109,7 @@ def test_text_encoders_of_transformers_are_fused_too(name, encoders):
     assert (stage.stage, stage.layers) == ("text", len(loras[0]) // 3)
     assert stage.layers == sum({"l": 3, "g": 3, "t": 1}[one] for one in encoders)
     for layer in out.result[5].layers:
-        for left, averaged in zip(layer.left, layer.left_averaged, strict=True):
+        for left, averaged in zip(layer.residuals, layer.average_residuals, strict=True):
             assert left < averaged
     assert clip_of(name.removesuffix("_read")) is clip
     loads_alike(name, out)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pack.nodes.fusion.nodes import FusionReport as FusionReportNode
+from pack.nodes.fusion.nodes import FusionReportNode
 from pack.nodes.fusion.plot import AVERAGED, FUSED
 from pack.nodes.fusion.report import (
     ConceptResult,
@@ -19,7 +19,7 @@ STAGES = ("text", "cross", "spatial")
 def concept(name, **changes):
     values = {
         **{"name": name, "has_words": name == "sks", "prompts": ("a",), "strength": 0.7},
-        **{"weight": 1.0, "used": 3, "ignored": 0, "missing": 0, "kept": ()},
+        **{"weight": 1.0, "used": 3, "ignored": 0, "missing": 0, "kept_energy": ()},
         **changes,
     }
     return ConceptResult(**values)
@@ -28,7 +28,12 @@ def concept(name, **changes):
 def layer(number, stage, left=(0.01, 0.02), averaged=(0.4, 0.6), **changes):
     values = {
         **{"name": f"layer_{number}", "stage": stage, "rank": 7, "norm": 1.25},
-        **{"average_norm": 0.5, "norms": (1.0, 0.8), "left": left, "left_averaged": averaged},
+        **{
+            "average_norm": 0.5,
+            "norms": (1.0, 0.8),
+            "residuals": left,
+            "average_residuals": averaged,
+        },
         **{"damping": 1e-3, "solver": "cholesky", "cut": 0.0, **changes},
     }
     return LayerResult(**values)
@@ -38,8 +43,13 @@ def layer(number, stage, left=(0.01, 0.02), averaged=(0.4, 0.6), **changes):
 def report():
     stages = tuple(
         StageResult(
-            **{"stage": stage, "layers": 1, "passes": 2, "found": 1, "collecting": 3.25},
-            **{"solving": 0.5, "statistics": 3 * 2**20, "peak": 900 * 2**20, "in_span": 0},
+            **{"stage": stage, "layers": 1, "passes": 2, "reused": 1, "collecting_seconds": 3.25},
+            **{
+                "solving_seconds": 0.5,
+                "statistics_bytes": 3 * 2**20,
+                "peak_bytes": 900 * 2**20,
+                "in_span": 0,
+            },
         )
         for stage in STAGES
     )
@@ -49,7 +59,10 @@ def report():
         layer(2, "spatial", (0.02, 9.0), (0.5, 0.6)),
     )
     kept = (("LoHa", 0.9991),)
-    concepts = (concept("sks", strength=1.0), concept("boat", ignored=2, missing=4, kept=kept))
+    concepts = (
+        concept("sks", strength=1.0),
+        concept("boat", ignored=2, missing=4, kept_energy=kept),
+    )
     return FusionReport(concepts, stages, layers, ("boat is connected twice",))
 
 

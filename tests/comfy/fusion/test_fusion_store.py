@@ -63,7 +63,7 @@ def test_own_statistics_grow_by_one_concept_at_a_time(three, folder):
     assert passes(queue(three[:2])) == [2, 2, 2]
     again = queue(three[:2], damping=0.1)
     assert passes(again) == [0, 0, 0]
-    assert [stage.found for stage in again.result[5].stages] == [2, 2, 2]
+    assert [stage.reused for stage in again.result[5].stages] == [2, 2, 2]
     more = queue(three)
     assert passes(more) == [1, 1, 1]
     heavier = [
@@ -81,12 +81,12 @@ def test_own_statistics_grow_by_one_concept_at_a_time(three, folder):
 def test_memory_does_not_grow_with_concepts(three, monkeypatch):
     def statistics(wires):
         stages = queue(wires, statistics="nothing").result[5].stages
-        return [stage.statistics for stage in stages if stage.stage != "cross"]
+        return [stage.statistics_bytes for stage in stages if stage.stage != "cross"]
 
     fewer, more = statistics(three[:2]), statistics(three)
     assert fewer == more
     # without a place on disk they wait in memory, and are counted
-    monkeypatch.setattr(fusion_run, "_scratch", lambda: nullcontext(None))
+    monkeypatch.setattr(fusion_run, "_scratch_folder", lambda: nullcontext(None))
     held = statistics(three[:2]), statistics(three)
     assert all(one > other for one, other in zip(held[0], fewer, strict=True))
     assert held[1][1] > held[0][1]
@@ -102,7 +102,7 @@ def test_wide_layers_keep_their_statistics(three, folder, monkeypatch):
     assert passes(turned) == [0, 0, 0]
     more = queue(three, statistics=EACH)
     assert passes(more) == [1, 1, 3]  # the third has no part in the text encoder's span
-    assert "whose inputs are seen within the span of the LoRAs alone" in more.result[4]
+    assert "whose inputs are projected to the span of the LoRAs" in more.result[4]
     same(more, queue(three, statistics="nothing"))
     queue(three, statistics=EACH)
     fewer = queue(three[:2], statistics=EACH)
