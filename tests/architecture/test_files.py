@@ -143,5 +143,6 @@ def test_the_changelog_begins_with_the_version_of_the_pack(repository: Path):
     newest = re.search(
         r"^## \[([^\]]+)\]", (repository / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE
     )
-    assert version and newest
+    assert version
+    assert newest
     assert newest[1] == version[1]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from pack.nodes.concepts.examples import CaptionEncoder
 from pack.nodes.text.layer_contexts import context_layers
+from pack.nodes.trainer.base import Base
 from pack.nodes.trainer.denoiser import open_denoiser
 from tiny import tiny, tiny_clip
 
@@ -12,7 +13,9 @@ NAME, PLACES = "sd15_layers", (4, 5)  # start, a, photo, of, and then the two wo
 
 def forward(denoiser, watch: bool, rows: int = 2):
     """One differentiable forward, its maps and the learnt rows."""
-    reader = CaptionEncoder(tiny(NAME), tiny_clip(), "sks", context_layers(denoiser.patcher), watch)
+    reader = CaptionEncoder(
+        Base(tiny(NAME), tiny_clip(), None), "sks", context_layers(denoiser.patcher), watch
+    )
     learnt = 0.03 * torch.randn(2, 4, 768, generator=torch.Generator().manual_seed(1))
     learnt.requires_grad_()
     latent = torch.randn(rows, 4, 8, 8, generator=torch.Generator().manual_seed(2))

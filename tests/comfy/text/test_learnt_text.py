@@ -11,6 +11,7 @@ from pack.nodes.concepts.examples import CaptionEncoder
 from pack.nodes.text.concept_prompt import PROMPT, encode_concept_prompt
 from pack.nodes.text.encoder_layers import text_layers
 from pack.nodes.text.layer_contexts import LAYERS, context_layers
+from pack.nodes.trainer.base import Base
 from pack.nodes.trainer.denoiser import open_denoiser
 from pack.training.adapters import new_adapter
 from pack.training.files.concept import TEXT_WIDTHS, Concept
@@ -77,7 +78,7 @@ def nearly(ours, wanted, share=1e-6) -> bool:
 def test_training_and_sampling_encode_alike(name):
     model, clip = tiny(name), clip_for(name)
     rows = rows_for(name, model)
-    reader = CaptionEncoder(model, clip, "sks", context_layers(model))
+    reader = CaptionEncoder(Base(model, clip, None), "sks", context_layers(model))
     prompts = list(PROMPTS.values())
     with open_denoiser(model, clip=clip) as denoiser, torch.no_grad():
         # Two rows at once, as a batch has them; weights are applied to each of its own.
@@ -94,7 +95,7 @@ def test_a_lora_on_the_text_encoder_means_the_same_to_both():
     """But for ComfyUI's rounding: it adds LoRAs to weights in half precision."""
     model, clip = tiny("sd15_layers"), tiny_clip()
     rows, prompt = rows_for("sd15_layers", model), PROMPTS["plain"]
-    reader = CaptionEncoder(model, clip, "sks", context_layers(model))
+    reader = CaptionEncoder(Base(model, clip, None), "sks", context_layers(model))
     with open_denoiser(model, clip=clip) as denoiser, torch.no_grad():
         adapter, sites = text_adapter(denoiser.text.clip)
         gates = GatedAdapters(sites, {"concept": adapter})
@@ -115,7 +116,7 @@ def test_gradients_are_those_of_float64(recompute):
     """Of both words in every layer and of the LoRA's factors, against CLIP written out."""
     model, clip = tiny("sd15_layers"), tiny_clip()
     start = rows_for("sd15_layers", model)["clip_l"]
-    reader = CaptionEncoder(model, clip, "sks", context_layers(model))
+    reader = CaptionEncoder(Base(model, clip, None), "sks", context_layers(model))
     prompt = PROMPTS["plain"]
     weigh = torch.randn(1, 4, 77, 768, generator=torch.Generator().manual_seed(8))
     with open_denoiser(model, checkpointing=recompute, clip=clip) as denoiser:
@@ -172,7 +173,10 @@ def test_gradients_reach_the_rows_of_every_encoder_t5_too(name, base):
     ways = {
         key: 0.001 * torch.randn(rows.shape, generator=generator) for key, rows in start.items()
     }
-    reader, prompt = CaptionEncoder(model, clip, "sks", 1), "a photo of <sks> on a beach"
+    reader, prompt = (
+        CaptionEncoder(Base(model, clip, None), "sks", 1),
+        "a photo of <sks> on a beach",
+    )
     with open_denoiser(model, clip=clip) as denoiser:
 
         def summed(rows):
@@ -204,7 +208,7 @@ def test_gradients_reach_the_rows_of_every_encoder_t5_too(name, base):
 def test_gates_hold_in_the_text_encoder_row_by_row():
     model, clip = tiny("sd15_layers"), tiny_clip()
     rows = rows_for("sd15_layers", model)
-    reader = CaptionEncoder(model, clip, "sks", context_layers(model))
+    reader = CaptionEncoder(Base(model, clip, None), "sks", context_layers(model))
     with open_denoiser(model, clip=clip) as denoiser, torch.no_grad():
         adapter, sites = text_adapter(denoiser.text.clip)
         gates = GatedAdapters(sites, {"concept": adapter})
@@ -223,7 +227,7 @@ def test_the_clip_is_as_before(name):
     before, options = weights_hash(clip.patcher), dict(clip.tokenizer_options)
     learnt = [one.requires_grad for one in clip.cond_stage_model.parameters()]
     forwards = [module.__dict__.get("forward") for module in clip.cond_stage_model.modules()]
-    reader = CaptionEncoder(model, clip, "sks", context_layers(model))
+    reader = CaptionEncoder(Base(model, clip, None), "sks", context_layers(model))
     with open_denoiser(model, clip=clip) as denoiser, torch.no_grad():
         live(denoiser, reader, [PROMPTS["plain"]], rows_for(name, model))
     assert weights_hash(clip.patcher) == before
