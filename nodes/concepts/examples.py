@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ...training import Example
 from ...training.files.concept import name_key
-from ..pictures.crops import Look
+from ..pictures.crops import Crop
 from ..text.concept_prompt import BoundPrompt, Tokens, bound_prompt, is_marker
-from ..text.live_caption import LearntCond, lengths, picture_options
+from ..text.live_caption import LiveCaption, batch_key, picture_options
 from ..text.training_cond import Framing
 from ..trainer.base import Base
 from ..trainer.examples import VIEWS, picture_views
@@ -34,7 +34,7 @@ class Reader:
     layers: int
     watch: bool = False
 
-    def cond(self, text: str, latent: Tensor, framing: Framing | None = None) -> LearntCond:
+    def cond(self, text: str, latent: Tensor, framing: Framing | None = None) -> LiveCaption:
         """Return a caption that waits for what is learnt.
 
         Args:
@@ -47,7 +47,7 @@ class Reader:
         """
         key = name_key(self.name)
         prompt = bound_prompt(self.base.clip, text, {key: WORDS})
-        apart = self.layers if prompt.named else 1
+        apart = self.layers if prompt.concept_keys else 1
         # SDXL's pooled vector is made of the words' mean rows.
         pooled = apart > 1 and getattr(self.base.model.model, "adm_channels", 0) > 0
 
@@ -56,20 +56,20 @@ class Reader:
             bound = [prompt.at(rows, layer) for layer in range(apart)]
             return [*bound, prompt.at(rows, None)] if pooled else bound
 
-        return LearntCond(
+        return LiveCaption(
             bind=bind,
             latent_shape=(1, *latent.shape),
             bindings=apart,
-            lengths=lengths(prompt.tokens),
+            batch_key=batch_key(prompt.tokens),
             options=picture_options(framing),
-            pooled_apart=pooled,
-            watched=_places(prompt) if self.watch and apart > 1 else (),
+            separate_pooled=pooled,
+            watched_positions=_places(prompt) if self.watch and apart > 1 else (),
         )
 
 
 def concept_examples(
     reader: Reader,
-    pictures: Sequence[Iterable[Look]],
+    pictures: Sequence[Iterable[Crop]],
     captions: Sequence[Sequence[str]],
     flip: str,
     dropped: bool,

@@ -15,7 +15,7 @@ from ...lora_ops.attention_regulariser import RELATIVE_WEIGHT, RELEASED_WEIGHT
 from ...lora_ops.parametrizations.plain import LORA_STARTS
 from ...training import Gate, LoraState, Trained, TrainingConfig, TrainingSettings, lora_state
 from ...training.concept_captions import TEMPLATES, captions_without_name, with_name, wordings
-from ...training.families import ConceptDefaults
+from ...training.families.defaults import ConceptDefaults
 from ...training.files.concept import Concept
 from ...training.files.metadata import as_metadata
 from ...training.gates import Layer
@@ -25,7 +25,7 @@ from ...training.recipes.concept import CONCEPT
 from ...training.runs.run_store import StoredRun
 from ...training.words import Words
 from ..bridge.inputs import list_input
-from ..pictures.crops import CROPS, CROPS_EACH, Look, looks
+from ..pictures.crops import CROP_METHODS, CROPS_PER_PICTURE, Crop, crops_of
 from ..pictures.fitted_image import single_images
 from ..pictures.picture import Picture, pictures_of
 from ..text.encoder_layers import TRAINABLE, text_layers
@@ -79,7 +79,7 @@ class ConceptTrainer(Trainer):
         embedding_stop: Norm of the rows, in the vocabulary's, at which they stay; 0 is never.
         embedding_start: One of ``STARTS``.
         lora_start: One of ``LORA_STARTS``.
-        crops: One of ``CROPS``.
+        crops: One of ``CROP_METHODS``.
         density_weight: Weight of what draws the words to their vocabulary, in the released code's
             measure.
         text_dropout: Share of the steps in which a layer that reads the text goes without the LoRA.
@@ -103,7 +103,7 @@ class ConceptTrainer(Trainer):
     embedding_stop: float = RELEASED_STOP
     embedding_start: str = STARTS[0]
     lora_start: str = LORA_STARTS[0]
-    crops: str = CROPS[0]
+    crops: str = CROP_METHODS[0]
     density_weight: float = 0.0
     text_dropout: float = 0.0
 
@@ -207,9 +207,10 @@ class ConceptTrainer(Trainer):
             raise ValueError(
                 f"templates must be one of {', '.join(TEMPLATES)}, got {self.templates!r}"
             )
-        if self.crops not in CROPS:
+        if self.crops not in CROP_METHODS:
             raise ValueError(
-                f"crops must be one of {', '.join(CROPS)}, got {self.crops!r}; choose one of them"
+                f"crops must be one of {', '.join(CROP_METHODS)}, got {self.crops!r}; choose one of "
+                "them"
             )
         captions, multiple = list(self.captions) or [""], self.base.family.multiple
         return pictures_of(self.images, self.masks, captions, self.resolution, multiple)
@@ -280,9 +281,9 @@ class ConceptTrainer(Trainer):
             pieces["attention"] = [self.attention_weight, self.fill_mask]
         return pieces
 
-    def _looks(self, picture: Picture) -> Iterator[Look]:
+    def _looks(self, picture: Picture) -> Iterator[Crop]:
         multiple = self.base.family.multiple
-        return looks(picture, self.crops, self.resolution, multiple, self.seed)
+        return crops_of(picture, self.crops, self.resolution, multiple, self.seed)
 
     def prepare(self, begun_for: int) -> tuple[EdLora, PreviewScene]:
         """Return the encoded recipe and what previews show."""
@@ -392,8 +393,8 @@ class ConceptTrainer(Trainer):
             f"learning rates {', '.join(rates)}",
             f"{len(self.dataset)} pictures, {self.context_layers} rows for each of the two words",
         ]
-        if self.crops != CROPS[0]:
-            lines.append(f"each picture in {CROPS_EACH} cuts: {self.crops}")
+        if self.crops != CROP_METHODS[0]:
+            lines.append(f"each picture in {CROPS_PER_PICTURE} cuts: {self.crops}")
         captions = [picture.caption for picture in self.unnamed_dataset]
         if unnamed := captions_without_name(captions, name):
             lines.append(

@@ -18,8 +18,8 @@ from ..text.concept_prompt import (
     bound_prompt,
     encode_concept_prompt,
     is_marker,
+    loaded_encoders,
     text_tokenizers,
-    wired_encoders,
 )
 from .activations import InputWatch
 
@@ -80,7 +80,7 @@ def count_real(clip: comfy.sd.CLIP, concept: Concept) -> int:
 
     Of the first text encoder: a concept's rows count as many times less as it has more of them.
     """
-    first = wired_encoders(clip)[0]
+    first = loaded_encoders(clip)[0]
     return sum(
         int(real_tokens(clip, tokens)[first].sum())
         for prompt in reading_prompts(concept)
@@ -158,7 +158,7 @@ def _bound(clip: comfy.sd.CLIP, concept: Concept, prompt: str) -> BoundPrompt:
 
 def _places(clip: comfy.sd.CLIP, concept: Concept, prompt: str) -> list[int]:
     """Return where in a prompt's context the rows stand that count."""
-    first = wired_encoders(clip)[0]
+    first = loaded_encoders(clip)[0]
     end = text_tokenizers(clip)[first].end_token
     chunks = _bound(clip, concept, prompt).tokens[TOKENS_OF[first]]
     places, before = [], 0
