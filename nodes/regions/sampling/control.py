@@ -18,7 +18,7 @@ from ..layout.region_maps import Grid, require_aspect
 from ..layout.sets import CELL_RULES, hidden_regions
 
 _LARGEST_STRENGTH = 10.0
-_GRID = (64, 64)  # on which covered regions are found
+_GRID = (64, 64)  # grid on which covered regions are found
 
 # Size of the latent, grid of the residual, whether it is spatial, device and dtype.
 _WeightsKey = tuple[Grid, Grid, bool, torch.device, torch.dtype]

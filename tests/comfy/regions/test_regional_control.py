@@ -165,7 +165,7 @@ def test_a_level_is_laid_once_in_a_run_and_forgotten_after_it(controlnet, monkey
     ksample(tiny("sd15"), *pair, latent_of("sd15"))
     assert made
     assert len(made) == len(set(made))  # once for each grid, over several steps
-    assert not pair[0][0][1]["control"].pastiche_strengths._laid
+    assert not pair[0][0][1]["control"].pastiche_strengths._on_grid
 
 
 def test_settings_of_the_prompt_change_no_strength(controlnet):
