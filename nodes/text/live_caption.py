@@ -127,7 +127,7 @@ def _model_conds(
 ) -> dict[str, Any]:
     base = found[-1]
     options = {**cond.options, "pooled_output": base[1], **(base[2] if len(base) > 2 else {})}
-    texts = [one[0] for one in found]
+    texts: list[Tensor] = [one[0] for one in found]
     if device.type == "meta":
         # Some models compute a vector from the pooled one on the CPU, and a tensor on the meta
         # device cannot be copied there.
