@@ -12,7 +12,7 @@ from pack.lora_ops import Box, Region
 from pack.nodes.regions.layout.sets import KEEPS_A_CELL
 from pack.nodes.regions.sampling.apply import with_regions
 from pack.nodes.regions.sampling.loras import AREA
-from pack.nodes.regions.sampling.prompts import RegionPrompt, RegionPrompts
+from pack.nodes.regions.sampling.prompts import RegionConditioning, RegionPrompts
 from pack.nodes.regions.sampling.run import MEAN
 
 import nodes
@@ -93,7 +93,7 @@ def draw(
         for number, one in enumerate(said):
             regions = [Region(name, box) for name, box in zip(NAMES, boxes, strict=True)]
             prompts = tuple(
-                RegionPrompt(name, base.prompt(text), None, tuple(loras))
+                RegionConditioning(name, base.prompt(text), None, tuple(loras))
                 for name, text, loras in zip(NAMES, one.regions, one.loras, strict=True)
             )
             model = with_regions(

@@ -21,7 +21,7 @@ from pack.lora_ops import Box, LowRank, Region
 from pack.nodes.regions.layout.sets import KEEPS_A_CELL
 from pack.nodes.regions.sampling.apply import with_regions
 from pack.nodes.regions.sampling.loras import AREA
-from pack.nodes.regions.sampling.prompts import RegionPrompt, RegionPrompts
+from pack.nodes.regions.sampling.prompts import RegionConditioning, RegionPrompts
 from pack.nodes.regions.sampling.run import MEAN
 from pack.nodes.trainer.target_layers import training_sites
 from pack.training.files.lora_state import lora_state
@@ -185,7 +185,7 @@ def _regional(model: Any, texts: list, loras: list | None) -> Any:
         Region(name, Box(i / REGIONS, 0, (i + 1) / REGIONS, 1)) for i, name in enumerate(names)
     ]
     prompts = tuple(
-        RegionPrompt(
+        RegionConditioning(
             name,
             texts[2 + i],
             texts[2 + REGIONS + i],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
@@ -15,8 +15,18 @@ OWN_PROMPT = "pastiche_own_prompt"
 """Option of a style's entries: whether they keep their prompt where regions have others."""
 
 Wrapped = Callable[..., Any]
+
+# ``percent_to_sigma`` of a model_sampling, which falls from the first step's sigma to 0.
+PercentToSigma = Callable[[float], float]
+
 Entry = dict[str, Any]
 """A conditioning entry inside a sampler: text, options and ``model_conds`` in one dictionary."""
+
+
+class ModelSampling(Protocol):
+    """The part of ComfyUI's ``model_sampling`` that styles and regions use."""
+
+    percent_to_sigma: PercentToSigma
 
 
 def single_gpu_model(guider: CFGGuider, what: str) -> ModelPatcher:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ...training import Example
 from ...training.files.concept import name_key
-from ..pictures.crops import Look
+from ..pictures.crops import Crop
 from ..text.concept_prompt import BoundPrompt, Tokens, bound_prompt, is_marker
-from ..text.live_caption import LearntCond, lengths, picture_options
+from ..text.live_caption import LiveCaption, batch_key, picture_options
 from ..text.training_cond import Framing
 from ..trainer.base import Base
 from ..trainer.examples import VIEWS, picture_views
@@ -34,7 +34,7 @@ class CaptionEncoder:
     layers: int
     watch_attention: bool = False
 
-    def cond(self, text: str, latent: Tensor, framing: Framing | None = None) -> LearntCond:
+    def cond(self, text: str, latent: Tensor, framing: Framing | None = None) -> LiveCaption:
         """Return a caption that is encoded in every step with the present embeddings.
 
         Args:
@@ -47,7 +47,7 @@ class CaptionEncoder:
         """
         key = name_key(self.name)
         prompt = bound_prompt(self.base.clip, text, {key: WORDS_PER_CONCEPT})
-        contexts = self.layers if prompt.named else 1
+        contexts = self.layers if prompt.concept_keys else 1
         # SDXL's pooled vector is encoded with the words' mean embeddings.
         pooled = contexts > 1 and getattr(self.base.model.model, "adm_channels", 0) > 0
 
@@ -56,20 +56,22 @@ class CaptionEncoder:
             bound = [prompt.at(rows, layer) for layer in range(contexts)]
             return [*bound, prompt.at(rows, None)] if pooled else bound
 
-        return LearntCond(
+        return LiveCaption(
             bind=bind,
             latent_shape=(1, *latent.shape),
             bindings=contexts,
-            lengths=lengths(prompt.tokens),
+            batch_key=batch_key(prompt.tokens),
             options=picture_options(framing),
-            pooled_apart=pooled,
-            watched=_word_positions(prompt) if self.watch_attention and contexts > 1 else (),
+            separate_pooled=pooled,
+            watched_positions=(
+                _word_positions(prompt) if self.watch_attention and contexts > 1 else ()
+            ),
         )
 
 
 def concept_examples(
     encoder: CaptionEncoder,
-    pictures: Sequence[Iterable[Look]],
+    pictures: Sequence[Iterable[Crop]],
     captions: Sequence[Sequence[str]],
     flip: str,
     with_empty: bool,

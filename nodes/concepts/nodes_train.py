@@ -20,7 +20,7 @@ from ..bridge.inputs import (
 )
 from ..bridge.node_output import node_display
 from ..bridge.socket_types import ConceptType
-from ..pictures.crops import CROPS
+from ..pictures.crops import CROP_METHODS
 from ..trainer.request import read_request
 from ..trainer.run import run_training
 from .train import DECAYS, LEARNT, ConceptTrainer
@@ -207,7 +207,7 @@ class TrainConcept(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "crops",
-                    options=list(CROPS),
+                    options=list(CROP_METHODS),
                     default=ConceptTrainer.crops,
                     optional=True,
                     advanced=True,

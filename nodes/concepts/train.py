@@ -25,7 +25,7 @@ from ...training.recipes.concept import CONCEPT
 from ...training.runs.run_store import StoredRun
 from ...training.words import Words
 from ..bridge.inputs import list_input
-from ..pictures.crops import CROPS, CROPS_EACH, Look, looks
+from ..pictures.crops import CROP_METHODS, CROPS_PER_PICTURE, Crop, crops_of
 from ..pictures.fitted_image import single_images
 from ..pictures.picture import Picture, pictures_of
 from ..text.encoder_layers import TRAINABLE, text_layers
@@ -79,7 +79,7 @@ class ConceptTrainer(Trainer):
             training stops; 0 is never.
         embedding_start: One of ``EMBEDDING_STARTS``.
         lora_start: One of ``LORA_STARTS``.
-        crops: One of ``CROPS``.
+        crops: One of ``CROP_METHODS``.
         density_weight: Weight of the penalty that pulls the words to dense regions of the
             vocabulary, on the released code's scale.
         text_dropout: Fraction of the steps in which the LoRA of a layer that reads only the text is
@@ -104,7 +104,7 @@ class ConceptTrainer(Trainer):
     embedding_stop: float = RELEASED_STOP
     embedding_start: str = EMBEDDING_STARTS[0]
     lora_start: str = LORA_STARTS[0]
-    crops: str = CROPS[0]
+    crops: str = CROP_METHODS[0]
     density_weight: float = 0.0
     text_dropout: float = 0.0
 
@@ -216,9 +216,10 @@ class ConceptTrainer(Trainer):
             raise ValueError(
                 f"templates must be one of {', '.join(TEMPLATES)}, got {self.templates!r}"
             )
-        if self.crops not in CROPS:
+        if self.crops not in CROP_METHODS:
             raise ValueError(
-                f"crops must be one of {', '.join(CROPS)}, got {self.crops!r}; choose one of them"
+                f"crops must be one of {', '.join(CROP_METHODS)}, got {self.crops!r}; choose one of "
+                "them"
             )
         captions, multiple = list(self.captions) or [""], self.base.family.multiple
         return pictures_of(self.images, self.masks, captions, self.resolution, multiple)
@@ -289,10 +290,10 @@ class ConceptTrainer(Trainer):
             pieces["attention"] = [self.attention_weight, self.fill_mask]
         return pieces
 
-    def _crops_of(self, picture: Picture) -> Iterator[Look]:
+    def _crops_of(self, picture: Picture) -> Iterator[Crop]:
         """Yield the crops of a picture."""
         multiple = self.base.family.multiple
-        return looks(picture, self.crops, self.resolution, multiple, self.seed)
+        return crops_of(picture, self.crops, self.resolution, multiple, self.seed)
 
     def prepare(self, begun_for: int) -> tuple[EdLora, PreviewScene]:
         """Return the recipe with its encoded examples, and the scene of the previews."""
@@ -405,8 +406,8 @@ class ConceptTrainer(Trainer):
             f"learning rates {', '.join(rates)}",
             f"{len(self.dataset)} pictures, {self.context_layers} rows for each of the two words",
         ]
-        if self.crops != CROPS[0]:
-            lines.append(f"each picture in {CROPS_EACH} cuts: {self.crops}")
+        if self.crops != CROP_METHODS[0]:
+            lines.append(f"each picture in {CROPS_PER_PICTURE} cuts: {self.crops}")
         captions = [picture.caption for picture in self.unnamed_dataset]
         if unnamed := captions_without_name(captions, name):
             lines.append(

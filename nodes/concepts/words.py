@@ -13,7 +13,7 @@ from torch import Tensor
 from ...lora_ops.vocabulary_density import RELEASED_BANDWIDTH, VocabularyDensity
 from ...training.files.concept import concept_name
 from ...training.randomness import generator_for
-from ..text.concept_prompt import text_tokenizers, wired_encoders
+from ..text.concept_prompt import loaded_encoders, text_tokenizers
 from ..text.trainable_encoder import encoders_of
 
 # Whether the new word starts with the same embedding in all layers, or with one for each layer.
@@ -36,7 +36,7 @@ def checked_words(clip: CLIP, name: str, class_word: str) -> tuple[str, str]:
     """
     name, class_word = concept_name(name), class_word.strip()
     tokenizers = text_tokenizers(clip)
-    for encoder in wired_encoders(clip):
+    for encoder in loaded_encoders(clip):
         if not _is_clip(encoder):
             continue
         if len(token_ids(tokenizers[encoder], name)) == 1:
@@ -71,7 +71,7 @@ def require_gradients(clip: CLIP) -> None:
         ValueError: A text encoder is a GGUF file or quantised in another way.
     """
     encoders = encoders_of(clip.cond_stage_model)
-    for name in wired_encoders(clip):
+    for name in loaded_encoders(clip):
         if name not in encoders:
             raise ValueError(
                 f"words are learnt through ComfyUI's own text encoders, got another for {name} "
@@ -106,7 +106,7 @@ def initial_rows(
     """
     tokenizers, norms = text_tokenizers(clip), vocabulary_norms(clip)
     rows = {}
-    for encoder in wired_encoders(clip):
+    for encoder in loaded_encoders(clip):
         table = _vocabulary(encoders_of(clip.cond_stage_model)[encoder])
         own = table[token_ids(tokenizers[encoder], class_word)].detach().float().cpu().mean(dim=0)
         spread = norms[encoder] / table.shape[1] ** 0.5
@@ -120,7 +120,7 @@ def initial_rows(
 def vocabulary_norms(clip: CLIP) -> dict[str, float]:
     """Return the mean norm of the vocabulary's embeddings by text encoder."""
     norms = {}
-    for encoder in wired_encoders(clip):
+    for encoder in loaded_encoders(clip):
         table = _vocabulary(encoders_of(clip.cond_stage_model)[encoder])
         lengths = [part.detach().float().norm(dim=1) for part in table.split(_ROWS_AT_ONCE)]
         norms[encoder] = float(torch.cat(lengths).double().mean())
@@ -143,7 +143,7 @@ def vocabulary_densities(clip: CLIP) -> dict[str, VocabularyDensity]:
 
 def encoders_without_lora(clip: CLIP, trainable: Sequence[str]) -> list[str]:
     """Return the loaded text encoders whose layers are not trained."""
-    return [name for name in wired_encoders(clip) if name not in trainable]
+    return [name for name in loaded_encoders(clip) if name not in trainable]
 
 
 def _vocabulary(encoder: SDClipModel) -> Tensor:

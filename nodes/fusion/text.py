@@ -18,8 +18,8 @@ from ..text.concept_prompt import (
     bound_prompt,
     encode_concept_prompt,
     is_marker,
+    loaded_encoders,
     text_tokenizers,
-    wired_encoders,
 )
 from .activations import InputWatch
 
@@ -82,7 +82,7 @@ def count_real_tokens(clip: comfy.sd.CLIP, concept: Concept) -> int:
     The tokens are those of the first text encoder. The sums are divided by this number, so that
     every concept has the same total weight.
     """
-    first = wired_encoders(clip)[0]
+    first = loaded_encoders(clip)[0]
     return sum(
         int(real_tokens(clip, tokens)[first].sum())
         for prompt in encoder_prompts(concept)
@@ -163,7 +163,7 @@ def _bound(clip: comfy.sd.CLIP, concept: Concept, prompt: str) -> BoundPrompt:
 
 def _context_positions(clip: comfy.sd.CLIP, concept: Concept, prompt: str) -> list[int]:
     """Return the positions of the rows of a prompt's context that count."""
-    first = wired_encoders(clip)[0]
+    first = loaded_encoders(clip)[0]
     end = text_tokenizers(clip)[first].end_token
     chunks = _bound(clip, concept, prompt).tokens[TOKENS_OF[first]]
     positions, before = [], 0

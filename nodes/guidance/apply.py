@@ -1,21 +1,25 @@
-"""Style guidance on a MODEL: extra rows with a gated LoRA in the sampler's own model calls."""
+"""Attach style guidance to a MODEL.
+
+The sampler's model calls get extra batch rows, for which alone the style's LoRA is switched on.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from comfy.samplers import CFGGuider
 from torch import Tensor
 
 from ...lora_ops.keys import changes_text_encoder, parts_by_layer
 from ...training.files.lora_file import sound
 from ..bridge.conditioning import Conditioning
 from ..bridge.node_output import warn_on_node
-from ..bridge.sampling import STYLE_KEY, Wrapped
+from ..bridge.sampling import STYLE_KEY
 from ..lora.layers import LoraLayers, lora_layers
 from .run import Style, StyleRun
 from .window import StyleWindow
@@ -29,18 +33,18 @@ def with_style_guidance(
     lora_strength: float = 1.0,
     mask: Tensor | None = None,
 ) -> ModelPatcher:
-    """Return a clone of the model that every sampler draws with the style.
+    """Return a clone of the model with which every sampler applies the style.
 
-    A model that has a style already gets one more: each style is a term of its own, with its own
-    LoRA and rows. What the model carries stays below: LoRAs on it are part of every prediction.
+    A model can have several styles: each one adds a separate guidance term with its own LoRA and
+    rows. LoRAs that the model has already remain part of every prediction.
 
     Args:
-        model: The base.
-        style_lora: The style's LoRA; on for the style's rows only.
+        model: The base model.
+        style_lora: LoRA of the style; it is on in the style's rows only.
         conditioning: Conditioning of the prompt with the style words.
-        window: When the style acts and how strongly.
+        window: Schedule of the guidance scale.
         lora_strength: Multiplier of the LoRA.
-        mask: ``(batch, height, width)``, multiplies the guidance term; None for everywhere.
+        mask: ``(batch, height, width)`` factor of the guidance term; None for the whole picture.
 
     Raises:
         ValueError: The LoRA does not fit the model.
@@ -51,7 +55,7 @@ def with_style_guidance(
     layers = lora_layers(model, lora)
     _log_unused(lora, layers)
     clone = model.clone()
-    before = clone.get_wrappers(WrappersMP.OUTER_SAMPLE, STYLE_KEY)
+    before = cast(list[StyledSampling], clone.get_wrappers(WrappersMP.OUTER_SAMPLE, STYLE_KEY))
     style = Style(layers, conditioning, window, lora_strength, mask)
     styles = (*(before[0].styles if before else ()), style)
     clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, STYLE_KEY)
@@ -77,18 +81,18 @@ def _log_unused(lora: Mapping[str, Tensor], layers: LoraLayers) -> None:
 
 @dataclass(frozen=True)
 class StyledSampling:
-    """The OUTER_SAMPLE wrapper: all that a styled MODEL carries.
+    """The OUTER_SAMPLE wrapper that applies the styles of a MODEL.
 
     Args:
-        styles: In the order of their nodes.
+        styles: Styles in the order of their nodes.
     """
 
     styles: tuple[Style, ...]
 
-    def __call__(self, executor: Wrapped, *args: Any, **kwargs: Any) -> Tensor:
-        """Sample with the styles that have a scale; with none, as if this were not here."""
+    def __call__(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Tensor:
+        """Sample with the styles whose scale is not 0; without any, sampling is unchanged."""
         styles = [style for style in self.styles if style.window.style_scale != 0]
         if not styles:
             return executor(*args, **kwargs)
-        with StyleRun(executor.class_obj, styles).attached():
+        with StyleRun(cast(CFGGuider, executor.class_obj), styles).attached():
             return executor(*args, **kwargs)

@@ -1,16 +1,24 @@
-"""Nodes that paint with a style: its prompts, and its guidance on a model."""
+"""Nodes that apply a style: its prompts, and style guidance on a model."""
+
+# ComfyNode declares ``execute`` with **kwargs alone, though ComfyUI passes every input by name.
+# pyright: reportIncompatibleMethodOverride=false
 
 from __future__ import annotations
 
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
 from comfy_api.latest import io
+from torch import Tensor
 
+from ...training.files.lora_state import LoraState
+from ..bridge.conditioning import Conditioning
 from .apply import with_style_guidance
 from .prompts import style_prompts
 from .window import style_window
 
 
 class ApplyStyleGuidance(io.ComfyNode):
-    """A style on a MODEL, for any sampler."""
+    """Apply style guidance to a MODEL, for any sampler."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -20,12 +28,12 @@ class ApplyStyleGuidance(io.ComfyNode):
             display_name="Apply Style Guidance",
             category="Pastiche/sample",
             description=(
-                "Adds the style's direction to every step of any sampler, on top of CFG: style "
-                "scale times (prediction with style LoRA and style prompt minus prediction for "
-                "the plain prompt). Pair Customization (Jones et al. 2024, arXiv:2405.01536), "
+                "Adds style guidance to every step of any sampler, on top of CFG: style scale "
+                "times (prediction with style LoRA and style prompt minus prediction for the "
+                "plain prompt). Pair Customization (Jones et al. 2024, arXiv:2405.01536), "
                 "equation 10; several of these nodes in a row blend styles as in equation 11. "
-                "The LoRA acts in these extra rows only and leaves the model as it is. A text "
-                "encoder part of the LoRA is left out: Apply LoRA (Pastiche) puts it on a CLIP."
+                "The LoRA acts in extra batch rows only and does not change the model. The LoRA's "
+                "text encoder layers are not used: Apply LoRA (Pastiche) puts them on a CLIP."
             ),
             search_aliases=[
                 "style guidance",
@@ -35,21 +43,19 @@ class ApplyStyleGuidance(io.ComfyNode):
                 "style lora",
             ],
             inputs=[
-                io.Model.Input(
-                    "model", tooltip="The base model; LoRAs already on it stay part of the picture."
-                ),
+                io.Model.Input("model", tooltip="The base model; LoRAs already on it still act."),
                 io.LoraModel.Input(
                     "style_lora",
                     tooltip=(
-                        "The style, made for this kind of model. It acts in the style's rows "
-                        "only; its text encoder layers, if any, are left out."
+                        "LoRA of the style, made for this kind of model. It acts in the style's "
+                        "batch rows only, without its text encoder layers."
                     ),
                 ),
                 io.Conditioning.Input(
                     "style",
                     tooltip=(
-                        "The positive prompt with the style words. Only its text counts: masks, "
-                        "areas, ControlNets and the like are the positive prompt's."
+                        "The positive prompt with the style words. Only its text is used: masks, "
+                        "areas and ControlNets are those of the positive prompt."
                     ),
                 ),
                 io.Float.Input(
@@ -60,9 +66,9 @@ class ApplyStyleGuidance(io.ComfyNode):
                     step=0.1,
                     round=0.01,
                     tooltip=(
-                        "How strongly the style pulls. 0 is the plain picture; the paper uses 3 "
-                        "for things like the trained ones and 4 for others, at CFG 5. Lower it "
-                        "when the training picture shows through."
+                        "Scale of the style guidance; 0 gives the plain picture. The paper uses 3 "
+                        "for subjects like the trained ones and 4 for others, at CFG 5. Lower it "
+                        "if the training picture shows through."
                     ),
                 ),
                 io.Float.Input(
@@ -73,8 +79,9 @@ class ApplyStyleGuidance(io.ComfyNode):
                     step=0.01,
                     round=0.001,
                     tooltip=(
-                        "Part of the run before the style sets in: later keeps more of the plain "
-                        "picture's layout. The paper's first 10 of 50 steps are plain."
+                        "Fraction of the run before the style begins; a later start keeps more of "
+                        "the plain picture's layout. In the paper the first 10 of 50 steps are "
+                        "plain."
                     ),
                 ),
                 io.Float.Input(
@@ -84,7 +91,7 @@ class ApplyStyleGuidance(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Part of the run after which the style stops; 1 is the paper's.",
+                    tooltip="Fraction of the run after which the style stops; the paper uses 1.",
                 ),
                 io.Float.Input(
                     "lora_strength",
@@ -93,7 +100,7 @@ class ApplyStyleGuidance(io.ComfyNode):
                     max=10.0,
                     step=0.05,
                     round=0.001,
-                    tooltip="Strength of the style LoRA in the style's rows; 1 as trained.",
+                    tooltip="Strength of the style LoRA in the style's rows; 1 is as trained.",
                 ),
                 io.String.Input(
                     "schedule",
@@ -101,21 +108,21 @@ class ApplyStyleGuidance(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip=(
-                        'Multiplies style_scale over the run, for example "0:1, 0.5:0.3": percent '
-                        "of the run and factor, linear between and flat outside. start_percent "
-                        "and end_percent still bound it."
+                        'Factors of style_scale over the run, such as "0:1, 0.5:0.3": fraction of '
+                        "the run and factor, interpolated linearly. start_percent and end_percent "
+                        "still apply."
                     ),
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where the style acts: white full, black not at all.",
+                    tooltip="Mask of the style: full effect in white areas, none in black ones.",
                 ),
             ],
             outputs=[
                 io.Model.Output(
                     display_name="model",
-                    tooltip="For KSampler, SamplerCustom or a guider, as any other model.",
+                    tooltip="The model with the style, for KSampler, SamplerCustom or a guider.",
                 )
             ],
         )
@@ -123,17 +130,17 @@ class ApplyStyleGuidance(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model,
-        style_lora,
-        style,
-        style_scale,
-        start_percent,
-        end_percent,
-        lora_strength,
-        schedule="",
-        mask=None,
+        model: ModelPatcher,
+        style_lora: LoraState,
+        style: Conditioning,
+        style_scale: float,
+        start_percent: float,
+        end_percent: float,
+        lora_strength: float,
+        schedule: str = "",
+        mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        """Put the style on a clone of the model."""
+        """Apply the style to a clone of the model."""
         window = style_window(style_scale, start_percent, end_percent, schedule)
         return io.NodeOutput(
             with_style_guidance(model, style_lora, style, window, lora_strength, mask)
@@ -141,7 +148,7 @@ class ApplyStyleGuidance(io.ComfyNode):
 
 
 class StylePrompts(io.ComfyNode):
-    """One prompt, plain and with the style words."""
+    """Encode one prompt with and without the style words."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -151,8 +158,8 @@ class StylePrompts(io.ComfyNode):
             display_name="Style Prompts",
             category="Pastiche/sample",
             description=(
-                "Encodes one prompt twice: as written, for the sampler's positive, and with the "
-                "style words behind it, for Apply Style Guidance. Pair Customization (Jones et "
+                "Encodes one prompt twice: as written, for the sampler's positive, and followed by "
+                "the style words, for Apply Style Guidance. Pair Customization (Jones et "
                 "al. 2024, arXiv:2405.01536), the prompts c and c_style of equation 10."
             ),
             search_aliases=["style prompt", "pair customization", "style words", "trigger words"],
@@ -162,29 +169,29 @@ class StylePrompts(io.ComfyNode):
                     "prompt",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="What to paint, without the style words.",
+                    tooltip="Prompt for the picture, without the style words.",
                 ),
                 io.String.Input(
                     "style_words",
                     default="",
                     tooltip=(
-                        'What names the style, such as "in digital art style"; left empty, the '
-                        "words that the style LoRA was trained with."
+                        'Words that name the style, such as "in digital art style". If empty, the '
+                        "words with which the style LoRA was trained are used."
                     ),
                 ),
                 io.LoraModel.Input(
                     "style_lora",
                     optional=True,
-                    tooltip="Its style words are used where style_words is empty.",
+                    tooltip="LoRA whose style words are used if style_words is empty.",
                 ),
             ],
             outputs=[
                 io.Conditioning.Output(
-                    display_name="plain", tooltip="The prompt alone: the sampler's positive."
+                    display_name="plain", tooltip="The prompt alone, for the sampler's positive."
                 ),
                 io.Conditioning.Output(
                     display_name="styled",
-                    tooltip="The prompt with the style words: for Apply Style Guidance.",
+                    tooltip="The prompt with the style words, for Apply Style Guidance.",
                 ),
                 io.String.Output(
                     display_name="styled_prompt", tooltip="The text of the styled prompt."
@@ -193,7 +200,9 @@ class StylePrompts(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip, prompt, style_words, style_lora=None) -> io.NodeOutput:
+    def execute(
+        cls, clip: CLIP, prompt: str, style_words: str, style_lora: LoraState | None = None
+    ) -> io.NodeOutput:
         """Encode both prompts."""
         return io.NodeOutput(*style_prompts(clip, prompt, style_words, style_lora))
 

@@ -1,8 +1,9 @@
-"""One prompt with and without the style words."""
+"""Encode one prompt with and without the style words."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import comfy.sd
 from comfy.sd import CLIP
@@ -20,11 +21,11 @@ def style_prompts(
     """Return the plain and the styled CONDITIONING, and the styled prompt.
 
     Args:
-        clip: Text encoder.
-        prompt: What to paint.
-        style_words: What names the style; empty to read it from the LoRA.
-        style_lora: Keeps the words it was trained with in its metadata; where it changes the text
-            encoder, the styled prompt is read with that change.
+        clip: The text encoder.
+        prompt: Prompt without the style words.
+        style_words: Words that name the style; empty to use those in the LoRA's metadata.
+        style_lora: LoRA of the style. If it has text encoder layers, the styled prompt is encoded
+            with them.
 
     Raises:
         ValueError: There are no style words, or no text encoder.
@@ -38,14 +39,21 @@ def style_prompts(
             "that the style was trained with, or connect a LoRA of Train Pair"
         )
     styled = f"{prompt.strip()} {words}".strip()
-    return encode_prompt(clip, prompt), encode_prompt(_styled(clip, style_lora), styled), styled
+    return (
+        encode_prompt(clip, prompt),
+        encode_prompt(_with_text_layers(clip, style_lora), styled),
+        styled,
+    )
 
 
-def _styled(clip: CLIP, style_lora: Mapping[str, Tensor] | None) -> CLIP:
-    """Return the CLIP with the style's layers on it, where it has some."""
+def _with_text_layers(clip: CLIP, style_lora: Mapping[str, Tensor] | None) -> CLIP:
+    """Return the CLIP with the LoRA's text encoder layers; the same CLIP if there are none."""
     text = {
         key: value
         for key, value in (style_lora or {}).items()
         if (found := parse_key(key)) is not None and changes_text_encoder(found.layer)
     }
-    return comfy.sd.load_lora_for_models(None, clip, text, 0.0, 1.0)[1] if text else clip
+    if not text:
+        return clip
+    # ComfyUI returns None for the CLIP only if it gets none.
+    return cast(CLIP, comfy.sd.load_lora_for_models(None, clip, text, 0.0, 1.0)[1])

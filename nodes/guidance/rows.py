@@ -1,4 +1,4 @@
-"""Conditioning entries of style rows: the positive prompt's in everything but the text."""
+"""Make the conditioning entries of style rows: the positive entries with the style's text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..bridge.conditioning import Conditioning
 from ..bridge.sampling import Entry
 from ..text.concept_prompt import PROMPT
 
-# Keys that ComfyUI's text encoders (0.30) write for models of other families, and our own.
+# Keys that ComfyUI's text encoders (0.30) write for models of other families, and this pack's key.
 _OTHER_TEXT_KEYS = frozenset(
     {
         "attention_mask_mt5xl",
@@ -25,31 +25,31 @@ _OTHER_TEXT_KEYS = frozenset(
         "text_input_ids",
         "minimax_token_tags",
         "unprocessed_ltxav_embeds",
-        # the same prompt, encoded for a ControlNet that reads another text encoder
+        # the same prompt, encoded for a ControlNet that uses another text encoder
         "cross_attn_controlnet",
         "pooled_output_controlnet",
         PROMPT,
     }
 )
-# Keys of an entry that belong to the prompt.
+# All keys of an entry that depend on the prompt's text.
 TEXT_KEYS = _OTHER_TEXT_KEYS.union(*(family.text_keys for family in FAMILIES.values()))
 
-_OWN = frozenset({"model_conds", "uuid"})
+_INTERNAL_KEYS = frozenset({"model_conds", "uuid"})  # set by ComfyUI in every entry
 
 
 def style_rows(positive: list[Entry], style: Conditioning) -> list[Entry]:
-    """Return one style entry per positive entry: its keys, with the style prompt's text.
+    """Return one style entry per positive entry: a copy with the style prompt's text.
 
     Control, area, mask, timesteps, strength, hooks, guidance, concat latents, sizes and keys of
-    other packs are the positive entry's, and so is the very control object: rows that share it
-    fit into one forward.
+    other packs come from the positive entry. Both entries share one control object, because rows
+    with the same object fit into one forward pass.
 
     Args:
-        positive: Entries as a sampler holds them before it encodes them.
-        style: CONDITIONING of the style prompt: one entry for all, or one for each in order.
+        positive: Entries of a sampler before it encodes them.
+        style: CONDITIONING of the style prompt: one entry for all positive entries, or one each.
 
     Raises:
-        ValueError: The counts don't match.
+        ValueError: The numbers of entries don't match.
     """
     texts = comfy.sampler_helpers.convert_cond(style)
     if len(texts) not in (1, len(positive)):
@@ -66,14 +66,15 @@ def _style_row(entry: Entry, text: Entry) -> Entry:
     row = {key: value for key, value in entry.items() if key not in TEXT_KEYS}
     row |= {key: value for key, value in text.items() if key in TEXT_KEYS}
     row["model_conds"] = dict(entry["model_conds"])
-    # Models treat a positive prompt apart; ComfyUI tells them by the list's name, here another.
+    # Some models treat a positive prompt differently. ComfyUI takes the type from the name of the
+    # list, which is not "positive" for a style.
     row.setdefault("prompt_type", "positive")
     row["uuid"] = uuid.uuid4()
     return row
 
 
 def _warn_of_unused(positive: list[Entry], texts: list[Entry]) -> None:
-    known = TEXT_KEYS | _OWN | {key for entry in positive for key in entry}
+    known = TEXT_KEYS | _INTERNAL_KEYS | {key for entry in positive for key in entry}
     unused = sorted({key for text in texts for key in text} - known)
     if unused:
         logging.warning(

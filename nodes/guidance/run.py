@@ -1,8 +1,8 @@
-"""One sampling run with styles.
+"""Apply style guidance during one sampling run.
 
-ComfyUI's wrappers carry it, outermost first: PREDICT_NOISE asks for style predictions and adds
-their terms, CALC_COND_BATCH appends the style's conditioning to the call that predicts the
-positive, APPLY_MODEL turns each row's place in that call into its gates.
+Three of ComfyUI's wrappers are used, outermost first: PREDICT_NOISE requests style predictions and
+adds their terms, CALC_COND_BATCH appends the styles' conditioning to the call that predicts the
+positive, and APPLY_MODEL switches the LoRAs on for the styles' rows of that call.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import comfy.sampler_helpers
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
@@ -25,6 +25,7 @@ from ..bridge.sampling import (
     POSITIVE,
     STYLE_KEY,
     Entry,
+    ModelSampling,
     Wrapped,
     single_gpu_model,
     wrap_model_call,
@@ -36,14 +37,14 @@ from .window import StyleWindow
 
 @dataclass(frozen=True)
 class Style:
-    """One style as its node describes it.
+    """One style with the settings of its node.
 
     Args:
-        layers: What its LoRA changes of the model; on for the style's rows only.
-        conditioning: Of the prompt with the style words.
-        window: When it acts and how strongly.
-        lora_strength: Multiplies the LoRA.
-        mask: ``(batch, height, width)``, multiplies the guidance term; None for everywhere.
+        layers: Layers and factors of the style's LoRA, which is on in the style's rows only.
+        conditioning: Conditioning of the prompt with the style words.
+        window: Schedule of the guidance scale.
+        lora_strength: Multiplier of the LoRA.
+        mask: ``(batch, height, width)`` factor of the guidance term; None for the whole picture.
     """
 
     layers: LoraLayers
@@ -55,29 +56,29 @@ class Style:
 
 @dataclass
 class _Request:
-    """The style predictions that one evaluation needs, and what they turned out to be."""
+    """The style predictions that one evaluation requests, and the results."""
 
     positive: list[Entry]
     styles: dict[str, list[Entry]]  # by adapter name
-    outputs: list[Tensor] | None = None  # the positive's, then each style's
+    outputs: list[Tensor] | None = None  # the prediction for the positive, then one for each style
 
 
 @dataclass
 class _Call:
-    """The call that holds the style rows."""
+    """The model call that contains the style rows."""
 
-    shown_as: int  # index of the positive's list
+    positive: int  # index of the positive's list
     adapters: dict[int, str]  # adapter name by index of the style's list
     batch: int
     forwards: int = 0
 
 
 class StyleRun:
-    """One sampling run: its hooks, its style conditioning, the call it is in.
+    """One sampling run: its hooks, its style conditioning and the current model call.
 
     Args:
-        guider: The sampler's guider, between its preparation and ``outer_sample``.
-        styles: Those with a scale.
+        guider: The sampler's guider, after its preparation and before ``outer_sample``.
+        styles: Styles whose scale is not 0.
 
     Raises:
         ValueError: The guider has no positive prompt, the model runs on several GPUs, or the
@@ -93,7 +94,8 @@ class StyleRun:
                 "CFGGuider or BasicGuider"
             )
         self._guider = guider
-        self._model_sampling = patcher.get_model_object("model_sampling")
+        model_sampling = cast(ModelSampling, patcher.get_model_object("model_sampling"))
+        self._percent_to_sigma = model_sampling.percent_to_sigma
         self._styles = {f"{STYLE_KEY}_{number}": style for number, style in enumerate(styles)}
         self._rows = {
             name: [
@@ -112,16 +114,16 @@ class StyleRun:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Hold hooks, style conditioning and wrappers while the guider samples.
+        """Attach hooks, style conditioning and wrappers to the guider inside the block.
 
-        The guider's model_options are this run's own copy: the wrappers end with them.
+        The guider's model_options are a copy for this run, so the wrappers need no removal.
         """
         options = self._guider.model_options
         add_wrapper_with_key(WrappersMP.PREDICT_NOISE, STYLE_KEY, self.predict_noise, options, True)
         add_wrapper_with_key(
             WrappersMP.CALC_COND_BATCH, STYLE_KEY, self.calc_cond_batch, options, True
         )
-        # Other packs' wrappers too see style rows as the positive's.
+        # Wrappers of other packs must see the style rows as rows of the positive, too.
         wrap_model_call(options, STYLE_KEY, self.apply_model)
         conds = self._guider.conds
         conds.update(self._rows)
@@ -135,14 +137,14 @@ class StyleRun:
     def predict_noise(
         self, executor: Wrapped, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Return the guider's prediction and every style's term.
+        """Return the guider's prediction plus the term of every style.
 
-        The terms are added here rather than in a post-CFG function, which some guiders scale
-        (nested Dual CFG), call with another prompt (Dual CFG) or not at all (Dual Model at 1).
+        The terms are not added in a post-CFG function, because some guiders scale its result
+        (nested Dual CFG), call it for another prompt (Dual CFG) or not at all (Dual Model at 1).
         """
         sigma = float(timestep.flatten()[0])
         scales = {
-            name: style.window.scale_at(sigma, self._model_sampling.percent_to_sigma)
+            name: style.window.scale_at(sigma, self._percent_to_sigma)
             for name, style in self._styles.items()
         }
         conds = self._guider.conds
@@ -156,37 +158,44 @@ class StyleRun:
         finally:
             self._request = before
         if outputs is None or outputs[0].shape != denoised.shape:
-            raise RuntimeError(self._unguided())
+            raise RuntimeError(self._missed_call())
         terms = [
-            (output, self._masked(name, scales[name], denoised))
+            (output, self._masked_scale(name, scales[name], denoised))
             for name, output in zip(rows, outputs[1:], strict=True)
         ]
         return style_guidance(denoised, outputs[0], terms)
 
     def calc_cond_batch(
-        self, executor: Wrapped, model: Any, conds: list, x: Tensor, *args: Any, **kwargs: Any
+        self,
+        executor: Wrapped,
+        model: Any,
+        conds: list[list[Entry] | None],
+        x: Tensor,
+        *args: Any,
+        **kwargs: Any,
     ) -> list[Tensor]:
-        """Add the style's lists to the first call of an evaluation that holds the positive.
+        """Add the styles' lists to the first call of an evaluation that contains the positive.
 
-        Later calls with the same list, as Perturbed Attention Guidance makes, are not ours.
+        Later calls with the same list, such as those of Perturbed Attention Guidance, are left
+        unchanged.
         """
         request = self._request
-        shown_as = None
-        if request is not None and request.outputs is None:
-            shown_as = next((i for i, c in enumerate(conds) if c is request.positive), None)
-        if shown_as is None:
+        if request is None or request.outputs is not None:
+            return executor(model, conds, x, *args, **kwargs)
+        positive = next((i for i, cond in enumerate(conds) if cond is request.positive), None)
+        if positive is None:
             return executor(model, conds, x, *args, **kwargs)
         adapters = dict(enumerate(request.styles, start=len(conds)))
-        self._call = _Call(shown_as, adapters, batch=x.shape[0])
+        self._call = _Call(positive, adapters, batch=x.shape[0])
         try:
             lists = [*conds, *request.styles.values()]
             outputs = executor(model, lists, x, *args, **kwargs)
             if not self._call.forwards:
-                raise RuntimeError(self._unguided())
+                raise RuntimeError(self._missed_call())
         finally:
             self._call = None
-        # A copy: guidance patches may change what they are given in place.
-        request.outputs = [outputs[shown_as].clone(), *outputs[len(conds) :]]
+        # A copy, because guidance patches may change their inputs in place.
+        request.outputs = [outputs[positive].clone(), *outputs[len(conds) :]]
         return outputs[: len(conds)]
 
     def apply_model(
@@ -196,13 +205,13 @@ class StyleRun:
         t: Tensor,
         c_concat: Tensor | None = None,
         c_crossattn: Tensor | None = None,
-        control: dict | None = None,
-        transformer_options: dict | None = None,
+        control: dict[str, Any] | None = None,
+        transformer_options: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Gate the call's rows, and show style rows to the model as the positive's.
+        """Set the gates of the call's rows, and label style rows as rows of the positive.
 
-        Patches index ``(cond, uncond)`` with ``cond_or_uncond``: a third list would be unknown.
+        Patches index ``(cond, uncond)`` with ``cond_or_uncond`` and don't know of a third list.
         """
         call, options = self._call, transformer_options or {}
         inputs = (x, t, c_concat, c_crossattn, control)
@@ -217,14 +226,14 @@ class StyleRun:
             )
         call.forwards += 1
         rows = [self._row_gates(call.adapters.get(i)) for i in lists for _ in range(call.batch)]
-        shown = [call.shown_as if i in call.adapters else i for i in lists]
+        labels = [call.positive if i in call.adapters else i for i in lists]
         with self._gates.gated(rows):
-            return executor(*inputs, {**options, "cond_or_uncond": shown}, **kwargs)
+            return executor(*inputs, {**options, "cond_or_uncond": labels}, **kwargs)
 
     def _row_gates(self, adapter: str | None) -> dict[str, Gate]:
         return {adapter: Gate(self._styles[adapter].lora_strength)} if adapter else {}
 
-    def _masked(self, name: str, scale: float, like: Tensor) -> float | Tensor:
+    def _masked_scale(self, name: str, scale: float, like: Tensor) -> float | Tensor:
         mask = self._styles[name].mask
         if mask is None:
             return scale
@@ -235,7 +244,8 @@ class StyleRun:
             )
         return scale * comfy.sampler_helpers.prepare_mask(mask, like.shape, like.device)
 
-    def _unguided(self) -> str:
+    def _missed_call(self) -> str:
+        """Return the error sentence for a sampler whose model call did not contain the styles."""
         if "context_handler" in self._guider.model_options:
             return (
                 "style guidance must see all frames in one call, got context windows; "

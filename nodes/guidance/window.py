@@ -1,25 +1,23 @@
-"""When and how strongly a style acts: a part of the run, a scale and its keyframes."""
+"""Schedule of a style's guidance scale: a part of the run, a scale and its keyframes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...lora_ops import Keyframes, parse_keyframes
-
-PercentToSigma = Callable[[float], float]
-"""A model_sampling's ``percent_to_sigma``: falls from the first step's sigma to 0."""
+from ..bridge.sampling import PercentToSigma
 
 
 @dataclass(frozen=True)
 class StyleWindow:
-    """A style's scale over the run: nothing outside the window, keyframes times scale inside.
+    """A style's scale over the run: 0 outside the window, scale times keyframes inside.
 
     Args:
-        style_scale: The scale of equation 10.
-        start_percent: The first styled step has ``sigma <= percent_to_sigma(start_percent)``, as
-            ComfyUI reads the start of a conditioning.
-        end_percent: The last styled step has ``sigma >= percent_to_sigma(end_percent)``.
+        style_scale: Scale of equation 10.
+        start_percent: Begin of the window. The first styled step has
+            ``sigma <= percent_to_sigma(start_percent)``, as for the start of a conditioning.
+        end_percent: End of the window. The last styled step has
+            ``sigma >= percent_to_sigma(end_percent)``.
         keyframes: Factors of the scale by percent.
     """
 
@@ -29,7 +27,7 @@ class StyleWindow:
     keyframes: Keyframes
 
     def scale_at(self, sigma: float, percent_to_sigma: PercentToSigma) -> float:
-        """Return the scale at a step, 0 where the style is not to be computed."""
+        """Return the scale at a step; 0 means that the style need not be computed."""
         begins = float(percent_to_sigma(self.start_percent))
         ends = float(percent_to_sigma(self.end_percent))
         if self.style_scale == 0 or not ends <= sigma <= begins:
@@ -42,7 +40,7 @@ class StyleWindow:
 def style_window(
     style_scale: float, start_percent: float, end_percent: float, schedule: str
 ) -> StyleWindow:
-    """Return the window that the node's inputs describe.
+    """Return the window for the node's inputs.
 
     Raises:
         ValueError: The window ends before it starts, or the schedule has a mistake.
@@ -56,7 +54,7 @@ def style_window(
 
 
 def _percent_of(sigma: float, percent_to_sigma: PercentToSigma) -> float:
-    """Return the percent of the run at ``sigma``, by bisection: models give one direction only."""
+    """Return the percent of the run at ``sigma``, by bisection, as models have no inverse."""
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..pictures.fitted_image import FittedImage, cleaned, onto_frame, single_images
+from ..pictures.fitted_image import FittedImage, onto_frame, single_images, to_rgb
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def fit_pair(
         multiple: Of the frame's sides.
         number: Of the pair, for messages.
     """
-    before, after = cleaned(before, f"before {number}"), cleaned(after, f"after {number}")
+    before, after = to_rgb(before, f"before {number}"), to_rgb(after, f"after {number}")
     full = _common_size(before.shape[:2], after.shape[:2], resolution, multiple)
     fitted = onto_frame(before, full, multiple), onto_frame(after, full, multiple)
     return FittedPair(*fitted, note=_note(*fitted, resolution, number))

@@ -1,1 +1,1 @@
-"""Training pictures: read, fitted, cropped and encoded."""
+"""Read, resize, crop and encode training pictures."""

@@ -1,27 +1,25 @@
-"""Caption files: text of any usual encoding, and what was odd about it."""
+"""Read caption files in the usual text encodings."""
 
 from __future__ import annotations
 
 import codecs
 from pathlib import Path
 
-LONGEST = 64 * 1024
-"""Of a caption file in bytes."""
-
+MAX_CAPTION_BYTES = 64 * 1024
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def read_caption(file: Path) -> tuple[str, list[str]]:
-    """Return a caption without outer spaces, and notes on a foreign encoding.
+def read_caption_file(file: Path) -> tuple[str, list[str]]:
+    """Return a caption without surrounding spaces, and notes if its encoding is not UTF-8.
 
     Raises:
-        ValueError: The file is no text, or too long for a caption.
+        ValueError: The file is not text, or is too long for a caption.
     """
     size = file.stat().st_size
-    if size > LONGEST:
+    if size > MAX_CAPTION_BYTES:
         raise ValueError(
-            f"a caption must have at most {LONGEST // 1024} KiB, got {size // 1024} KiB in "
-            f"{file.name}; shorten it"
+            f"a caption must have at most {MAX_CAPTION_BYTES // 1024} KiB, got "
+            f"{size // 1024} KiB in {file.name}; shorten it"
         )
     raw = file.read_bytes()
     if raw.startswith(_UTF16):

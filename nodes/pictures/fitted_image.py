@@ -1,4 +1,4 @@
-"""One training picture: checked, three channels, resized onto a frame, encoded by the VAE."""
+"""Check, resize, crop and encode one training picture."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from torch import Tensor
 
 from ..bridge.vae import require_finite
 
-SMALLEST_SIDE = 16
-"""In pixels; below it there is nothing to learn a style from."""
+SMALLEST_SIDE = 16  # pixels; a smaller picture has too little detail to learn from
 
 
 @dataclass(frozen=True)
 class FittedImage:
-    """One picture as it is trained.
+    """One picture, resized and cropped for training.
 
     Args:
         pixels: ``(height, width, 3)`` in 0..1, fp32 on the CPU.
-        original_size: Height and width of the picture as it came.
+        original_size: Height and width of the original picture.
         crop: Top and left of the crop, in pixels of the resized picture.
     """
 
@@ -32,7 +31,7 @@ class FittedImage:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Return height and width of what is trained."""
+        """Return the height and width of the pixels."""
         return self.pixels.shape[0], self.pixels.shape[1]
 
 
@@ -42,14 +41,15 @@ def single_images(batches: Sequence[Tensor]) -> list[Tensor]:
 
 
 def check_picture(image: Tensor, name: str) -> None:
-    """Check that there is something in a picture to learn from.
+    """Raise unless a picture can be used for training.
 
     Args:
         image: ``(height, width, channel)``.
-        name: Of the picture, for messages.
+        name: Name of the picture, for messages.
 
     Raises:
-        ValueError: It is too small, has no usable channels, or holds no finite numbers.
+        ValueError: The picture is too small, has no usable channels, or has values that are not
+            finite.
     """
     height, width, channels = image.shape
     if min(height, width) < SMALLEST_SIDE:
@@ -69,35 +69,38 @@ def check_picture(image: Tensor, name: str) -> None:
         )
 
 
-def cleaned(image: Tensor, name: str) -> Tensor:
-    """Return three channels in 0..1 as a tensor of our own; transparency becomes white.
+def to_rgb(image: Tensor, name: str) -> Tensor:
+    """Return a copy with three channels in 0..1; transparent parts become white.
 
     Raises:
-        ValueError: As ``check_picture``.
+        ValueError: The picture can't be used for training.
     """
     check_picture(image, name)
     with torch.inference_mode(False):
         image = image.detach().clone().float().cpu()
     height, width, channels = image.shape
     image = image.clamp(0.0, 1.0)
-    colours = image[..., : channels - (channels % 2 == 0)]
-    if channels % 2 == 0:
+    has_alpha = channels in (2, 4)
+    colours = image[..., : channels - 1] if has_alpha else image
+    if has_alpha:
         alpha = image[..., -1:]
         colours = colours * alpha + (1.0 - alpha)
     return colours.expand(height, width, 3)
 
 
 def onto_frame(image: Tensor, full: tuple[int, int], multiple: int) -> FittedImage:
-    """Return the picture resized to cover ``full``, cropped at its centre to the multiple below.
+    """Return the picture resized to cover ``full`` and cropped at its centre.
 
     Args:
         image: ``(height, width, channel)``, any number of channels.
-        full: Height and width that are covered.
-        multiple: Of the sides that are kept.
+        full: Height and width that the resized picture covers.
+        multiple: Number to whose multiples the sides of ``full`` are rounded down for the crop.
     """
     original = (image.shape[0], image.shape[1])
     scale = max(full[0] / original[0], full[1] / original[1])
-    covering = [max(side, round(of * scale)) for side, of in zip(full, original, strict=True)]
+    covering = [
+        max(side, round(length * scale)) for side, length in zip(full, original, strict=True)
+    ]
     image = resized(image, (covering[0], covering[1]))
     height, width = (side // multiple * multiple for side in full)
     top, left = (
@@ -109,7 +112,7 @@ def onto_frame(image: Tensor, full: tuple[int, int], multiple: int) -> FittedIma
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the picture ``(height, width, channel)`` at another size, smoothly."""
+    """Return the picture ``(height, width, channel)``, resized with antialiased interpolation."""
     if tuple(image.shape[:2]) == size:
         return image
     channels_first = image.movedim(-1, 0)[None]
@@ -117,15 +120,17 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     return found[0].movedim(0, -1)
 
 
-def encode(vae: comfy.sd.VAE, image: FittedImage, mirrored: bool) -> Tensor:
+def encode_picture(vae: comfy.sd.VAE, image: FittedImage, mirrored: bool) -> Tensor:
     """Return the VAE's latent, ``(1, channel, ...)``.
 
-    # Differs from the paper: ComfyUI's VAE gives the posterior's mean, not a new sample per step.
+    Note: ComfyUI's VAE returns the mean of the posterior; the paper samples it in every step.
 
     Raises:
-        RuntimeError: The VAE gives NaN, as fp16 ones do on some pictures.
+        RuntimeError: The VAE returns NaN, as fp16 VAEs do for some pictures.
     """
     pixels = image.pixels.flip(1) if mirrored else image.pixels
-    latent = vae.encode(pixels[None])  # one by one: a video VAE reads a batch as frames
+    latent = vae.encode(
+        pixels[None]
+    )  # one picture per call, because a video VAE reads a batch as frames
     require_finite(latent, vae)
     return latent

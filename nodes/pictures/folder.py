@@ -1,4 +1,4 @@
-"""A folder of pictures under ComfyUI's input as training data: pictures, captions, masks, report."""
+"""Load a folder of pictures below ComfyUI's input folder, with captions, masks and a report."""
 
 from __future__ import annotations
 
@@ -15,25 +15,24 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from .buckets import Size, bucket_for, counted, share_kept
-from .caption_files import read_caption
+from .buckets import Size, bucket_for, kept_fraction, size_summary
+from .caption_files import read_caption_file
 from .fitted_image import onto_frame
 from .picture_files import PICTURE_ENDINGS, read_mask, read_picture
 
 _MASK_ENDING = ".mask"
-_CUT = 0.15
-"""Of a picture; more is told."""
+_MAX_CROPPED = 0.15  # fraction of a picture; a crop that removes more is reported
 
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """What the loader hands on: as many pictures as captions and masks, and what it found.
+    """The loaded pictures with their captions and masks, and a report.
 
     Args:
-        images: IMAGE ``(1, height, width, 3)`` each.
-        captions: As many.
-        masks: MASK ``(1, height, width)`` each, white where the picture counts.
-        report: Counts and problems, one a line.
+        images: One IMAGE ``(1, height, width, 3)`` per picture.
+        captions: One caption per picture.
+        masks: One MASK ``(1, height, width)`` per picture, white where the picture counts.
+        report: Counts and problems, one per line.
     """
 
     images: list[Tensor]
@@ -43,18 +42,18 @@ class TrainingImages:
 
 
 def training_folders() -> list[str]:
-    """Return the folders under input that hold a picture, by their path from there."""
+    """Return the folders below input that hold pictures, as paths relative to input."""
     root = Path(folder_paths.get_input_directory())
     found = []
     for place, folders, names in os.walk(root):  # links are not followed
         folders[:] = [name for name in folders if not name.startswith(".")]
         if any(Path(name).suffix.lower() in PICTURE_ENDINGS for name in names):
             found.append(Path(place).relative_to(root).as_posix())
-    return sorted(found, key=natural)
+    return sorted(found, key=natural_sort_key)
 
 
 def training_folder(name: str) -> Path:
-    """Return a folder under input.
+    """Return the path of a folder below input.
 
     Raises:
         ValueError: The name leads out of input, or there is no such folder.
@@ -74,8 +73,8 @@ def training_folder(name: str) -> Path:
     return folder
 
 
-def refusal(name: str) -> str | None:
-    """Return why a folder can't be used, ``None`` if it can."""
+def folder_error(name: str) -> str | None:
+    """Return the reason why a folder can't be used, ``None`` if it can."""
     try:
         training_folder(name)
     except ValueError as error:
@@ -84,7 +83,7 @@ def refusal(name: str) -> str | None:
 
 
 def folder_fingerprint(name: str) -> str:
-    """Return what changes when a file of the folder does."""
+    """Return a digest that changes whenever a file of the folder changes."""
     digest = hashlib.sha256()
     for file in _files(training_folder(name)):
         state = file.lstat()
@@ -98,14 +97,14 @@ def load_training_images(
     """Return the pictures of a folder with their captions and masks, in natural order.
 
     Args:
-        folder: Its path from input.
-        default_caption: For pictures without a text file.
-        resolution: Side of the square whose area larger pictures are brought to; 0 leaves all
-            pictures as they are.
-        bucket_step: Sides are cut to a multiple of this.
+        folder: Path of the folder, relative to input.
+        default_caption: Caption of pictures without a text file.
+        resolution: Side of the square to whose area larger pictures are reduced; 0 keeps all
+            pictures unchanged.
+        bucket_step: Number of which the sides become multiples.
 
     Raises:
-        ValueError: The folder has no picture, or one can't be used; the message names it.
+        ValueError: The folder has no picture, or a picture can't be used; the message names it.
     """
     place = training_folder(folder)
     files = _files(place)
@@ -129,7 +128,7 @@ def load_training_images(
         one = _load(file, masks.get(file.stem), texts.get(file.stem), default_caption.strip())
         problems += one.problems
         fitted = one.bucketed(resolution, bucket_step)
-        problems += _cut_line(one, fitted)
+        problems += _crop_warnings(one, fitted)
         loaded.append(fitted)
         bar.update(1)
     report = _report(folder, loaded, problems)
@@ -142,8 +141,8 @@ def load_training_images(
 
 
 @dataclass(frozen=True)
-class _Loaded:
-    """One picture with what belongs to it, and sentences on what is odd about it."""
+class _LoadedPicture:
+    """One picture with its caption and mask, and sentences about its problems."""
 
     name: str
     pixels: Tensor
@@ -157,12 +156,12 @@ class _Loaded:
     def size(self) -> Size:
         return self.pixels.shape[0], self.pixels.shape[1]
 
-    def bucketed(self, resolution: int, step: int) -> _Loaded:
+    def bucketed(self, resolution: int, step: int) -> _LoadedPicture:
         if not resolution:
             return self
         both = torch.cat([self.pixels, self.mask[..., None]], dim=-1)
         fitted = onto_frame(both, bucket_for(self.size, resolution, step), 1).pixels
-        return _Loaded(
+        return _LoadedPicture(
             name=self.name,
             pixels=fitted[..., :3].contiguous(),
             mask=fitted[..., 3].contiguous(),
@@ -173,7 +172,7 @@ class _Loaded:
         )
 
 
-def _load(file: Path, mask_file: Path | None, text: Path | None, default: str) -> _Loaded:
+def _load(file: Path, mask_file: Path | None, text: Path | None, default: str) -> _LoadedPicture:
     picture = read_picture(file)
     problems = [f"{file.name} {note}" for note in picture.notes]
     mask = picture.alpha
@@ -181,7 +180,7 @@ def _load(file: Path, mask_file: Path | None, text: Path | None, default: str) -
         mask = read_mask(mask_file, picture)
     caption = None
     if text is not None:
-        caption, notes = read_caption(text)
+        caption, notes = read_caption_file(text)
         problems += [f"{text.name} {note}" for note in notes]
     captioned = bool(caption)
     if not captioned:
@@ -198,7 +197,7 @@ def _load(file: Path, mask_file: Path | None, text: Path | None, default: str) -
             f"a mask must be white where its picture counts, got one that is black everywhere "
             f"in {source.name}; paint it or remove it"
         )
-    return _Loaded(
+    return _LoadedPicture(
         name=file.name,
         pixels=picture.pixels,
         mask=mask,
@@ -209,18 +208,18 @@ def _load(file: Path, mask_file: Path | None, text: Path | None, default: str) -
     )
 
 
-def _cut_line(whole: _Loaded, fitted: _Loaded) -> Iterator[str]:
-    kept = share_kept(whole.size, fitted.size)
-    if kept < 1 - _CUT:
+def _crop_warnings(whole: _LoadedPicture, fitted: _LoadedPicture) -> Iterator[str]:
+    kept = kept_fraction(whole.size, fitted.size)
+    if kept < 1 - _MAX_CROPPED:
         width, height = whole.size[1], whole.size[0]
         yield f"{whole.name} ({width} x {height}) is cut to {kept:.0%} of itself; crop it yourself"
 
 
-def _report(folder: str, loaded: Sequence[_Loaded], problems: Sequence[str]) -> str:
+def _report(folder: str, loaded: Sequence[_LoadedPicture], problems: Sequence[str]) -> str:
     own = sum(one.captioned for one in loaded)
     masked = sum(one.masked for one in loaded)
     lines = [
-        f"{len(loaded)} pictures from {folder}: {counted(one.size for one in loaded)}",
+        f"{len(loaded)} pictures from {folder}: {size_summary(one.size for one in loaded)}",
         f"{own} captions from text files, {len(loaded) - own} by default; {masked} masks",
         *problems,
     ]
@@ -228,10 +227,10 @@ def _report(folder: str, loaded: Sequence[_Loaded], problems: Sequence[str]) -> 
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the folder's own files in natural order.
+    """Return the files directly in a folder in natural order.
 
     Raises:
-        ValueError: One is a link out of input.
+        ValueError: A file is a link that leads out of input.
     """
     root = folder_paths.get_input_directory()
     files = [
@@ -243,11 +242,11 @@ def _files(folder: Path) -> list[Path]:
                 "a training picture must lie in ComfyUI's input folder, got a link out of it: "
                 f"{file.name}; copy the file there"
             )
-    return sorted(files, key=lambda file: natural(file.name))
+    return sorted(files, key=lambda file: natural_sort_key(file.name))
 
 
-def natural(name: str) -> list[tuple[int, int, str]]:
-    """Return a key that sorts names as people do: 2 before 10, letters whatever their case."""
+def natural_sort_key(name: str) -> list[tuple[int, int, str]]:
+    """Return a key that sorts numbers in names by value (2 before 10) and ignores case."""
     parts = re.split(r"(\d+)", name.casefold())
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
 

@@ -1,4 +1,4 @@
-"""Training pictures with their captions, masks and frames."""
+"""Combine training pictures with their captions, masks and frames."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..bridge.inputs import one_or_each
-from .buckets import Size, bucket_for, share_kept
-from .fitted_image import FittedImage, check_picture, cleaned, onto_frame, single_images
+from .buckets import Size, bucket_for, kept_fraction
+from .fitted_image import FittedImage, check_picture, onto_frame, single_images, to_rgb
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,11 @@ class Picture:
     """One picture to train on.
 
     Args:
-        number: From 1, for messages.
-        image: ``(height, width, channel)`` as it came.
-        caption: Without outer spaces; may be empty.
-        mask: What each pixel counts, ``(height, width)``; ``None`` where all count alike.
-        frame: Height and width at which it is trained.
+        number: Number from 1, for messages.
+        image: Original picture, ``(height, width, channel)``.
+        caption: Caption without surrounding spaces; may be empty.
+        mask: Weight of each pixel, ``(height, width)``; ``None`` if all weights are equal.
+        frame: Height and width of the picture in training.
     """
 
     number: int
@@ -32,10 +32,10 @@ class Picture:
     frame: Size
 
     def fitted(self) -> tuple[FittedImage, Tensor | None]:
-        """Return picture and mask on the frame, the mask ``(height, width)``.
+        """Return the picture resized and cropped to the frame, and its mask ``(height, width)``.
 
         Raises:
-            ValueError: All that the mask lets count is cut away.
+            ValueError: Everything that the mask selects is cut away.
         """
         both = onto_frame(self.pixels(), self.frame, 1)
         if self.mask is None:
@@ -45,8 +45,8 @@ class Picture:
         return replace(both, pixels=picture), mask
 
     def pixels(self) -> Tensor:
-        """Return the picture as it came, ``(height, width, 3)``, or 4 with its mask as the last."""
-        pixels = cleaned(self.image, f"picture {self.number}")
+        """Return the original in RGB, ``(height, width, 3)``, or with its mask as channel 4."""
+        pixels = to_rgb(self.image, f"picture {self.number}")
         if self.mask is None:
             return pixels
         with torch.inference_mode(False):
@@ -55,8 +55,8 @@ class Picture:
 
     @property
     def kept(self) -> float:
-        """Return the share of the picture that the frame leaves."""
-        return share_kept(tuple(self.image.shape[:2]), self.frame)
+        """Return the fraction of the picture that the frame keeps."""
+        return kept_fraction((self.image.shape[0], self.image.shape[1]), self.frame)
 
 
 def pictures_of(
@@ -72,33 +72,33 @@ def pictures_of(
     Args:
         images: IMAGE batches ``(batch, height, width, channel)``; sizes may differ.
         masks: MASK batches ``(batch, height, width)``, one mask per picture, or none.
-        captions: One for all, or one per picture.
-        resolution: Side of the square whose area larger pictures are brought to.
-        multiple: The frames' sides are multiples of this.
+        captions: One caption for all pictures, or one per picture.
+        resolution: Side of the square to whose area larger pictures are reduced.
+        multiple: Number of which the frames' sides are multiples.
         captions_name: Name of the captions' input, for messages.
 
     Raises:
-        ValueError: The counts differ, a picture holds nothing to learn from, or a mask doesn't fit.
+        ValueError: The counts differ, a picture can't be used, or a mask doesn't fit its picture.
     """
     pictures = single_images(images)
-    counts = [mask for batch in masks for mask in (batch if batch.ndim == 3 else batch[None])]
-    if masks and len(counts) != len(pictures):
+    all_masks = [mask for batch in masks for mask in (batch if batch.ndim == 3 else batch[None])]
+    if masks and len(all_masks) != len(pictures):
         raise ValueError(
-            f"masks must be one per picture, got {len(counts)} for {len(pictures)} pictures; "
+            f"masks must be one per picture, got {len(all_masks)} for {len(pictures)} pictures; "
             "give each its own, a white one where all of it counts"
         )
     texts = one_or_each(captions, len(pictures), captions_name, "picture")
     found = []
     for number, (image, text) in enumerate(zip(pictures, texts, strict=True), start=1):
         check_picture(image, f"picture {number}")
-        mask = _checked_mask(counts[number - 1], image, number) if counts else None
-        frame = bucket_for(tuple(image.shape[:2]), resolution, multiple)
+        mask = _checked_mask(all_masks[number - 1], image, number) if all_masks else None
+        frame = bucket_for((image.shape[0], image.shape[1]), resolution, multiple)
         found.append(Picture(number, image, text.strip(), mask, frame))
     return found
 
 
 def _checked_mask(mask: Tensor, image: Tensor, number: int) -> Tensor | None:
-    """Return the mask, ``None`` where all of it is white."""
+    """Return the mask, ``None`` if all of it is white."""
     if mask.shape != image.shape[:2]:
         height, width = image.shape[:2]
         raise ValueError(
@@ -115,13 +115,23 @@ def _checked_mask(mask: Tensor, image: Tensor, number: int) -> Tensor | None:
 
 
 def require_not_black(mask: Tensor, number: int, where: str) -> None:
-    """Check that a mask lets something count.
+    """Raise if a mask is black.
 
     Raises:
-        ValueError: It is black.
+        ValueError: The mask is black.
     """
     if not bool((mask > 0).any()):
-        raise ValueError(
-            f"a mask must be white where its picture counts, got one that is black {where} for "
-            f"picture {number}; paint mask {number} or leave it white"
-        )
+        raise black_mask(number, where)
+
+
+def black_mask(number: int, where: str) -> ValueError:
+    """Return the error for a mask that is black.
+
+    Args:
+        number: Number of the picture.
+        where: Part of the picture in which the mask is black, for the message.
+    """
+    return ValueError(
+        f"a mask must be white where its picture counts, got one that is black {where} for "
+        f"picture {number}; paint mask {number} or leave it white"
+    )

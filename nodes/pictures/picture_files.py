@@ -1,4 +1,7 @@
-"""Picture files as training data: upright, three channels in 0..1, strictly whole."""
+"""Read picture files as training data: upright, with three channels in 0..1.
+
+Truncated and damaged files are refused, because Pillow would otherwise fill the rest with grey.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,21 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 PICTURE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-MOST_PIXELS = 100_000_000
-"""Of one picture: 1.2 GB while it is read."""
+MAX_PIXELS = 100_000_000  # of one picture, which takes 1.2 GB while it is read
 
-_DEEP = ("I;16", "I;16B", "I;16L", "I;16N")
+# Pillow's modes with 16 bits per pixel.
+_DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
 @dataclass(frozen=True)
 class PictureFile:
-    """One picture.
+    """The contents of one picture file.
 
     Args:
-        name: Of the file.
+        name: Name of the file.
         pixels: ``(height, width, 3)`` in 0..1; transparent parts are white.
-        alpha: ``(height, width)`` in 0..1; ``None`` where the picture is opaque.
-        notes: Ends of sentences on what was converted, after the file's name.
+        alpha: ``(height, width)`` in 0..1; ``None`` if the picture is opaque.
+        notes: Conversions, as ends of sentences that begin with the file's name.
     """
 
     name: str
@@ -36,13 +39,14 @@ class PictureFile:
 
 
 def read_picture(file: Path) -> PictureFile:
-    """Return a picture, turned as its EXIF says.
+    """Return a picture, rotated by its EXIF orientation.
 
     Raises:
-        ValueError: It is damaged, animated, too large or of an unusual kind; the message names it.
+        ValueError: The picture is damaged, animated, too large or of an unusual kind; the message
+            names it.
     """
     image, notes = _opened(file), []
-    if image.mode in _DEEP or image.mode == "I":
+    if image.mode in _DEEP_MODES or image.mode == "I":
         grey = _deep_grey(image, file)
         pixels = torch.from_numpy(grey)[..., None].expand(-1, -1, 3).contiguous()
         return PictureFile(file.name, pixels, None, ["has 16 bits and was read as grey"])
@@ -61,10 +65,10 @@ def read_mask(file: Path, picture: PictureFile) -> Tensor:
     """Return a mask picture's brightness, ``(height, width)`` in 0..1.
 
     Raises:
-        ValueError: As ``read_picture``, or it has another size than its picture.
+        ValueError: The mask can't be read, or has another size than its picture.
     """
     image = _opened(file)
-    deep = image.mode in _DEEP or image.mode == "I"
+    deep = image.mode in _DEEP_MODES or image.mode == "I"
     mask = torch.from_numpy(_deep_grey(image, file)) if deep else _values(image.convert("L"))
     if mask.shape != picture.pixels.shape[:2]:
         (height, width), (down, across) = mask.shape, picture.pixels.shape[:2]
@@ -76,9 +80,9 @@ def read_mask(file: Path, picture: PictureFile) -> Tensor:
 
 
 def _opened(file: Path) -> Image.Image:
-    """Return the decoded picture, upright."""
+    """Return the decoded picture, rotated by its EXIF orientation."""
     lenient = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # another node may have it on
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # another node may have turned it on
     try:
         if file.stat().st_size == 0:
             raise EOFError("the file is empty")
@@ -96,7 +100,7 @@ def _opened(file: Path) -> Image.Image:
         ) from error
     except Image.DecompressionBombError as error:
         raise ValueError(_too_large("more", file.name)) from error
-    except Exception as error:  # Pillow has no one class for a damaged file
+    except Exception as error:  # Pillow raises many classes for damaged files
         reason = str(error).rstrip(".").split("\n")[0][:100] or type(error).__name__
         raise ValueError(
             f"a picture must be readable, got {file.name}, which is damaged ({reason}); replace it"
@@ -107,12 +111,12 @@ def _opened(file: Path) -> Image.Image:
 
 
 def _unusable(image: Image.Image, name: str) -> str | None:
-    """Return why a picture is refused by its header, before anything is decoded."""
+    """Return the reason to refuse a picture by its header, before it is decoded, or None."""
     width, height = image.size
-    if width * height > MOST_PIXELS:
+    if width * height > MAX_PIXELS:
         return _too_large(f"{width} x {height}", name)
     frames = getattr(image, "n_frames", 1)
-    # A camera's MPO holds smaller copies of its one picture.
+    # An MPO file of a camera holds one picture and smaller copies of it.
     if frames > 1 and image.format != "MPO":
         return (
             f"a picture must be a single one, got {frames} frames or pages in {name}; "
@@ -128,7 +132,7 @@ def _unusable(image: Image.Image, name: str) -> str | None:
 
 def _too_large(got: str, name: str) -> str:
     return (
-        f"a picture must have at most {MOST_PIXELS // 10**6} million pixels, got {got} in {name}; "
+        f"a picture must have at most {MAX_PIXELS // 10**6} million pixels, got {got} in {name}; "
         "make it smaller"
     )
 

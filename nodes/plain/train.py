@@ -19,7 +19,7 @@ from ...training.runs.run_store import StoredRun
 from ..bridge.conditioning import Conditioning
 from ..bridge.digests import content_digest
 from ..bridge.inputs import list_input
-from ..pictures.buckets import counted
+from ..pictures.buckets import size_summary
 from ..pictures.fitted_image import single_images
 from ..pictures.picture import Picture, pictures_of
 from ..text.training_cond import training_cond, training_latent
@@ -212,7 +212,7 @@ class PlainTrainer(Trainer):
             return [f"{len(self.encoded)} encoded pictures, latents of {len(sizes)} sizes"]
         pictures = self.dataset
         lines = [
-            f"{len(pictures)} pictures: {counted(picture.frame for picture in pictures)}, "
+            f"{len(pictures)} pictures: {size_summary(picture.frame for picture in pictures)}, "
             f"mirrored: {self.settings.flip}"
         ]
         masked = sum(picture.mask is not None for picture in pictures)

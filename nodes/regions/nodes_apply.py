@@ -1,21 +1,33 @@
-"""Nodes that say what is in regions, and put regions on models and ControlNets."""
+"""Nodes that give regions their prompts and apply regions to models and ControlNets."""
+
+# ComfyNode declares ``execute`` with **kwargs alone, though ComfyUI passes every input by name.
+# pyright: reportIncompatibleMethodOverride=false
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from comfy.controlnet import ControlNet, T2IAdapter
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
 from comfy_api.latest import io
 
+from ...lora_ops import Region
+from ...training.files.concept import Concept
+from ...training.files.lora_state import LoraState
+from ..bridge.conditioning import Conditioning
 from ..bridge.inputs import concepts_input, joined, text_input
 from ..bridge.socket_types import RegionPromptsType, RegionsType
-from .layout.sets import KEEPS_A_CELL, RULES
+from .layout.sets import CELL_RULES, KEEPS_A_CELL
 from .sampling.apply import with_regions
 from .sampling.control import weighted_control
 from .sampling.loras import AREA, TOKENLESS
-from .sampling.prompts import with_region_prompt
+from .sampling.prompts import RegionPrompts, with_region_prompt
 from .sampling.run import MEAN, POOLED
 
 
 class RegionPrompt(io.ComfyNode):
-    """What is said in one region."""
+    """Set the prompt and the LoRAs of one region."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -25,8 +37,8 @@ class RegionPrompt(io.ComfyNode):
             display_name="Region Prompt",
             category="Pastiche/sample",
             description=(
-                "Says what is in one region: its words, its negative words, and a LoRA or concepts "
-                "that act there alone. Chain one for each region."
+                "Sets the prompt of one region, its negative prompt, and a LoRA or concepts that "
+                "act in this region only. Chain one of these nodes for each region."
             ),
             search_aliases=[
                 "regional prompt",
@@ -36,15 +48,15 @@ class RegionPrompt(io.ComfyNode):
                 "mix of show",
             ],
             inputs=[
-                io.String.Input("region", default="", tooltip="The region's name."),
+                io.String.Input("region", default="", tooltip="Name of the region, as in Regions."),
                 io.String.Input(
                     "text",
                     default="",
                     multiline=True,
                     dynamic_prompts=True,
                     tooltip=(
-                        "What is in the region, as a whole prompt of its own; repeat the scene's "
-                        "words. Empty: the global prompt holds there."
+                        "Complete prompt of the region; repeat the words of the scene. Leave empty "
+                        "to use the global prompt."
                     ),
                 ),
                 io.String.Input(
@@ -52,14 +64,14 @@ class RegionPrompt(io.ComfyNode):
                     default="",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="Its negative prompt. Empty: the global one holds there.",
+                    tooltip="Negative prompt of the region. Leave empty to use the global one.",
                 ),
                 io.String.Input(
                     "common_words",
                     default="",
                     tooltip=(
                         "Words before every region's text, such as the scene or the medium. Set "
-                        "them on the first of these nodes; those after it take them over."
+                        "them on the first of these nodes; the next ones use them too."
                     ),
                 ),
                 io.Float.Input(
@@ -74,38 +86,38 @@ class RegionPrompt(io.ComfyNode):
                 RegionPromptsType.Input(
                     "region_prompts",
                     optional=True,
-                    tooltip="From the Region Prompt of another region.",
+                    tooltip="Prompts of other regions, from another Region Prompt.",
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="Reads the text, under the text encoder part of the region's LoRA.",
+                    tooltip="Text encoder of the texts; the region's LoRA is applied to it.",
                 ),
                 io.LoraModel.Input(
                     "lora",
                     optional=True,
-                    tooltip="Acts in this region alone: an object, a person or a style.",
+                    tooltip="LoRA that acts in this region only: an object, a person or a style.",
                 ),
                 concepts_input(
-                    "Named in the text as <name>.",
-                    "Trained concepts that act in this region alone.",
+                    "A trained concept, named in the text as <name>.",
+                    "Trained concepts that act in this region only.",
                     least=0,
                 ),
                 io.Conditioning.Input(
                     "positive_conditioning",
                     optional=True,
-                    tooltip="A prompt that is encoded already, in place of the text.",
+                    tooltip="Encoded prompt that replaces the text.",
                 ),
                 io.Conditioning.Input(
                     "negative_conditioning",
                     optional=True,
-                    tooltip="Likewise in place of the negative text.",
+                    tooltip="Encoded prompt that replaces the negative text.",
                 ),
             ],
             outputs=[
                 RegionPromptsType.Output(
                     display_name="region_prompts",
-                    tooltip="For the next Region Prompt, and for Apply Regional Attention.",
+                    tooltip="All prompts, for another Region Prompt or Apply Regional Attention.",
                 )
             ],
         )
@@ -113,19 +125,19 @@ class RegionPrompt(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        region,
-        text,
-        negative,
-        common_words,
-        strength,
-        region_prompts=None,
-        clip=None,
-        lora=None,
-        concepts=None,
-        positive_conditioning=None,
-        negative_conditioning=None,
+        region: str,
+        text: str,
+        negative: str,
+        common_words: str,
+        strength: float,
+        region_prompts: RegionPrompts | None = None,
+        clip: CLIP | None = None,
+        lora: LoraState | None = None,
+        concepts: Mapping[str, Sequence[Concept]] | None = None,
+        positive_conditioning: Conditioning | None = None,
+        negative_conditioning: Conditioning | None = None,
     ) -> io.NodeOutput:
-        """Encode the region's prompts."""
+        """Encode the prompts of the region."""
         prompts = with_region_prompt(
             region_prompts,
             region=region,
@@ -143,7 +155,7 @@ class RegionPrompt(io.ComfyNode):
 
 
 class ApplyRegionalAttention(io.ComfyNode):
-    """Regions on a MODEL, for any sampler."""
+    """Apply regions to a MODEL, for any sampler."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -153,9 +165,10 @@ class ApplyRegionalAttention(io.ComfyNode):
             display_name="Apply Regional Attention",
             category="Pastiche/sample",
             description=(
-                "Lets each part of the picture hear its own region's words and its own LoRA, in "
-                "one run of any sampler: the mean where regions overlap, the sampler's prompt "
-                "outside of them. Mix-of-Show (Gu et al. 2023, arXiv:2305.18292), section 3.3."
+                "Applies the prompt and the LoRA of each region to its part of the picture, in one "
+                "run of any sampler. Overlapping regions are averaged; outside of all regions the "
+                "sampler's prompt is used. Mix-of-Show (Gu et al. 2023, arXiv:2305.18292), section "
+                "3.3."
             ),
             search_aliases=[
                 "regional prompt",
@@ -166,20 +179,23 @@ class ApplyRegionalAttention(io.ComfyNode):
                 "mix of show",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="The base; LoRAs on it act everywhere."),
-                RegionsType.Input("regions", tooltip="Where they lie."),
+                io.Model.Input(
+                    "model", tooltip="The base model; LoRAs already on it act everywhere."
+                ),
+                RegionsType.Input("regions", tooltip="Regions of the picture."),
                 RegionPromptsType.Input(
                     "region_prompts",
                     optional=True,
-                    tooltip="What is said in them; a region without hears the global prompt.",
+                    tooltip="Prompts of the regions; a region without one uses the global prompt.",
                 ),
                 io.Combo.Input(
                     "cells",
-                    options=list(RULES),
+                    options=list(CELL_RULES),
                     default=KEEPS_A_CELL,
                     tooltip=(
-                        "How boxes become cells of coarse layers: those whose centre they hold, at "
-                        "least one; or the paper's whole cells, where a small box may have none."
+                        "Rule for boxes in coarse layers. A box takes the cells whose centre it "
+                        "contains, and at least one; or, as in the paper, only whole cells, which "
+                        "a small box may not contain."
                     ),
                 ),
                 io.Combo.Input(
@@ -187,16 +203,17 @@ class ApplyRegionalAttention(io.ComfyNode):
                     options=list(POOLED),
                     default=MEAN,
                     tooltip=(
-                        "For models with one vector for the whole prompt (SDXL, SD3, Flux): the "
-                        "mean of all prompts by the area they hold, or the global prompt's."
+                        "Pooled vector of the whole picture (SDXL, SD3, Flux): the mean of all "
+                        "prompts, weighted by their area, or the global prompt's vector."
                     ),
                 ),
                 io.Boolean.Input(
                     "isolate",
                     default=False,
                     tooltip=(
-                        "Keeps what other parts of the picture see of a region as the base would "
-                        "have it: a region's LoRA then leaks less, and fits in less."
+                        "Leaves keys and values of the picture unchanged by the regions' LoRAs. "
+                        "Turn it on if a LoRA leaks into other regions; it then also blends in "
+                        "less."
                     ),
                 ),
                 io.Combo.Input(
@@ -205,31 +222,39 @@ class ApplyRegionalAttention(io.ComfyNode):
                     default=AREA,
                     advanced=True,
                     tooltip=(
-                        "What a region's LoRA does in layers that see no place of the picture, such "
-                        "as those of the noise level: act by the region's area, or not at all."
+                        "Effect of a region's LoRA in layers without positions, such as those of "
+                        "the timestep: in proportion to the region's area, or none."
                     ),
                 ),
             ],
             outputs=[
                 io.Model.Output(
                     display_name="model",
-                    tooltip="For KSampler, SamplerCustom or a guider, as any other model.",
+                    tooltip="The model with the regions, for KSampler, SamplerCustom or a guider.",
                 )
             ],
         )
 
     @classmethod
     def execute(
-        cls, model, regions, region_prompts=None, *, cells, pooled, isolate, without_tokens
+        cls,
+        model: ModelPatcher,
+        regions: Sequence[Region],
+        region_prompts: RegionPrompts | None = None,
+        *,
+        cells: str,
+        pooled: str,
+        isolate: bool,
+        without_tokens: str,
     ) -> io.NodeOutput:
-        """Put the regions on a clone of the model."""
+        """Apply the regions to a clone of the model."""
         return io.NodeOutput(
             with_regions(model, regions, region_prompts, cells, pooled, isolate, without_tokens)
         )
 
 
 class RegionalControlWeight(io.ComfyNode):
-    """A ControlNet whose strength differs from region to region."""
+    """Give a ControlNet a separate strength in each region."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -239,9 +264,9 @@ class RegionalControlWeight(io.ComfyNode):
             display_name="Regional Control Weight",
             category="Pastiche/sample",
             description=(
-                "Gives a ControlNet or T2I-Adapter a strength for each region, before any Apply "
-                "ControlNet: later regions overwrite earlier ones. Mix-of-Show (Gu et al. 2023, "
-                "arXiv:2305.18292), section 3.3."
+                "Gives a ControlNet or T2I-Adapter a separate strength in each region; later "
+                "regions overwrite earlier ones. Use it before Apply ControlNet. Mix-of-Show (Gu "
+                "et al. 2023, arXiv:2305.18292), section 3.3."
             ),
             search_aliases=[
                 "controlnet mask",
@@ -252,11 +277,11 @@ class RegionalControlWeight(io.ComfyNode):
             ],
             inputs=[
                 io.ControlNet.Input("control_net", tooltip="A ControlNet or a T2I-Adapter."),
-                RegionsType.Input("regions", tooltip="Where the strengths hold."),
+                RegionsType.Input("regions", tooltip="Regions of the picture."),
                 text_input(
                     "strengths",
-                    "A name and a number on each line, such as: cat 0.8. Regions that are not "
-                    "named have the strength inside.",
+                    "A region's name and its strength on each line, such as: cat 0.8. Other "
+                    "regions get the strength inside.",
                 ),
                 io.Float.Input(
                     "inside",
@@ -264,7 +289,7 @@ class RegionalControlWeight(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="Strength in regions that are not named.",
+                    tooltip="Strength in regions without a line in strengths.",
                 ),
                 io.Float.Input(
                     "outside",
@@ -272,26 +297,35 @@ class RegionalControlWeight(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="Strength where there is no region.",
+                    tooltip="Strength outside all regions.",
                 ),
                 io.Combo.Input(
                     "cells",
-                    options=list(RULES),
+                    options=list(CELL_RULES),
                     default=KEEPS_A_CELL,
-                    tooltip="How boxes become cells: those whose centre they hold, or whole ones.",
+                    tooltip="Rule for boxes in coarse layers: a box takes the cells whose centre "
+                    "it contains, or only whole cells.",
                 ),
             ],
             outputs=[
                 io.ControlNet.Output(
                     display_name="control_net",
-                    tooltip="For Apply ControlNet, whose strength multiplies these.",
+                    tooltip="The ControlNet for Apply ControlNet, whose strength multiplies these.",
                 )
             ],
         )
 
     @classmethod
-    def execute(cls, control_net, regions, strengths, inside, outside, cells) -> io.NodeOutput:
-        """Weight a copy of the ControlNet."""
+    def execute(
+        cls,
+        control_net: ControlNet | T2IAdapter,
+        regions: Sequence[Region],
+        strengths: str,
+        inside: float,
+        outside: float,
+        cells: str,
+    ) -> io.NodeOutput:
+        """Apply the strengths to a copy of the ControlNet."""
         weighted = weighted_control(control_net, regions, strengths, inside, outside, cells)
         return io.NodeOutput(weighted)
 

@@ -1,16 +1,29 @@
-"""Nodes that make and show regions of a picture."""
+"""Nodes that create and show regions of a picture."""
+
+# ComfyNode declares ``execute`` with **kwargs alone, though ComfyUI passes every input by name.
+# pyright: reportIncompatibleMethodOverride=false
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from collections.abc import Sequence
 
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...lora_ops import Region
 from ..bridge.node_output import node_display
 from ..bridge.socket_types import RegionsType
 from .layout.colours import BACKGROUND, regions_from_colours
-from .layout.drawing import described, drawn_regions, region_masks
-from .layout.sets import Manner, picture_size, region_set, regions_from_masks, warn_of_oddities
+from .layout.drawing import drawn_regions, region_list, region_masks
+from .layout.sets import (
+    RegionDefaults,
+    picture_size,
+    region_set,
+    regions_from_masks,
+    warn_of_oddities,
+)
 
-_MOST_MASKS = 32
+_MAX_MASKS = 32
 _LARGEST_SIDE = 16384
 
 
@@ -21,12 +34,12 @@ def _size_input(name: str) -> io.Int.Input:
         min=16,
         max=_LARGEST_SIDE,
         step=8,
-        tooltip=f"Picture {name} in pixels; the {name} of a connected picture takes precedence.",
+        tooltip=f"Picture {name} in pixels; a connected picture's {name} takes precedence.",
     )
 
 
-def _manner_inputs() -> list[io.Input]:
-    """Return how regions act that come without settings of their own."""
+def _defaults_inputs() -> list[io.Input]:
+    """Return the inputs for the settings of regions that are made from masks or colours."""
     return [
         io.Float.Input(
             "feather",
@@ -34,7 +47,7 @@ def _manner_inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Width of the soft edge as a share of the shorter side; 0 is a hard edge.",
+            tooltip="Width of the soft edge as a fraction of the shorter side; 0 is a hard edge.",
         ),
         io.Float.Input(
             "weight",
@@ -42,7 +55,7 @@ def _manner_inputs() -> list[io.Input]:
             min=0.0,
             max=100.0,
             step=0.05,
-            tooltip="Against other regions where they overlap; equal weights give their mean.",
+            tooltip="Weight of the regions where they overlap; equal weights give the mean.",
         ),
         io.Float.Input(
             "blend",
@@ -50,7 +63,7 @@ def _manner_inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.05,
-            tooltip="Share of the global prompt inside the regions; 0 is the paper's.",
+            tooltip="Fraction of the global prompt inside the regions; the paper uses 0.",
         ),
         io.Float.Input(
             "start_percent",
@@ -60,7 +73,7 @@ def _manner_inputs() -> list[io.Input]:
             step=0.01,
             round=0.001,
             advanced=True,
-            tooltip="Part of the run from which on the regions act.",
+            tooltip="Fraction of the run at which the regions begin to act.",
         ),
         io.Float.Input(
             "end_percent",
@@ -70,26 +83,28 @@ def _manner_inputs() -> list[io.Input]:
             step=0.01,
             round=0.001,
             advanced=True,
-            tooltip="Part of the run up to which the regions act.",
+            tooltip="Fraction of the run at which the regions stop acting.",
         ),
     ]
 
 
-def _more_regions_input() -> io.Custom.Input:
+def _more_regions_input() -> io.Input:
     return RegionsType.Input(
-        "more_regions", optional=True, tooltip="Regions of another node, which come first."
+        "more_regions",
+        optional=True,
+        tooltip="Regions of another node, which are put before the new ones.",
     )
 
 
-def _regions_output() -> io.Custom.Output:
+def _regions_output() -> io.Output:
     return RegionsType.Output(
         display_name="regions",
-        tooltip="For Apply Regional Attention, Regional Control Weight and Show Regions.",
+        tooltip="Regions for Apply Regional Attention, Regional Control Weight and Show Regions.",
     )
 
 
 class Regions(io.ComfyNode):
-    """Regions drawn on the node, written by hand, or laid out in rows and columns."""
+    """Define regions by drawing, as text, or in rows and columns."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -99,8 +114,9 @@ class Regions(io.ComfyNode):
             display_name="Regions",
             category="Pastiche/data",
             description=(
-                "Regions of a picture: drawn on the node's canvas, written as text, or laid out in "
-                "rows and columns. They are shares of the picture and fit every size of it."
+                "Defines regions of a picture: drawn on the node's canvas, written as text, or "
+                "laid out in rows and columns. They are stored as fractions of the picture, so "
+                "they fit every size."
             ),
             search_aliases=[
                 "regional prompt",
@@ -116,9 +132,9 @@ class Regions(io.ComfyNode):
                     default="",
                     multiline=True,
                     tooltip=(
-                        'What the canvas draws, as JSON: {"regions": [...]}, each with name, x, y, '
-                        "width and height in shares of the picture, and feather, weight, blend, "
-                        "start_percent, end_percent and colour where wanted."
+                        'Regions of the canvas as JSON: {"regions": [...]}, each with name, x, y, '
+                        "width and height in fractions of the picture, and optionally feather, "
+                        "weight, blend, start_percent, end_percent and colour."
                     ),
                 ),
                 _size_input("width"),
@@ -128,14 +144,15 @@ class Regions(io.ComfyNode):
                     default="",
                     multiline=True,
                     tooltip=(
-                        'Rows and columns in place of the boxes: "1,2,1 / 1" is three columns, the '
-                        "middle one twice as wide, above one. Leave empty for what is drawn."
+                        'Rows and columns that replace the boxes: "1,2,1 / 1" is three columns, '
+                        "the middle one twice as wide, above a single one. Leave empty to use the "
+                        "drawn regions."
                     ),
                 ),
                 io.Image.Input(
                     "background",
                     optional=True,
-                    tooltip="A picture to draw over; its width and height are taken.",
+                    tooltip="Picture behind the canvas; its width and height take precedence.",
                 ),
             ],
             outputs=[
@@ -146,8 +163,15 @@ class Regions(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, regions, width, height, layout="", background=None) -> io.NodeOutput:
-        """Read the regions."""
+    def execute(
+        cls,
+        regions: str,
+        width: int,
+        height: int,
+        layout: str = "",
+        background: Tensor | None = None,
+    ) -> io.NodeOutput:
+        """Parse the regions."""
         found = region_set(regions, layout)
         size = picture_size(width, height, background)
         warn_of_oddities(found, *size)
@@ -155,7 +179,7 @@ class Regions(io.ComfyNode):
 
 
 class RegionsFromMasks(io.ComfyNode):
-    """A region for each mask."""
+    """Create a region from each mask."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -165,31 +189,31 @@ class RegionsFromMasks(io.ComfyNode):
             display_name="Regions from Masks",
             category="Pastiche/data",
             description=(
-                "Makes a region of each mask: painted ones, those of a segmentation, or a batch. "
-                "Grey is a soft edge."
+                "Creates a region from each mask: painted masks, those of a segmentation, or a "
+                "batch. Grey is a soft edge."
             ),
             search_aliases=["mask regions", "segment", "regional prompt mask", "attention couple"],
             inputs=[
                 io.Autogrow.Input(
                     "masks",
                     template=io.Autogrow.TemplatePrefix(
-                        io.Mask.Input("mask", tooltip="White where the region is."),
+                        io.Mask.Input("mask", tooltip="Mask that is white in the region."),
                         prefix="mask",
                         min=1,
-                        max=_MOST_MASKS,
+                        max=_MAX_MASKS,
                     ),
-                    tooltip="One for each region, all of one picture; a batch is several.",
+                    tooltip="Masks of one picture, one per region; a batch counts as several.",
                 ),
                 io.String.Input(
                     "names",
                     default="",
                     multiline=True,
                     tooltip=(
-                        "One for each mask, with commas between or on lines of their own; empty "
-                        "for region 1, region 2 and so on."
+                        "Names of the regions, one per mask, separated by commas or line breaks. "
+                        "Leave empty for region 1, region 2 and so on."
                     ),
                 ),
-                *_manner_inputs(),
+                *_defaults_inputs(),
                 _more_regions_input(),
             ],
             outputs=[_regions_output()],
@@ -198,22 +222,22 @@ class RegionsFromMasks(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        masks,
-        names,
-        feather,
-        weight,
-        blend,
-        start_percent,
-        end_percent,
-        more_regions=(),
+        masks: dict[str, Tensor],
+        names: str,
+        feather: float,
+        weight: float,
+        blend: float,
+        start_percent: float,
+        end_percent: float,
+        more_regions: Sequence[Region] = (),
     ) -> io.NodeOutput:
-        """Make the regions."""
-        manner = Manner(feather, weight, blend, start_percent, end_percent)
-        return io.NodeOutput(regions_from_masks(masks, names, manner, more_regions))
+        """Create the regions."""
+        defaults = RegionDefaults(feather, weight, blend, start_percent, end_percent)
+        return io.NodeOutput(regions_from_masks(masks, names, defaults, more_regions))
 
 
 class RegionsFromColours(io.ComfyNode):
-    """A region for each colour of a painted picture."""
+    """Create a region from each colour of a painted picture."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -223,25 +247,25 @@ class RegionsFromColours(io.ComfyNode):
             display_name="Regions from Colours",
             category="Pastiche/data",
             description=(
-                "Makes a region of each colour of a picture that is painted in plain colours, such "
-                "as a sketch of who stands where."
+                "Creates a region from each colour of a picture that is painted in plain colours, "
+                "such as a sketch of where each subject stands."
             ),
             search_aliases=["colour mask", "color mask", "painted regions", "regional prompt"],
             inputs=[
-                io.Image.Input("picture", tooltip="Painted in plain colours, of any size."),
+                io.Image.Input("picture", tooltip="Picture in plain colours, of any size."),
                 io.String.Input(
                     "colours",
                     default="",
                     multiline=True,
                     tooltip=(
-                        "A name and a colour on each line, such as: cat #ff0000. Empty takes every "
-                        "colour of the picture but the background, named red, green and so on."
+                        "A name and a colour on each line, such as: cat #ff0000. Leave empty to "
+                        "use every colour except the background, named red, green and so on."
                     ),
                 ),
                 io.String.Input(
                     "background",
                     default=BACKGROUND,
-                    tooltip="Colours that are no region, with commas between.",
+                    tooltip="Colours that are not regions, separated by commas.",
                 ),
                 io.Float.Input(
                     "tolerance",
@@ -250,11 +274,11 @@ class RegionsFromColours(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     tooltip=(
-                        "How far a pixel may lie from a colour: 0.1 forgives JPEG's noise; lower "
-                        "it where two colours are much alike."
+                        "Largest difference of a pixel from its colour. 0.1 tolerates the noise of "
+                        "JPEG; lower it if two colours are similar."
                     ),
                 ),
-                *_manner_inputs(),
+                *_defaults_inputs(),
                 _more_regions_input(),
             ],
             outputs=[_regions_output()],
@@ -263,26 +287,26 @@ class RegionsFromColours(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        picture,
-        colours,
-        background,
-        tolerance,
-        feather,
-        weight,
-        blend,
-        start_percent,
-        end_percent,
-        more_regions=(),
+        picture: Tensor,
+        colours: str,
+        background: str,
+        tolerance: float,
+        feather: float,
+        weight: float,
+        blend: float,
+        start_percent: float,
+        end_percent: float,
+        more_regions: Sequence[Region] = (),
     ) -> io.NodeOutput:
-        """Make the regions."""
-        manner = Manner(feather, weight, blend, start_percent, end_percent)
+        """Create the regions."""
+        defaults = RegionDefaults(feather, weight, blend, start_percent, end_percent)
         return io.NodeOutput(
-            regions_from_colours(picture, colours, background, tolerance, manner, more_regions)
+            regions_from_colours(picture, colours, background, tolerance, defaults, more_regions)
         )
 
 
 class ShowRegions(io.ComfyNode):
-    """Regions drawn over a picture."""
+    """Draw regions over a picture."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -292,13 +316,13 @@ class ShowRegions(io.ComfyNode):
             display_name="Show Regions",
             category="Pastiche/data",
             description=(
-                "Draws regions with their names over a picture or on plain paper, and gives them "
-                "as a mask, such as for Apply Style Guidance."
+                "Draws regions with their names over a picture or on plain paper, and returns them "
+                "as a mask, for example for Apply Style Guidance."
             ),
             search_aliases=["preview regions", "draw regions", "region mask", "regions to mask"],
             is_output_node=True,
             inputs=[
-                RegionsType.Input("regions", tooltip="From any node that makes regions."),
+                RegionsType.Input("regions", tooltip="Regions from any node that creates them."),
                 _size_input("width"),
                 _size_input("height"),
                 io.Float.Input(
@@ -317,23 +341,31 @@ class ShowRegions(io.ComfyNode):
                 io.Image.Input(
                     "picture",
                     optional=True,
-                    tooltip="What to draw over, such as the finished picture; its size is taken.",
+                    tooltip="Picture to draw on, such as the result; its size takes precedence.",
                 ),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The regions over the picture."),
-                io.Mask.Output(display_name="mask", tooltip="White where the regions are."),
+                io.Mask.Output(display_name="mask", tooltip="Mask that is white in the regions."),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, regions, width, height, opacity, region="", picture=None) -> io.NodeOutput:
-        """Draw them."""
+    def execute(
+        cls,
+        regions: Sequence[Region],
+        width: int,
+        height: int,
+        opacity: float,
+        region: str = "",
+        picture: Tensor | None = None,
+    ) -> io.NodeOutput:
+        """Draw the regions."""
         size = picture_size(width, height, picture)
         warn_of_oddities(regions, *size)
         image = drawn_regions(regions, *size, picture, opacity)
-        shown = node_display(cls.hidden.unique_id, [image], described(regions))
+        shown = node_display(cls.hidden.unique_id, [image], region_list(regions))
         return io.NodeOutput(image, region_masks(regions, *size, region), ui=shown)
 
 

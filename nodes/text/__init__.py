@@ -1,1 +1,1 @@
-"""Prompts, captions and text encoders that take part in a training."""
+"""Prompts, captions and text encoders that take part in training."""

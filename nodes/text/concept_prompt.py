@@ -1,6 +1,7 @@
-"""Prompts with concepts: which rows stand at which place, and what the text encoders make of them.
+"""Tokenize and encode prompts that name trained concepts.
 
-Training and sampling read a prompt through the same ``bound_prompt``, so they encode alike.
+Training and sampling both tokenize a prompt with ``bound_prompt``, so they encode it identically.
+A concept's name is replaced by its learnt embeddings, which are called rows, one for each word.
 """
 
 from __future__ import annotations
@@ -19,30 +20,31 @@ from torch import Tensor
 from ...training.files.concept import TEXT_WIDTHS, Concept, name_key, named_once
 from ..bridge.conditioning import Conditioning, encode_prompt
 
-PROMPT = "pastiche_concept_prompt"
-"""Option of a conditioning entry: its ``ConceptPrompt``."""
+PROMPT = "pastiche_concept_prompt"  # option of a conditioning entry that holds its ConceptPrompt
 
-Rows = Mapping[str, Mapping[str, Tensor]]
-"""``(word, layer, dim)`` by text encoder, by the key of a concept's name."""
+# Embeddings ``(word, layer, dim)`` by the key of a concept's name, then by text encoder.
+ConceptEmbeddings = Mapping[str, Mapping[str, Tensor]]
 
+# Output of ComfyUI's tokenizers: chunks of tokens and weights by the tokenizer's key.
 Tokens = dict[str, list[list[tuple[Any, float]]]]
-"""What ComfyUI's tokenizers give: chunks of tokens and weights by their own names of encoders."""
 
+# The tokenizer's key by the name of its text encoder.
 TOKENS_OF = {"clip_l": "l", "clip_g": "g", "clip_h": "h", "t5xxl": "t5xxl", "umt5xxl": "umt5xxl"}
 _IN_BRACKETS = re.compile(r"<([^<>\s]+)>")
 _BREAK = re.compile(r"\bBREAK\b")
-# Private-use characters: no prompt and no embedding's file name has them.
+# Private-use characters, which occur in no prompt and in no file name of an embedding.
 _FIRST, _LAST = "\ue000", "\ue001"
 
 
 @dataclass(frozen=True, eq=False)
 class ConceptPrompt:
-    """What a prompt's conditioning carries beside its ordinary context.
+    """The per-layer contexts that accompany a prompt's ordinary context.
 
     Args:
-        context: The ordinary one, ``(1, token, dim)``, encoded with each word's mean row: tells
-            whether another node has changed it since.
-        layers: ``(1, layer, token, dim)``, a context per layer; None where all are ordinary.
+        context: The ordinary context ``(1, token, dim)``, encoded with each word's mean embedding.
+            A comparison with the entry's context shows whether another node has changed it.
+        layers: ``(1, layer, token, dim)``, one context per layer; None if all layers use the
+            ordinary one.
         concepts: Name and digest of every concept that the text names.
     """
 
@@ -53,22 +55,22 @@ class ConceptPrompt:
 
 @dataclass(frozen=True)
 class BoundPrompt:
-    """A prompt's tokens, with the places where concepts' rows go.
+    """A prompt's tokens, with markers where the concepts' embeddings are inserted.
 
     Args:
-        tokens: With a marker in place of each row.
-        named: Keys of the concepts in the text, each once, in order.
+        tokens: Tokens with one marker for each word of a concept.
+        concept_keys: Keys of the concepts in the text, each once, in order.
     """
 
     tokens: Tokens
-    named: tuple[str, ...]
+    concept_keys: tuple[str, ...]
 
-    def at(self, rows: Rows, layer: int | None) -> Tokens:
-        """Return the tokens with the rows of one layer set in, differentiable.
+    def at(self, rows: ConceptEmbeddings, layer: int | None) -> Tokens:
+        """Return the tokens with the embeddings of one layer inserted; differentiable.
 
         Args:
-            rows: Of the concepts that the prompt was bound with.
-            layer: Which one; None for the mean over all.
+            rows: Embeddings of the concepts with which the prompt was bound.
+            layer: Index of the layer; None for the mean over all layers.
         """
         encoders = {key: encoder for encoder, key in TOKENS_OF.items()}
         return {
@@ -82,12 +84,12 @@ class BoundPrompt:
             for key, chunks in self.tokens.items()
         }
 
-    def _token(self, token: Any, rows: Rows, encoder: str, layer: int | None) -> Any:
+    def _token(self, token: Any, rows: ConceptEmbeddings, encoder: str, layer: int | None) -> Any:
         if not is_marker(token):
             return token
         concept, word = token.tolist()
-        found = rows[self.named[concept]].get(encoder)
-        if found is None:  # an encoder that is not loaded: its tokens are never read
+        found = rows[self.concept_keys[concept]].get(encoder)
+        if found is None:  # this encoder is not loaded, so its tokens are never read
             return torch.zeros(TEXT_WIDTHS[encoder])
         own = found[word]  # (layer, dim)
         if layer is None:
@@ -96,29 +98,29 @@ class BoundPrompt:
 
 
 def bound_prompt(clip: CLIP, text: str, words: Mapping[str, int]) -> BoundPrompt:
-    """Return a prompt's tokens as ComfyUI makes them, with marked places for concepts' rows.
+    """Return a prompt's tokens as ComfyUI makes them, with markers for the concepts' embeddings.
 
-    Brackets weight ``<name>`` as any word, chunks of 77 tokens never part its rows, and
-    ``embedding:`` words work. ``BREAK`` in capitals begins a new chunk where the text encoder
-    reads chunks; T5 reads on.
+    Brackets weight ``<name>`` like any word, a chunk of 77 tokens never splits its embeddings, and
+    ``embedding:`` words work. ``BREAK`` in capitals begins a new chunk if the text encoder uses
+    chunks; T5 does not and ignores it.
 
     Args:
-        clip: Its tokenizer is used, never changed.
+        clip: CLIP whose tokenizer is used; not modified.
         text: The prompt.
-        words: How many words each concept stands for, by the key of its name.
+        words: Number of words of each concept, by the key of its name.
 
     Raises:
-        ValueError: It names an unknown concept, or a ``BREAK`` stands in brackets.
+        ValueError: The prompt names an unknown concept, or a ``BREAK`` is inside brackets.
     """
-    named = _named(text, words)
+    named = _named_concepts(text, words)
     parts = [part for part in _BREAK.split(text) if part.strip()] or [""]
     if len(parts) > 1:
         _require_closed_brackets(parts)
 
     def tokens_of(part: str) -> Tokens:
-        return reader.tokenize(_spelt_out(part, named))
+        return marking.tokenize(_with_embedding_words(part, named))
 
-    reader = _with_markers(clip, [words[name] for name in named])
+    marking = _with_markers(clip, [words[name] for name in named])
     tokens = tokens_of(" ".join(parts))
     if len(parts) > 1:
         chunked = [tokens_of(part) for part in parts]
@@ -132,12 +134,13 @@ def bound_prompt(clip: CLIP, text: str, words: Mapping[str, int]) -> BoundPrompt
 def encode_concept_prompt(clip: CLIP, concepts: Sequence[Concept], text: str) -> Conditioning:
     """Return the CONDITIONING of a prompt with concepts.
 
-    The ordinary context and the pooled vector are encoded with each word's mean row, so a model
-    without Apply Concept draws a sensible picture. The contexts of the layers ride beside them.
+    The ordinary context and the pooled vector are encoded with each word's mean embedding, so a
+    model without Apply Concept still draws a sensible picture. The contexts of the layers are
+    stored in the entry's options.
 
     Args:
-        clip: With the concepts' LoRAs on it, as Apply Concept makes it.
-        concepts: Those that ``text`` may name as ``<name>``.
+        clip: CLIP with the concepts' LoRAs on it, as Apply Concept returns it.
+        concepts: Concepts that ``text`` may name as ``<name>``.
         text: The prompt.
 
     Raises:
@@ -149,10 +152,10 @@ def encode_concept_prompt(clip: CLIP, concepts: Sequence[Concept], text: str) ->
     for concept in known.values():
         require_text_encoders(clip, concept)
     prompt = bound_prompt(clip, text, {key: concept.words for key, concept in known.items()})
-    used = [known[name] for name in prompt.named]
+    used = [known[key] for key in prompt.concept_keys]
     rows = {key: concept.embeddings for key, concept in known.items()}
     plain = clip.encode_from_tokens_scheduled(prompt.at(rows, None))
-    count = shared_layers(used)
+    count = context_count(used)
     per_layer = [
         clip.encode_from_tokens_scheduled(prompt.at(rows, layer), show_pbar=False)
         for layer in range(count if count > 1 else 0)
@@ -167,11 +170,11 @@ def encode_concept_prompt(clip: CLIP, concepts: Sequence[Concept], text: str) ->
     return result
 
 
-def shared_layers(concepts: Sequence[Concept]) -> int:
-    """Return how many contexts a prompt with these concepts has; 1 if an ordinary one will do.
+def context_count(concepts: Sequence[Concept]) -> int:
+    """Return the number of contexts of a prompt with these concepts; 1 for an ordinary context.
 
     Raises:
-        ValueError: Two were made for models with different numbers of layers.
+        ValueError: Two concepts were made for models with different numbers of layers.
     """
     counts = {concept.layers: concept for concept in concepts if concept.layers > 1}
     if len(counts) > 1:
@@ -187,44 +190,45 @@ def text_tokenizers(clip: CLIP) -> dict[str, SDTokenizer]:
     """Return a CLIP's tokenizers by the name of their text encoder.
 
     Raises:
-        ValueError: One of them is none that concepts can use.
+        ValueError: Concepts cannot use one of the tokenizers.
     """
     found = {one.embedding_key: one for _, one in _tokenizers(clip)}
     unknown = sorted(set(found) - set(TEXT_WIDTHS))
     if unknown or not found:
         raise ValueError(
             f"concepts need the text encoders {', '.join(TEXT_WIDTHS)}, got a CLIP with "
-            f"{', '.join(map(str, unknown)) or type(clip.tokenizer).__name__}; use a base of SD1.5, "
-            "SD2, SDXL, SD3, Flux or Wan"
+            f"{', '.join(map(str, unknown)) or type(clip.tokenizer).__name__}; use a base of "
+            "SD1.5, SD2, SDXL, SD3, Flux or Wan"
         )
     return found
 
 
-def wired_encoders(clip: CLIP) -> list[str]:
-    """Return the text encoders of a CLIP that are loaded: SD3 may do without some.
+def loaded_encoders(clip: CLIP) -> list[str]:
+    """Return the names of a CLIP's loaded text encoders; SD3 can run without some of them.
 
     Raises:
-        ValueError: As ``text_tokenizers`` has it.
+        ValueError: Concepts cannot use one of the tokenizers.
     """
     model = clip.cond_stage_model
     return [name for name in text_tokenizers(clip) if getattr(model, name, model) is not None]
 
 
 def require_text_encoders(clip: CLIP, concept: Concept) -> None:
-    """Refuse a concept that was made for other text encoders than a CLIP has.
+    """Raise unless a concept was made for a CLIP's text encoders.
 
     Raises:
-        ValueError: It lacks rows for one, or has rows for one that the CLIP does not know.
+        ValueError: The concept lacks embeddings for a loaded encoder, or has embeddings for an
+            encoder that the CLIP doesn't have.
     """
-    missing = set(wired_encoders(clip)) - set(concept.embeddings)
+    missing = set(loaded_encoders(clip)) - set(concept.embeddings)
     if missing or set(concept.embeddings) - set(text_tokenizers(clip)):
         raise ValueError(
-            f"<{concept.name}> must be made for this CLIP ({', '.join(wired_encoders(clip))}), got "
-            f"a concept for {', '.join(concept.embeddings)}; connect the CLIP of its base model"
+            f"<{concept.name}> must be made for this CLIP ({', '.join(loaded_encoders(clip))}), "
+            f"got a concept for {', '.join(concept.embeddings)}; connect the CLIP of its base model"
         )
 
 
-def _named(text: str, words: Mapping[str, int]) -> tuple[str, ...]:
+def _named_concepts(text: str, words: Mapping[str, int]) -> tuple[str, ...]:
     names = [(match[0], name_key(match[1])) for match in _IN_BRACKETS.finditer(text)]
     unknown = next((written for written, key in names if key not in words), None)
     if unknown is not None:
@@ -236,11 +240,11 @@ def _named(text: str, words: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(key for _, key in names))
 
 
-def _spelt_out(text: str, named: tuple[str, ...]) -> str:
+def _with_embedding_words(text: str, named: tuple[str, ...]) -> str:
     """Return a prompt with ComfyUI's ``embedding:`` words in place of the concepts' names."""
 
     def word(match: re.Match[str]) -> str:
-        # Found at the start of a weighted part or after a space alone.
+        # ComfyUI recognises ``embedding:`` only after a space or at the start of a weighted part.
         before = text[: match.start()]
         starts = not before or before[-1].isspace() or re.search(r"(?<!\\)[()]$", before)
         number = named.index(name_key(match[1]))
@@ -250,16 +254,17 @@ def _spelt_out(text: str, named: tuple[str, ...]) -> str:
 
 
 def _with_markers(clip: CLIP, words: Sequence[int]) -> CLIP:
-    """Return a copy of a CLIP whose tokenizers know the concepts' words as embeddings."""
-    reader = copy.copy(clip)
-    reader.tokenizer = copy.copy(clip.tokenizer)
+    """Return a copy of a CLIP whose tokenizers find the concepts' words as embeddings."""
+    marking = copy.copy(clip)
+    marking.tokenizer = copy.copy(clip.tokenizer)
     text_tokenizers(clip)
     for attribute, tokenizer in _tokenizers(clip):
         own = copy.copy(tokenizer)
-        own._try_get_embedding = _lookup(tokenizer, words)
+        # ComfyUI's tokenizer has no public hook for embeddings.
+        vars(own)["_try_get_embedding"] = _lookup(tokenizer, words)
         own.embedding_directory = tokenizer.embedding_directory or []
-        setattr(reader.tokenizer, attribute, own)
-    return reader
+        setattr(marking.tokenizer, attribute, own)
+    return marking
 
 
 def _lookup(
@@ -267,7 +272,7 @@ def _lookup(
 ) -> Callable[[str], tuple[Tensor | None, str, str]]:
     def find(text: str) -> tuple[Tensor | None, str, str]:
         if not text.startswith(_FIRST):
-            return tokenizer._try_get_embedding(text)
+            return tokenizer._try_get_embedding(text)  # pyright: ignore[reportPrivateUsage]
         name, _, rest = text.removeprefix(_FIRST).partition(_LAST)
         concept = int(name)
         markers = torch.tensor([[concept, word] for word in range(words[concept])])
@@ -277,7 +282,7 @@ def _lookup(
 
 
 def is_marker(token: Any) -> bool:
-    """Return whether a token stands for a concept's row: its two numbers, concept and word."""
+    """Return whether a token is a marker, which holds the numbers of a concept and of its word."""
     return isinstance(token, Tensor) and not token.is_floating_point()
 
 

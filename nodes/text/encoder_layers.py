@@ -1,4 +1,4 @@
-"""The layers of a text encoder that can be trained."""
+"""Find the layers of a text encoder that can be trained."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from comfy.sd import CLIP
 from ...training.gates import Layer
 from .trainable_encoder import encoders_of
 
-TRAINABLE = ("clip_l", "clip_g")
-"""Text encoders whose layers can be trained."""
+TRAINABLE = ("clip_l", "clip_g")  # text encoders whose layers can be trained
 
 
 def text_layers(clip: CLIP, learning_rate: float) -> dict[str, Layer]:
-    """Return the attention layers of CLIP-L and CLIP-G by the name they get in a LoRA file.
+    """Return the attention layers of CLIP-L and CLIP-G by their name in a LoRA file.
 
     Raises:
-        ValueError: The CLIP holds neither of the two.
+        ValueError: The CLIP has neither of the two.
     """
     trainable = _require_trainable(clip)
     model = clip.cond_stage_model
@@ -31,7 +30,7 @@ def text_layers(clip: CLIP, learning_rate: float) -> dict[str, Layer]:
 
 
 def _file_names(model: torch.nn.Module) -> dict[str, str]:
-    """Return a layer's name in a file by its path: kohya's where there is one."""
+    """Return the layers' names in a file by module path; kohya's name if there is one."""
     names: dict[str, str] = {}
     both = {"clip_l", "clip_g"} <= encoders_of(model).keys()
     kohya = ("lora_te1_", "lora_te2_") if both else ("lora_te_",)
@@ -46,7 +45,7 @@ def _require_trainable(clip: CLIP) -> list[str]:
     """Return the text encoders that can be trained.
 
     Raises:
-        ValueError: There is none.
+        ValueError: None of the CLIP's text encoders can be trained.
     """
     model = clip.cond_stage_model
     trainable = [name for name in encoders_of(model) if name in TRAINABLE]

@@ -1,4 +1,4 @@
-"""Captions that are encoded anew in every step, of what is learnt by then."""
+"""Encode captions in every training step with the embeddings and text encoder of that step."""
 
 from __future__ import annotations
 
@@ -14,77 +14,81 @@ from torch import Tensor
 
 from .concept_prompt import Tokens
 from .layer_contexts import LAYERS, CONDLayers
-from .trainable_encoder import LearntText
+from .trainable_encoder import TrainableTextEncoder
 from .training_cond import Framing, TrainingCond
 
 
 @dataclass(frozen=True)
-class LearntCond:
-    """A caption that depends on what is learnt; called with the embeddings, it can be encoded.
+class LiveCaption:
+    """A caption that is encoded in every step, as its embeddings or its encoder are trained.
+
+    A call with the current embeddings returns the caption with tokens that can be encoded.
 
     Args:
-        bind: Makes the caption's tokens of the learnt embeddings, once per layer of the denoiser.
-        latent_shape: Of the picture, ``(1, channel, ...)``.
-        options: What else the model is told, such as SDXL's sizes.
-        bindings: How many ``bind`` makes.
-        lengths: Of ``lengths``: captions of one forward have the same.
-        pooled_apart: Whether the last one is none of the layers', but what the pooled vector and
-            the ordinary context are made of.
-        watched: Places of the learnt words among the context's tokens.
-        said: The bound tokens; none before the call.
+        bind: Function that returns the caption's tokens with the learnt embeddings, once for each
+            layer of the denoiser.
+        latent_shape: Shape of the picture's latent, ``(1, channel, ...)``.
+        bindings: Number of token dictionaries that ``bind`` returns.
+        batch_key: Result of ``batch_key``; equal for the captions of one forward pass.
+        options: Further inputs of the model, such as SDXL's sizes.
+        separate_pooled: Whether the last binding belongs to no layer and is the source of the
+            pooled vector and of the ordinary context.
+        watched_positions: Positions of the learnt words among the context's tokens.
+        tokens: The bound tokens; empty before the call.
     """
 
     bind: Callable[[Mapping[str, Tensor]], Sequence[Tokens]]
     latent_shape: tuple[int, ...]
     bindings: int
-    lengths: Hashable
+    batch_key: Hashable
     options: Mapping[str, Any] = field(default_factory=dict)
-    pooled_apart: bool = False
-    watched: tuple[int, ...] = ()
-    said: Sequence[Tokens] = ()
+    separate_pooled: bool = False
+    watched_positions: tuple[int, ...] = ()
+    tokens: Sequence[Tokens] = ()
 
-    def __call__(self, learnt: Mapping[str, Tensor]) -> LearntCond:
-        """Return the caption with the embeddings as they are now."""
-        return replace(self, said=self.bind(learnt))
+    def __call__(self, learnt: Mapping[str, Tensor]) -> LiveCaption:
+        """Return the caption with the current embeddings in its tokens."""
+        return replace(self, tokens=self.bind(learnt))
 
     def shape_key(self) -> Hashable:
-        """Return a key that is equal for conditions that fit into one forward."""
-        return ("learnt", self.bindings, self.lengths, len(self.watched), self.latent_shape)
+        """Return a key that is equal for conditions that fit into one forward pass."""
+        watched = len(self.watched_positions)
+        return ("learnt", self.bindings, self.batch_key, watched, self.latent_shape)
 
 
 @dataclass(frozen=True)
-class Wording:
-    """A caption for a text encoder that is trained: its tokens, no conditioning yet.
+class TokenizedCaption:
+    """A caption for a text encoder that is trained: tokens, which are not encoded yet.
 
     Args:
-        tokens: As ComfyUI's tokenizers give them.
+        tokens: Tokens from ComfyUI's tokenizers.
     """
 
     tokens: Tokens
 
     @classmethod
-    def of(cls, clip: CLIP, text: str) -> Wording:
-        """Return the wording of a text; the CLIP is never changed."""
+    def of(cls, clip: CLIP, text: str) -> TokenizedCaption:
+        """Return the tokens of a text; the CLIP is not modified."""
         return cls(clip.tokenize(text))
 
-    def cond(self, latent: Tensor, framing: Framing | None = None) -> LearntCond:
-        """Return the caption of one picture, to be encoded in every step.
+    def cond(self, latent: Tensor, framing: Framing | None = None) -> LiveCaption:
+        """Return the caption of one picture, which is encoded in every step.
 
         Args:
-            latent: ``(channel, ...)``; only its shape is read.
-            framing: True size and crop for SDXL; others ignore it.
+            latent: ``(channel, ...)``; only its shape is used.
+            framing: Original size and crop for SDXL; other models ignore it.
         """
-        return LearntCond(
+        return LiveCaption(
             bind=lambda learnt: [self.tokens],
             latent_shape=(1, *latent.shape),
             bindings=1,
-            lengths=lengths(self.tokens),
+            batch_key=batch_key(self.tokens),
             options=picture_options(framing),
         )
 
 
-def lengths(tokens: Tokens) -> Hashable:
-    """Return what two captions have alike that a text encoder reads in one batch."""
+def batch_key(tokens: Tokens) -> Hashable:
+    """Return a key that is equal for captions that a text encoder can read in one batch."""
     return tuple(
         (
             key,
@@ -96,22 +100,22 @@ def lengths(tokens: Tokens) -> Hashable:
 
 
 def picture_options(framing: Framing | None) -> dict[str, Any]:
-    """Return what the model is told of a picture; Flux's distilled guidance is 1, so unguided."""
+    """Return the model's options for a picture; Flux's distilled guidance is 1, which is none."""
     return {"guidance": 1.0, **(framing.as_options() if framing else {})}
 
 
-def learnt_conds(
-    text: LearntText, model: Any, conds: Sequence[LearntCond], device: torch.device
+def encode_live_captions(
+    text: TrainableTextEncoder, model: Any, conds: Sequence[LiveCaption], device: torch.device
 ) -> list[TrainingCond]:
-    """Return the captions of one forward encoded, differentiable.
+    """Return the encoded captions of one forward pass; differentiable.
 
     Args:
         text: The text encoder.
         model: The base model.
-        conds: Bound.
-        device: Of the base model.
+        conds: Captions with bound tokens.
+        device: Device of the base model.
     """
-    encoded = text.encode([cond.said for cond in conds])
+    encoded = text.encode([cond.tokens for cond in conds])
     return [
         TrainingCond(_model_conds(model, cond, found, device))
         for cond, found in zip(conds, encoded, strict=True)
@@ -119,26 +123,27 @@ def learnt_conds(
 
 
 def _model_conds(
-    model: Any, cond: LearntCond, found: Sequence[tuple[Any, ...]], device: torch.device
+    model: Any, cond: LiveCaption, found: Sequence[tuple[Any, ...]], device: torch.device
 ) -> dict[str, Any]:
     base = found[-1]
     options = {**cond.options, "pooled_output": base[1], **(base[2] if len(base) > 2 else {})}
-    texts = [one[0] for one in found]
+    texts: list[Tensor] = [one[0] for one in found]
     if device.type == "meta":
-        # Some models make a vector of the pooled one on the CPU, where nothing from here can go.
-        conds = _converted(model, *_hollow_of(texts[-1], options), cond, torch.device("cpu"))
-        anchor = 0.0 * sum(text.sum() for text in texts)
+        # Some models compute a vector from the pooled one on the CPU, and a tensor on the meta
+        # device cannot be copied there.
+        conds = _converted(model, *_zeros_like(texts[-1], options), cond, torch.device("cpu"))
+        anchor = sum((text.sum() for text in texts), texts[-1].new_zeros(())) * 0.0
         conds = {name: _linked(value, anchor) for name, value in conds.items()}
     else:
         conds = _converted(model, texts[-1], options, cond, device)
-    layers = texts[:-1] if cond.pooled_apart else texts
+    layers = texts[:-1] if cond.separate_pooled else texts
     if cond.bindings > 1:
         conds[LAYERS] = CONDLayers(torch.stack(layers, dim=1).to(device))
     return conds
 
 
 def _converted(
-    model: Any, text: Tensor, options: Mapping[str, Any], cond: LearntCond, device: torch.device
+    model: Any, text: Tensor, options: Mapping[str, Any], cond: LiveCaption, device: torch.device
 ) -> dict[str, Any]:
     converted = comfy.sampler_helpers.convert_cond([[text, dict(options)]])
     noise = torch.zeros(cond.latent_shape, device=device)
@@ -148,7 +153,7 @@ def _converted(
     return dict(encoded["positive"][0]["model_conds"])
 
 
-def _hollow_of(text: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+def _zeros_like(text: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
     def empty(value: Any) -> Any:
         return torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
 
@@ -156,7 +161,7 @@ def _hollow_of(text: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, dict[s
 
 
 def _linked(value: Any, anchor: Tensor) -> Any:
-    """Return a condition of the same shape on the meta device that depends on the texts."""
+    """Return the condition on the meta device, with a gradient path to the texts through anchor."""
     if isinstance(value.cond, Tensor) and value.cond.is_floating_point():
         return value._copy_with(value.cond.to("meta") + anchor)
     return value

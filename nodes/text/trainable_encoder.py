@@ -1,4 +1,4 @@
-"""A CLIP that gradients flow through, many prompts at once."""
+"""Encode many prompts at once with a CLIP that can be trained."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from ...training.block_checkpoints import in_place_layers
 from .concept_prompt import TOKENS_OF, Tokens
 
 
-class LearntText:
-    """A text encoder loaded for training.
+class TrainableTextEncoder:
+    """A text encoder that is loaded for training.
 
     Args:
-        clip: A clone over ordinary tensors; ``open_text`` makes one.
-        device: Where it computes.
-        half: Whether its products are computed in bf16, as the base's are, rather than in fp32.
+        clip: Clone with ordinary tensors, as ``open_text_encoder`` makes it.
+        device: Device of the computation.
+        bf16: Whether matrix products use bf16, like those of the base model, instead of fp32.
     """
 
-    def __init__(self, clip: CLIP, device: torch.device, half: bool = False):
-        self.clip, self.device, self._half = clip, device, half
+    def __init__(self, clip: CLIP, device: torch.device, bf16: bool = False):
+        self.clip, self.device, self._bf16 = clip, device, bf16
 
     def encode(self, prompts: Sequence[Sequence[Tokens]]) -> list[list[tuple[Any, ...]]]:
-        """Return what the model's own ``encode_token_weights`` gives, for each row and binding.
+        """Return the outputs of the model's ``encode_token_weights`` for each row and binding.
 
-        Every encoder runs once for all of them, the sections of a row side by side, so that the
-        gates of the rows hold here as in the denoiser.
+        Every encoder runs once for all prompts. The sections of a row are consecutive, so the
+        rows' gates apply here as they do in the denoiser.
 
         Args:
-            prompts: By row, its bindings; as many in each row and of equal lengths.
+            prompts: Bindings of each row; all rows have the same number and lengths of them.
         """
         model = self.clip.cond_stage_model
         model.reset_clip_options()
@@ -43,13 +43,14 @@ class LearntText:
         model.set_clip_options({"execution_device": self.device})
         try:
             with ExitStack() as stack:
-                if self._half:
+                if self._bf16:
                     stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
                 for name, encoder in encoders_of(model).items():
-                    found = _encoded(
-                        encoder, [_sections(encoder, t, name) for r in prompts for t in r]
+                    outputs = _encode_batch(
+                        encoder,
+                        [_sections(encoder, tokens, name) for row in prompts for tokens in row],
                     )
-                    stack.enter_context(_answering(encoder, found))
+                    stack.enter_context(_replayed(encoder, outputs))
                 return [[model.encode_token_weights(tokens) for tokens in row] for row in prompts]
         finally:
             model.reset_clip_options()
@@ -61,7 +62,7 @@ def encoders_of(model: torch.nn.Module) -> dict[str, SDClipModel]:
 
 
 def _sections(encoder: SDClipModel, tokens: Tokens, name: str) -> list[list[Any]]:
-    """Return the lists that the encoder's own weighting will ask to be encoded."""
+    """Return the token lists that ``encode_token_weights`` will pass to ``encode``."""
     pairs = tokens[TOKENS_OF[name]]
     lists = [[token for token, _ in section] for section in pairs]
     if not lists or any(weight != 1.0 for section in pairs for _, weight in section):
@@ -71,28 +72,28 @@ def _sections(encoder: SDClipModel, tokens: Tokens, name: str) -> list[list[Any]
     return lists
 
 
-def _encoded(encoder: SDClipModel, asked: Sequence[list[list[Any]]]) -> list[tuple[Any, ...]]:
-    """Return the encoder's answers to all that is asked of it, computed in one batch."""
-    out, pooled, *extra = encoder.encode([tokens for lists in asked for tokens in lists])
-    sizes = [len(lists) for lists in asked]
-    # ComfyUI weights tokens in place, which backward refuses in parts of one tensor.
-    apart_out = [part.clone() for part in out.split(sizes)]
-    parts = [apart_out, [None] * len(sizes) if pooled is None else pooled.split(sizes)]
-    answers: list[tuple[Any, ...]] = list(zip(*parts, strict=True))
+def _encode_batch(encoder: SDClipModel, inputs: Sequence[list[list[Any]]]) -> list[tuple[Any, ...]]:
+    """Return the outputs of ``encode`` for each of its inputs, computed in one batch."""
+    out, pooled, *extra = encoder.encode([tokens for lists in inputs for tokens in lists])
+    sizes = [len(lists) for lists in inputs]
+    # ComfyUI weights tokens in place, which autograd does not allow on views of one tensor.
+    split_out = [part.clone() for part in out.split(sizes)]
+    parts = [split_out, [None] * len(sizes) if pooled is None else pooled.split(sizes)]
+    outputs: list[tuple[Any, ...]] = list(zip(*parts, strict=True))
     if extra:
-        apart = {name: value.split(sizes) for name, value in extra[0].items()}
-        answers = [
-            (*answer, {name: values[place] for name, values in apart.items()})
-            for place, answer in enumerate(answers)
+        split_extra = {name: value.split(sizes) for name, value in extra[0].items()}
+        outputs = [
+            (*output, {name: values[number] for name, values in split_extra.items()})
+            for number, output in enumerate(outputs)
         ]
-    return answers
+    return outputs
 
 
 @contextmanager
-def _answering(encoder: SDClipModel, answers: Sequence[tuple[Any, ...]]) -> Iterator[None]:
-    """Let the encoder give these answers, one a call."""
-    left = iter(answers)
-    encoder.encode = lambda tokens: next(left)
+def _replayed(encoder: SDClipModel, outputs: Sequence[tuple[Any, ...]]) -> Iterator[None]:
+    """Make ``encoder.encode`` return precomputed outputs, one per call, inside the block."""
+    remaining = iter(outputs)
+    encoder.encode = lambda tokens: next(remaining)
     try:
         yield
     finally:
@@ -100,19 +101,22 @@ def _answering(encoder: SDClipModel, answers: Sequence[tuple[Any, ...]]) -> Iter
 
 
 @contextmanager
-def open_text(clip: CLIP, recompute: bool, half: bool = False) -> Iterator[LearntText]:
-    """Yield a CLIP as gradients can flow through it, not loaded yet; restored at the end.
+def open_text_encoder(
+    clip: CLIP, recompute: bool, bf16: bool = False
+) -> Iterator[TrainableTextEncoder]:
+    """Yield a CLIP that supports backward, not loaded yet; restore its layers at the end.
 
-    Residuals are added out of place, which backward needs, and layers are recomputed in backward
-    where asked, and on a GPU where their weights are cast: all the casts would be kept else.
+    Residuals are added out of place, which backward requires. Layers are recomputed in backward if
+    ``recompute`` is set, and on a GPU if their weights are cast, because autograd would keep every
+    cast weight otherwise.
 
     Args:
-        clip: Never changed.
-        recompute: Whether layers are recomputed whatever their weights.
-        half: Of ``LearntText``.
+        clip: The CLIP; not modified.
+        recompute: Whether layers are always recomputed, whatever the dtype of their weights.
+        bf16: Whether matrix products use bf16 instead of fp32.
 
     Raises:
-        RuntimeError: It can't be loaded a second time, which dynamic VRAM would need.
+        RuntimeError: The CLIP can't be loaded a second time, which dynamic VRAM requires.
     """
     patcher = _plain_patcher(clip)
     live = clip.clone()
@@ -122,11 +126,11 @@ def open_text(clip: CLIP, recompute: bool, half: bool = False) -> Iterator[Learn
         layer for encoder in encoders_of(patcher.model).values() for layer in layers_of(encoder)
     ]
     with in_place_layers(layers, recompute):
-        yield LearntText(live, torch.device(patcher.load_device), half)
+        yield TrainableTextEncoder(live, torch.device(patcher.load_device), bf16)
 
 
 def casts_weights(model: torch.nn.Module) -> bool:
-    """Return whether weights lie in less than the fp32 that text encoders compute in."""
+    """Return whether some weights have another dtype than fp32, in which text encoders compute."""
     return any(weight.dtype != torch.float32 for weight in model.parameters())
 
 
@@ -144,8 +148,7 @@ def _plain_patcher(clip: CLIP) -> ModelPatcher:
 
 
 def layers_of(encoder: SDClipModel) -> list[torch.nn.Module]:
-    """Return an encoder's layers in order, CLIP's or T5's."""
-    text_model = getattr(encoder.transformer, "text_model", None)
-    if text_model is not None:
-        return list(text_model.encoder.layers)
-    return list(encoder.transformer.encoder.block)
+    """Return the layers of a CLIP or T5 encoder in order."""
+    clip = getattr(encoder.transformer, "text_model", None)
+    path = "encoder.block" if clip is None else "text_model.encoder.layers"
+    return list(encoder.transformer.get_submodule(path).children())

@@ -1,4 +1,4 @@
-"""Conditioning and latents as training rows carry them."""
+"""Convert conditioning and latents to the form in which training examples hold them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ..bridge.conditioning import Conditioning
 
 @dataclass(frozen=True)
 class Framing:
-    """What SDXL is told about a training picture, in pixels.
+    """SDXL's size and crop conditioning of a training picture, in pixels.
 
     Args:
-        width: Of the picture before cropping.
-        height: Of the picture before cropping.
+        width: Width of the picture before cropping.
+        height: Height of the picture before cropping.
         crop_x: Left edge of the crop.
         crop_y: Upper edge of the crop.
-        target_width: Of the crop.
-        target_height: Of the crop.
+        target_width: Width of the crop.
+        target_height: Height of the crop.
     """
 
     width: int
@@ -37,7 +37,7 @@ class Framing:
     target_height: int
 
     def as_options(self) -> dict[str, int]:
-        """Return ComfyUI's names for the six numbers."""
+        """Return the six numbers under ComfyUI's names."""
         return {
             "width": self.width,
             "height": self.height,
@@ -50,7 +50,7 @@ class Framing:
 
 @dataclass(frozen=True)
 class TrainingCond:
-    """One caption as the model takes it, on the CPU.
+    """One encoded caption in the form of the model's inputs, on the CPU.
 
     Args:
         model_conds: ComfyUI's condition objects by the model's argument name.
@@ -59,12 +59,12 @@ class TrainingCond:
     model_conds: Mapping[str, CONDRegular]
 
     def shape_key(self) -> Hashable:
-        """Return a key that is equal for conditions that fit into one forward."""
+        """Return a key that is equal for conditions that fit into one forward pass."""
         return tuple(sorted((name, _shape(cond.cond)) for name, cond in self.model_conds.items()))
 
 
 def training_latent(model: ModelPatcher, samples: Tensor) -> Tensor:
-    """Return a VAE's latents ``(batch, channel, ...)`` as the model takes them, fp32 on the CPU."""
+    """Return a VAE's latents ``(batch, channel, ...)`` in the model's scale, fp32 on the CPU."""
     with torch.inference_mode(False), torch.no_grad():
         return model.model.process_latent_in(samples.detach().clone().float().cpu())
 
@@ -77,13 +77,13 @@ def training_cond(
 ) -> TrainingCond:
     """Return a caption's conditions for training on one picture.
 
-    Flux's distilled guidance is set to 1, so the velocity is learnt unguided.
+    Flux's distilled guidance is set to 1, so the model learns the velocity without guidance.
 
     Args:
-        model: The base; need not be loaded.
-        conditioning: Of the caption, one entry.
-        latent: ``(channel, ...)``, without a batch axis; only its shape is read.
-        framing: True size and crop for SDXL; others ignore it.
+        model: The base model, which need not be loaded.
+        conditioning: Conditioning of the caption, with one entry.
+        latent: ``(channel, ...)``, without a batch axis; only its shape is used.
+        framing: Original size and crop for SDXL; other models ignore it.
 
     Raises:
         ValueError: The caption has several entries, as combined or scheduled prompts do.
@@ -110,7 +110,7 @@ def training_cond(
 
 
 def _owned(value: Any) -> Any:
-    """Return a copy that backward may save: everything a node gets is an inference tensor."""
+    """Return a copy that autograd may save, as all inputs of a node are inference tensors."""
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 

@@ -15,12 +15,12 @@ from ...training import Family
 from ..bridge.conditioning import Conditioning, encode_prompt, require_clip
 from ..bridge.digests import clip_digest, content_digest, model_digest, vae_digest
 from ..bridge.families import identify_for_training
-from ..pictures.fitted_image import FittedImage, encode
-from ..text.live_caption import Wording
+from ..pictures.fitted_image import FittedImage, encode_picture
+from ..text.live_caption import TokenizedCaption
 from ..text.training_cond import training_latent
 from .target_layers import OfferedLayer, offered_layers
 
-Caption = Conditioning | Wording
+Caption = Conditioning | TokenizedCaption
 """A caption encoded once, or to be encoded in every step."""
 
 
@@ -91,7 +91,7 @@ class Base:
         comfy.model_management.throw_exception_if_processing_interrupted()
         key = content_digest([image.pixels, mirrored])
         if key not in self._latents:
-            encoded = encode(self.vae, image, mirrored)
+            encoded = encode_picture(self.vae, image, mirrored)
             self._latents[key] = training_latent(self.model, encoded)[0]
         return self._latents[key]
 

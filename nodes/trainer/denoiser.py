@@ -21,8 +21,8 @@ from ..bridge.families import identify_for_training, network_blocks
 from ..bridge.sampling_options import strip_sampling
 from ..text.attention_watch import AttentionWatch
 from ..text.layer_contexts import LAYERS, layer_wrappers
-from ..text.live_caption import LearntCond, learnt_conds
-from ..text.trainable_encoder import LearntText, open_text
+from ..text.live_caption import LiveCaption, encode_live_captions
+from ..text.trainable_encoder import TrainableTextEncoder, open_text_encoder
 from ..text.training_cond import TrainingCond
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -43,7 +43,7 @@ class ComfyDenoiser:
         patcher: ModelPatcher,
         saved: object | None = None,
         offloaded: bool = False,
-        text: LearntText | None = None,
+        text: TrainableTextEncoder | None = None,
     ):
         self.patcher, self._offloaded, self.text = patcher, offloaded, text
         self._maps: list[Tensor] = []
@@ -69,13 +69,13 @@ class ComfyDenoiser:
         """Return a key that is equal for examples that fit into one forward."""
         return example.cond.shape_key()
 
-    def encoded(self, conds: Sequence[TrainingCond | LearntCond]) -> list[TrainingCond]:
+    def encoded(self, conds: Sequence[TrainingCond | LiveCaption]) -> list[TrainingCond]:
         """Return conditions of one forward as the model takes them, differentiable.
 
         Raises:
             RuntimeError: Captions are to be encoded, but no text encoder was opened.
         """
-        learnt = [cond for cond in conds if isinstance(cond, LearntCond)]
+        learnt = [cond for cond in conds if isinstance(cond, LiveCaption)]
         if learnt and self.text is None:
             raise RuntimeError(
                 "captions that are encoded in every step need a text encoder, got none; open the "
@@ -83,14 +83,14 @@ class ComfyDenoiser:
             )
         if not learnt:
             return list(conds)
-        return learnt_conds(self.text, self.model, learnt, self.device)
+        return encode_live_captions(self.text, self.model, learnt, self.device)
 
     def attention(self) -> Sequence[Tensor]:
         """Return the maps of the last ``denoise``, ``(row, word, h, w)`` for each size."""
         return self._maps
 
     def denoise(
-        self, x: Tensor, sigma: Tensor, conds: Sequence[TrainingCond | LearntCond]
+        self, x: Tensor, sigma: Tensor, conds: Sequence[TrainingCond | LiveCaption]
     ) -> Tensor:
         """Return the prediction of the clean latent, differentiable, one cond per row.
 
@@ -100,7 +100,7 @@ class ComfyDenoiser:
         """
         comfy.model_management.throw_exception_if_processing_interrupted()
         self._forget_finished_graphs()
-        watched = [getattr(cond, "watched", ()) for cond in conds]
+        watched = [getattr(cond, "watched_positions", ()) for cond in conds]
         conds = self.encoded(conds)
         rows = [
             {
@@ -194,7 +194,7 @@ def open_denoiser(
         set_compute_dtype(patcher, precision)
         text = None
         if clip is not None:
-            text = stack.enter_context(open_text(clip, checkpointing, precision == "bf16"))
+            text = stack.enter_context(open_text_encoder(clip, checkpointing, precision == "bf16"))
         loaded = [patcher, *([text.clip.patcher] if text else [])]
         for one in loaded:
             stack.callback(comfy.model_management.unload_model_and_clones, one, all_devices=True)

@@ -12,7 +12,7 @@ from ...training import Example, TrainingSettings
 from ...training.gates import RowGates
 from ..pictures.fitted_image import FittedImage
 from ..pictures.picture import Picture
-from ..text.live_caption import LearntCond, Wording
+from ..text.live_caption import LiveCaption, TokenizedCaption
 from ..text.training_cond import Framing, TrainingCond, training_cond
 from .base import Base, Caption
 from .preview import PreviewScene
@@ -23,14 +23,16 @@ VIEWS = {"never": (False,), "always": (True,), "random": (False, True)}
 
 def read_caption(base: Base, text: str, settings: TrainingSettings) -> Caption:
     """Return a caption: encoded, unless the text encoder is trained."""
-    return Wording.of(base.clip, text) if settings.text_encoder_rate else base.caption(text)
+    return (
+        TokenizedCaption.of(base.clip, text) if settings.text_encoder_rate else base.caption(text)
+    )
 
 
 def caption_cond(
     model: ModelPatcher, caption: Caption, latent: Tensor, framing: Framing | None = None
-) -> TrainingCond | LearntCond:
+) -> TrainingCond | LiveCaption:
     """Return a caption's conditions for one picture ``(channel, ...)``."""
-    if isinstance(caption, Wording):
+    if isinstance(caption, TokenizedCaption):
         return caption.cond(latent, framing)
     return training_cond(model, caption, latent, framing)
 

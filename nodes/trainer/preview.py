@@ -23,7 +23,7 @@ from ...training.files.tensor_file import replace_file
 from ...training.gates import RowGates
 from ...training.progress import Event
 from ..bridge.vae import require_finite
-from ..text.live_caption import LearntCond
+from ..text.live_caption import LiveCaption
 from ..text.training_cond import TrainingCond
 from .denoiser import ComfyDenoiser
 from .panel import LivePanel
@@ -47,8 +47,8 @@ class PreviewScene:
     """
 
     vae: comfy.sd.VAE
-    cond: TrainingCond | LearntCond
-    uncond: TrainingCond | LearntCond
+    cond: TrainingCond | LiveCaption
+    uncond: TrainingCond | LiveCaption
     gates: RowGates
     uncond_gates: RowGates
     shape: torch.Size
@@ -172,7 +172,7 @@ def _sample(
     return model.process_latent_out(sampling.inverse_noise_scaling(sigmas[-1], x))
 
 
-def _encoded(event: Event, cond: TrainingCond | LearntCond, gates: RowGates) -> TrainingCond:
+def _encoded(event: Event, cond: TrainingCond | LiveCaption, gates: RowGates) -> TrainingCond:
     """Return a prompt as the model takes it, of what is learnt by now."""
     session = event.session
     with session.gates.gated([gates]):

@@ -28,7 +28,7 @@ from ...training.memory import LiveBytes, MemoryNeed, optimizer_bytes
 from ...training.recipes.rows import Row
 from ...training.session import Session
 from ..bridge.families import network_blocks
-from ..text.trainable_encoder import LearntText, casts_weights, encoders_of, layers_of
+from ..text.trainable_encoder import TrainableTextEncoder, casts_weights, encoders_of, layers_of
 from .base import Base
 from .denoiser import ComfyDenoiser, in_training, keeps_casts, set_compute_dtype
 from .target_layers import sites_on
@@ -141,7 +141,7 @@ def _hollow_patcher(model: ModelPatcher, settings: TrainingSettings) -> ModelPat
 
 
 @contextmanager
-def _hollow_text(clip: CLIP, settings: TrainingSettings) -> Iterator[LearntText]:
+def _hollow_text(clip: CLIP, settings: TrainingSettings) -> Iterator[TrainableTextEncoder]:
     """Yield a text encoder over a copy on the meta device, its answers staying there."""
     hollow = clip.clone()
     hollow.cond_stage_model = _hollow(clip.cond_stage_model, {})
@@ -156,7 +156,7 @@ def _hollow_text(clip: CLIP, settings: TrainingSettings) -> Iterator[LearntText]
     comfy.model_management.intermediate_device = lambda: _META
     try:
         with in_place_layers(layers, recompute):
-            yield LearntText(hollow, _META)
+            yield TrainableTextEncoder(hollow, _META)
     finally:
         comfy.model_management.intermediate_device = intermediate
 

@@ -1,7 +1,7 @@
 """ControlNets whose strength differs from region to region."""
 
 import torch
-from pack.nodes.regions.layout.sets import KEEPS_A_CELL, Manner, regions_from_masks
+from pack.nodes.regions.layout.sets import KEEPS_A_CELL, RegionDefaults, regions_from_masks
 from pack.nodes.regions.nodes_apply import RegionalControlWeight
 from regional_case import LEFT, WHOLE, cond, ksample, latent_of
 from tiny import tiny
@@ -33,7 +33,7 @@ def sampled(control, strength=1.0, model=None, latent=None):
 
 def on_a_wide_mask(control):
     """Draw a square picture with a control whose region's mask is twice as wide as high."""
-    regions = regions_from_masks({"mask0": torch.ones(1, 32, 64)}, "wide", Manner())
+    regions = regions_from_masks({"mask0": torch.ones(1, 32, 64)}, "wide", RegionDefaults())
     return sampled(weighted(control, regions))
 
 

@@ -1,1 +1,1 @@
-"""What a region is and where it lies."""
+"""Read, draw and rasterize the regions of a picture."""

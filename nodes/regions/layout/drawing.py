@@ -1,4 +1,4 @@
-"""Regions drawn over a picture, each in its colour with its name."""
+"""Draw regions with their colours and names over a picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from ....lora_ops import Region, region_mask
 from ...pictures.contact_sheet import PAPER, drawable, named_font
 
-_LETTERS_PER_SIDE, _SMALLEST_LETTERS = 24, 11
+_FONT_SIZES_PER_SIDE = 24  # the font size is the picture's shorter side divided by this
+_MIN_FONT_SIZE = 11  # pixels
 
 
 def drawn_regions(
@@ -21,11 +22,11 @@ def drawn_regions(
     """Return the regions over a picture or on plain paper, ``(batch, height, width, 3)``.
 
     Args:
-        regions: In order; later ones are drawn over earlier ones.
-        width: Of the paper.
-        height: Of the paper.
-        picture: ``(batch, height, width, 3)``; its size is taken then.
-        opacity: Of the colours.
+        regions: Regions; later ones are drawn over earlier ones.
+        width: Width of the paper.
+        height: Height of the paper.
+        picture: ``(batch, height, width, 3)``, whose size takes precedence; None for paper.
+        opacity: Opacity of the colours.
     """
     if picture is None:
         paper = torch.tensor(PAPER).float().div(255.0)
@@ -39,25 +40,26 @@ def drawn_regions(
     return torch.stack([_labelled(one, regions) for one in canvas])
 
 
-def region_masks(regions: Sequence[Region], width: int, height: int, wanted: str) -> Tensor:
-    """Return where regions are, ``(1, height, width)``: all of them, or the one of a name.
+def region_masks(regions: Sequence[Region], width: int, height: int, name: str) -> Tensor:
+    """Return the mask ``(1, height, width)`` of all regions, or of the region with a name.
 
     Raises:
-        ValueError: There is no region of that name.
+        ValueError: There is no region with that name.
     """
+    name = name.strip()
     names = [region.name for region in regions]
-    if wanted.strip() and wanted.strip() not in names:
+    if name and name not in names:
         raise ValueError(
-            f'there must be a region of the name "{wanted.strip()}", got '
+            f'there must be a region of the name "{name}", got '
             f"{', '.join(names) or 'none'}; write one of these, or nothing for all"
         )
-    chosen = [one for one in regions if wanted.strip() in ("", one.name)]
+    chosen = [one for one in regions if name in ("", one.name)]
     masks = [region_mask(region, (height, width)) for region in chosen]
     return torch.stack([torch.zeros(height, width), *masks]).amax(0, keepdim=True)
 
 
-def described(regions: Sequence[Region]) -> str:
-    """Return what the regions are, one on each line, for the node."""
+def region_list(regions: Sequence[Region]) -> str:
+    """Return the node's text, with one region per line."""
     if not regions:
         return "no regions"
     lines = []
@@ -72,7 +74,7 @@ def _labelled(canvas: Tensor, regions: Sequence[Region]) -> Tensor:
     height, width = canvas.shape[:2]
     paper = Image.fromarray((canvas.clamp(0, 1) * 255).round().byte().numpy())
     pen = ImageDraw.Draw(paper)
-    size = max(_SMALLEST_LETTERS, min(height, width) // _LETTERS_PER_SIDE)
+    size = max(_MIN_FONT_SIZE, min(height, width) // _FONT_SIZES_PER_SIDE)
     names = drawable(
         [one.name for one in regions], [f"region {i}" for i in range(1, len(regions) + 1)]
     )

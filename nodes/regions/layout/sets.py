@@ -1,4 +1,4 @@
-"""Regions out of what nodes are given: the editor's text, rows and columns, and masks."""
+"""Make regions from the editor's text, from rows and columns, and from masks."""
 
 from __future__ import annotations
 
@@ -12,30 +12,28 @@ from ....lora_ops import Box, Region, parse_layout, parse_regions
 from ....lora_ops.regions import CellRule, covered_regions, softened
 from ...bridge.node_output import warn_on_node
 
+# Colours of regions for which none is given.
 PALETTE = ("#e6553c", "#3c82e6", "#41ab5d", "#f2b134", "#9b5de5", "#21b5b5", "#e0559b", "#8d6e4a")
-"""Colours of regions that have none of their own."""
 
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)
-_COARSEST = 64
-"""Pixels of a cell at the coarsest level of the usual models."""
-_ASPECT = 1.05
-"""How far two pictures' proportions may differ and still be of one shape; latents are rounded."""
+_COARSEST = 64  # pixels of a cell in the coarsest layers of the usual models
+_ASPECT = 1.05  # largest ratio of two aspect ratios that count as equal, since latents are rounded
 
+# The node's names of the rules by which a box becomes cells of a layer.
 KEEPS_A_CELL, WHOLE_CELLS = "at least one cell", "whole cells (paper)"
-RULES: dict[str, CellRule] = {KEEPS_A_CELL: "centre", WHOLE_CELLS: "paper"}
-"""How the node names the rules by which a box becomes cells of a layer."""
+CELL_RULES: dict[str, CellRule] = {KEEPS_A_CELL: "centre", WHOLE_CELLS: "paper"}
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How regions that come without settings of their own act.
+class RegionDefaults:
+    """Settings of regions that are made from masks or colours.
 
     Args:
-        feather: Width of the soft edge, as a share of the shorter side.
-        weight: Against others where they overlap.
-        blend: Share of the global prompt inside.
-        start_percent: From where on in the run they act.
-        end_percent: Up to where.
+        feather: Width of the soft edge, as a fraction of the shorter side.
+        weight: Weight relative to other regions where they overlap.
+        blend: Fraction of the global prompt inside the region.
+        start_percent: Fraction of the run at which the regions begin to act.
+        end_percent: Fraction of the run at which the regions stop acting.
     """
 
     feather: float = 0.0
@@ -57,53 +55,53 @@ class Manner:
 
 
 def region_set(text: str, layout: str) -> tuple[Region, ...]:
-    """Return the regions of the editor's text, or of rows and columns where those are given.
+    """Return the regions of the editor's text, or of the layout if there is one.
 
     Args:
-        text: JSON of the editor.
+        text: JSON text of the editor.
         layout: Rows and columns such as ``1,2,1 / 1``; empty for the boxes of ``text``.
 
     Raises:
-        ValueError: One of them has a mistake; its place and the reason are named.
+        ValueError: The text or the layout has a mistake; its position and the reason are named.
     """
-    return coloured(parse_layout(layout) if layout.strip() else parse_regions(text))
+    return with_colours(parse_layout(layout) if layout.strip() else parse_regions(text))
 
 
 def picture_size(width: int, height: int, background: Tensor | None) -> tuple[int, int]:
-    """Return width and height of the picture, the background's where there is one.
+    """Return width and height of the picture; those of a background take precedence.
 
     Args:
-        width: As typed.
-        height: As typed.
+        width: Width from the node's input.
+        height: Height from the node's input.
         background: ``(batch, height, width, 3)`` or None.
     """
     return (width, height) if background is None else (background.shape[2], background.shape[1])
 
 
-def listed(names: str) -> list[str]:
-    """Return names that stand between commas or on lines of their own."""
+def split_names(names: str) -> list[str]:
+    """Return names that are separated by commas or line breaks."""
     return [name.strip() for name in names.replace("\n", ",").split(",") if name.strip()]
 
 
 def regions_from_masks(
-    masks: Mapping[str, Tensor], names: str, manner: Manner, before: Sequence[Region] = ()
+    masks: Mapping[str, Tensor], names: str, defaults: RegionDefaults, before: Sequence[Region] = ()
 ) -> tuple[Region, ...]:
-    """Return a region for each mask, white where it is.
+    """Return a region for each mask.
 
     Args:
-        masks: ``(batch, height, width)`` or ``(height, width)`` by socket; a batch is as many
-            regions.
-        names: One for each, parted by commas; empty to number them.
-        manner: How they act.
+        masks: ``(batch, height, width)`` or ``(height, width)`` by socket, white in the region. A
+            batch gives one region for each of its masks.
+        names: One name per mask, separated by commas; empty for numbered names.
+        defaults: Settings of the new regions.
         before: Regions that come first.
 
     Raises:
-        ValueError: A mask is black all over, two are of another shape, or the names don't fit.
+        ValueError: A mask is black, two masks have different aspect ratios, or the names don't fit.
     """
     found = [one for mask in masks.values() for one in mask.reshape(-1, *mask.shape[-2:])]
     if not found:
         raise ValueError("there must be at least one mask, got none; connect one for each region")
-    titles = listed(names) or _numbered(len(found), before)
+    titles = split_names(names) or _numbered(len(found), before)
     if len(titles) != len(found):
         raise ValueError(
             f"there must be one name for each of the {len(found)} masks, got {len(titles)}; "
@@ -116,21 +114,22 @@ def regions_from_masks(
                 f'the masks must be of one picture, got "{titles[0]}" of {_size(first)} and '
                 f'"{title}" of {_size(mask)}; crop or resize one'
             )
-    return joined_regions(
-        before, [masked(*pair, manner) for pair in zip(titles, found, strict=True)]
-    )
+    added = [
+        region_from_mask(title, mask, defaults) for title, mask in zip(titles, found, strict=True)
+    ]
+    return join_regions(before, added)
 
 
-def masked(name: str, mask: Tensor, manner: Manner) -> Region:
-    """Return a region of a mask, its edge softened by the feather.
+def region_from_mask(name: str, mask: Tensor, defaults: RegionDefaults) -> Region:
+    """Return the region of a mask, whose edge is softened by the feather.
 
     Args:
-        name: Of the region.
-        mask: ``(height, width)``, white where it is.
-        manner: How it acts.
+        name: Name of the region.
+        mask: ``(height, width)``, white in the region.
+        defaults: Settings of the region.
 
     Raises:
-        ValueError: The mask is black all over, or not of finite numbers.
+        ValueError: The mask is black, or has values that are not finite.
     """
     whole = mask.detach().float().cpu().clamp(0, 1)
     if not bool(mask.isfinite().all()):
@@ -140,18 +139,18 @@ def masked(name: str, mask: Tensor, manner: Manner) -> Region:
             f'the mask of region "{name}" must be white somewhere, got one that is black all '
             "over; paint where the region is, or leave it out"
         )
-    return manner.of(Region(name, _bounds(whole), mask=softened(whole, manner.feather)))
+    return defaults.of(Region(name, _bounds(whole), mask=softened(whole, defaults.feather)))
 
 
-def joined_regions(before: Sequence[Region], added: Sequence[Region]) -> tuple[Region, ...]:
-    """Return both, each with a colour; what is odd of them on the masks' picture is said.
+def join_regions(before: Sequence[Region], added: Sequence[Region]) -> tuple[Region, ...]:
+    """Return the regions of both with colours, after warnings about regions that may not work.
 
     Args:
-        before: Of any kind.
-        added: Of masks of one picture, at least one.
+        before: Regions of any kind.
+        added: Regions from masks of one picture, at least one.
 
     Raises:
-        ValueError: A name is there twice.
+        ValueError: A name occurs twice.
     """
     names = [region.name for region in before]
     for region in added:
@@ -160,13 +159,13 @@ def joined_regions(before: Sequence[Region], added: Sequence[Region]) -> tuple[R
                 f'the regions must have each name once, got "{region.name}" twice; rename one'
             )
         names.append(region.name)
-    height, width = added[0].mask.shape
-    warn_of_oddities((*before, *added), width, height)
-    return coloured((*before, *added))
+    if (mask := added[0].mask) is not None:
+        warn_of_oddities((*before, *added), mask.shape[1], mask.shape[0])
+    return with_colours((*before, *added))
 
 
-def coloured(regions: Sequence[Region]) -> tuple[Region, ...]:
-    """Return the regions, those without a colour in one of the palette's."""
+def with_colours(regions: Sequence[Region]) -> tuple[Region, ...]:
+    """Return the regions; those without a colour get one of the palette."""
     return tuple(
         region if region.colour else replace(region, colour=PALETTE[i % len(PALETTE)])
         for i, region in enumerate(regions)
@@ -174,18 +173,18 @@ def coloured(regions: Sequence[Region]) -> tuple[Region, ...]:
 
 
 def same_aspect(one: Sequence[int], other: Sequence[int]) -> bool:
-    """Return whether two sizes, height and width, are of one shape but for rounding."""
+    """Return whether two sizes (height and width) have equal aspect ratios, except for rounding."""
     ratio = (one[0] / one[1]) / (other[0] / other[1])
     return 1 / _ASPECT <= ratio <= _ASPECT
 
 
 def warn_of_oddities(regions: Sequence[Region], width: int, height: int) -> None:
-    """Say which regions are smaller than a cell of the picture or lie wholly under another.
+    """Warn of regions that are smaller than a cell or are covered completely by later regions.
 
     Args:
-        regions: In order.
-        width: Of the picture, in pixels.
-        height: Of the picture, in pixels.
+        regions: Regions in order.
+        width: Width of the picture in pixels.
+        height: Height of the picture in pixels.
     """
     rows, columns = max(1, height // _COARSEST), max(1, width // _COARSEST)
     for region in regions:
@@ -204,7 +203,7 @@ def warn_of_oddities(regions: Sequence[Region], width: int, height: int) -> None
 
 
 def hidden_regions(regions: Sequence[Region], grid: tuple[int, int]) -> list[tuple[str, str]]:
-    """Return each region that later ones cover wholly, and the names of those, in words."""
+    """Return each region that later ones cover completely, and their names as a text."""
     return [
         (regions[below].name, ", ".join(f'"{regions[i].name}"' for i in above))
         for below, above in covered_regions(regions, grid)
@@ -212,7 +211,7 @@ def hidden_regions(regions: Sequence[Region], grid: tuple[int, int]) -> list[tup
 
 
 def _numbered(count: int, before: Sequence[Region]) -> list[str]:
-    """Return as many names, numbered on from the regions before and none of theirs."""
+    """Return new numbered names; the numbers continue after the regions before."""
     taken = {region.name for region in before}
     numbers = itertools.count(len(before) + 1)
     free = (f"region {number}" for number in numbers if f"region {number}" not in taken)
@@ -220,7 +219,7 @@ def _numbered(count: int, before: Sequence[Region]) -> list[str]:
 
 
 def _bounds(mask: Tensor) -> Box:
-    """Return the box around all that is not black, in shares of the picture."""
+    """Return the box around all pixels that are not black, in fractions of the picture."""
     rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
     height, width = mask.shape
     return Box(

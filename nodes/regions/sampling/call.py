@@ -1,7 +1,7 @@
-"""One model call with regions: which rows it has, and attention in which each token hears its own.
+"""Describe one model call with regions, and mix the regions' prompts in its attention layers.
 
-What differs between kinds of network is how the regions' texts reach the attention; what is done
-there is the same.
+The kinds of network differ only in how the regions' texts reach the attention; the mixing is the
+same for all of them.
 """
 
 from __future__ import annotations
@@ -17,165 +17,167 @@ from torch import Tensor
 
 from ....lora_ops import regional_attention
 from ....lora_ops.mixing import mix_outputs
-from ..layout.places import Places
-from .texts import Role, Text, repeated
+from ..layout.region_maps import RegionMaps
+from .texts import EncodedText, EntryPrompts, repeated
 
-OVERRIDE = "optimized_attention_override"
-"""ComfyUI's slot for a replacement of the attention function."""
+OVERRIDE = "optimized_attention_override"  # ComfyUI's option that replaces the attention function
 
 Attention = Callable[..., Tensor]
 KeysValues = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """Rows of a call that see the same places.
+class RowGroup:
+    """Rows of a call with the same region maps.
 
     Args:
-        numbers: Of the rows.
-        places: Where regions lie in them.
-        regional: Whether they hear the regions' texts.
+        indices: Indices of the rows.
+        maps: Masks of the regions in these rows.
+        regional: Whether the rows use the regions' prompts.
     """
 
-    numbers: tuple[int, ...]
-    places: Places
+    indices: tuple[int, ...]
+    maps: RegionMaps
     regional: bool
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class RegionalCall:
     """One model call.
 
     Args:
-        roles: Of each row.
-        groups: All rows, by their places.
-        batch: Rows of each conditioning entry: what a text's own rows are counted by.
+        entries: Prompts of the conditioning entry of each row.
+        groups: All rows, grouped by their region maps.
+        batch: Number of rows of each conditioning entry.
     """
 
-    roles: tuple[Role, ...]
-    groups: tuple[Rows, ...]
+    entries: tuple[EntryPrompts, ...]
+    groups: tuple[RowGroup, ...]
     batch: int
 
-    def text(self, row: int, region: int) -> Text | None:
-        """Return what a row hears in a region, None for its own prompt."""
-        role = self.roles[row]
-        return role.texts[region] if role.regional else None
+    def text(self, row: int, region: int) -> EncodedText | None:
+        """Return the text of a row in a region; None for the row's own prompt."""
+        entry = self.entries[row]
+        return entry.texts[region] if entry.regional else None
 
     @property
     def regions(self) -> range:
         """Return the numbers of the regions."""
-        return range(len(self.roles[0].texts))
+        return range(len(self.entries[0].texts))
 
 
-class Listening(Protocol):
-    """How the texts of regions reach the attention of one kind of network.
+class RegionalBackend(Protocol):
+    """Injection of region prompts into the attention of one kind of network.
 
     Args:
-        repeats: Whether texts of a call are repeated to a common length.
+        repeats: Whether the texts of a call are repeated to a common length.
     """
 
     repeats: bool
 
     def attached(self) -> AbstractContextManager[None]:
-        """Hold what is needed while the network computes a call that was prepared."""
+        """Attach the hooks that a prepared call needs, inside the block."""
         ...
 
     def prepare(
-        self, call: Call, context: Tensor, options: Mapping[str, Any]
+        self, call: RegionalCall, context: Tensor, options: Mapping[str, Any]
     ) -> tuple[Tensor, dict[str, Any], tuple[int, ...]]:
-        """Return the call's context, its transformer options, and the tokens of each text.
+        """Return the call's context, its transformer options, and the number of tokens per text.
 
         Args:
             call: The call.
-            context: Of the rows, ``(row, token, dim)``.
-            options: Transformer options; untouched.
+            context: Context of the rows, ``(row, token, dim)``.
+            options: Transformer options; not modified.
 
         Returns:
-            The tokens are of the global prompt first, then of each region's within the context.
+            Context, options, and the numbers of tokens of the global prompt and of each region's
+            text in that context.
         """
         ...
 
 
 def mixed_attention(
-    call: Call,
+    call: RegionalCall,
     q: Tensor,
     base: KeysValues,
     regions: Sequence[KeysValues | None],
     heads: int,
     attend: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """Return cross-attention of all rows, each token hearing the texts of its regions.
+    """Return cross-attention of all rows in which each token attends to the texts of its regions.
 
     Args:
         call: The call.
         q: ``(row, token, channel)``.
         base: Keys and values of the rows' own prompts, ``(row, text, channel)``.
-        regions: Those of each region; None where all rows hear their own prompt in it.
-        heads: Of the layer.
+        regions: Keys and values of each region; None if all rows use their own prompt there.
+        heads: Number of attention heads of the layer.
         attend: Attention of ``(q, k, v)``.
     """
     _require_rows(call, q)
     parts = [
-        _attention(rows, _of(rows, q), base, regions, heads, attend, whole=len(call.groups) == 1)
-        for rows in call.groups
+        _attention(
+            group, _rows_of(group, q), base, regions, heads, attend, whole=len(call.groups) == 1
+        )
+        for group in call.groups
     ]
     if len(parts) == 1:
         return parts[0]
     out = torch.empty_like(parts[0][:1].expand(q.shape[0], -1, -1))
-    for rows, part in zip(call.groups, parts, strict=True):
-        out[list(rows.numbers)] = part
+    for group, part in zip(call.groups, parts, strict=True):
+        out[list(group.indices)] = part
     return out
 
 
 def mixed_replacement(
-    call: Call,
+    call: RegionalCall,
     q: Tensor,
     base: KeysValues,
     regions: Sequence[KeysValues | None],
     replacement: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """Return what another's replacement of a layer makes of each text, mixed token by token.
+    """Return a replaced layer's outputs for the texts of all regions, mixed token by token.
 
-    It is asked for all rows and tokens at once, as it may count them, and for each text that is
-    heard: whatever it does with its attention holds in every region.
+    Another node's replacement is called once per text, each time with all rows and tokens, because
+    it may depend on their number. Its effect on the attention thus applies in every region.
 
     Args:
         call: The call.
         q: ``(row, token, channel)``.
         base: Keys and values of the rows' own prompts, ``(row, text, channel)``.
-        regions: Those of each region; None where all rows hear their own prompt in it.
-        replacement: Of ``(q, k, v)``.
+        regions: Keys and values of each region; None if all rows use their own prompt there.
+        replacement: The other node's function of ``(q, k, v)``.
     """
     _require_rows(call, q)
     plain = replacement(q, *base)
-    heard = [rows for rows in call.groups if rows.regional and not rows.places.empty]
-    if not heard:
+    regional = [group for group in call.groups if group.regional and not group.maps.empty]
+    if not regional:
         return plain
     outputs = [None if pair is None else replacement(q, *pair) for pair in regions]
     out = plain.clone()
-    for rows in heard:
-        grid, frames = rows.places.grid_of(q.shape[1])
-        own = [None if output is None else _of(rows, output) for output in outputs]
-        mixed = rows.places.heard(grid, frames, plain)
-        out[list(rows.numbers)] = mix_outputs(_of(rows, plain), own, mixed)
+    for group in regional:
+        grid, frames = group.maps.grid_of(q.shape[1])
+        own = [None if output is None else _rows_of(group, output) for output in outputs]
+        mixing = group.maps.mixing_like(grid, frames, plain)
+        out[list(group.indices)] = mix_outputs(_rows_of(group, plain), own, mixing)
     return out
 
 
-def _require_rows(call: Call, q: Tensor) -> None:
-    if q.shape[0] != len(call.roles):
+def _require_rows(call: RegionalCall, q: Tensor) -> None:
+    if q.shape[0] != len(call.entries):
         raise RuntimeError(
             "regions must know each row of an attention layer, got "
-            f"{q.shape[0]} rows for {len(call.roles)} of the call; remove the node that regroups "
+            f"{q.shape[0]} rows for {len(call.entries)} of the call; remove the node that regroups "
             "the batch"
         )
 
 
-def _of(rows: Rows, x: Tensor) -> Tensor:
-    return x if len(rows.numbers) == x.shape[0] else x[list(rows.numbers)]
+def _rows_of(group: RowGroup, x: Tensor) -> Tensor:
+    return x if len(group.indices) == x.shape[0] else x[list(group.indices)]
 
 
 def _attention(
-    rows: Rows,
+    group: RowGroup,
     q: Tensor,
     base: KeysValues,
     regions: Sequence[KeysValues | None],
@@ -183,49 +185,53 @@ def _attention(
     attend: Callable[[Tensor, Tensor, Tensor], Tensor],
     whole: bool,
 ) -> Tensor:
+    """Return the attention of one group; ``whole`` means that it has all rows of the call."""
+
     def own(pair: KeysValues) -> KeysValues:
-        return pair if whole else (_of(rows, pair[0]), _of(rows, pair[1]))
+        return pair if whole else (_rows_of(group, pair[0]), _rows_of(group, pair[1]))
 
-    if rows.places.empty or not rows.regional:
+    if group.maps.empty or not group.regional:
         return attend(q, *own(base))
-    grid, frames = rows.places.grid_of(q.shape[1])
-    heard = rows.places.heard(grid, frames, q)
+    grid, frames = group.maps.grid_of(q.shape[1])
+    mixing = group.maps.mixing_like(grid, frames, q)
     texts = [None if pair is None else own(pair) for pair in regions]
-    return regional_attention(q, *own(base), texts, heard, heads=heads, attend=attend)
+    return regional_attention(q, *own(base), texts, mixing, heads=heads, attend=attend)
 
 
-def text_tokens(call: Call, own: int) -> tuple[int, ...]:
-    """Return the tokens of the global prompt and of each region's text in a widened context.
+def text_tokens(call: RegionalCall, own: int) -> tuple[int, ...]:
+    """Return the numbers of tokens of the global prompt and each region's text in a wide context.
 
     Args:
         call: The call.
-        own: Tokens of the rows' own prompts.
+        own: Number of tokens of the rows' own prompts.
     """
     lengths = [own]
     for region in call.regions:
-        texts = [call.text(row, region) for row in range(len(call.roles))]
-        spoken = any(text is not None for text in texts)
+        texts = [call.text(row, region) for row in range(len(call.entries))]
+        used = any(text is not None for text in texts)
         tokens = [own if text is None else text.context.shape[-2] for text in texts]
-        lengths.append(math.lcm(*tokens) if spoken else 0)
+        lengths.append(math.lcm(*tokens) if used else 0)
     return tuple(lengths)
 
 
-def widened(call: Call, context: Tensor, layer: int = 0) -> tuple[Tensor, tuple[int, ...]]:
-    """Return the context followed by every region's text, and the tokens of each.
+def widened_context(
+    call: RegionalCall, context: Tensor, layer: int = 0
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Return the context followed by every region's text, and the number of tokens of each.
 
-    A region in which every row hears its own prompt adds nothing; a row that does so while others
-    don't has its prompt there once more.
+    A region in which every row uses its own prompt adds nothing. If only some rows do, their own
+    prompt is repeated in that region.
 
     Args:
         call: The call.
         context: ``(row, token, dim)``.
-        layer: Whose contexts are read, where a text has one for each.
+        layer: Index of the layer, for texts with one context per layer.
     """
     parts, lengths = [context], text_tokens(call, context.shape[1])
     for region in call.regions:
         if not lengths[1 + region]:
             continue
-        texts = [call.text(row, region) for row in range(len(call.roles))]
+        texts = [call.text(row, region) for row in range(len(call.entries))]
         rows = [
             context[row] if text is None else text.at(layer, row % call.batch, context)
             for row, text in enumerate(texts)
@@ -239,8 +245,8 @@ def split_texts(
 ) -> tuple[KeysValues, list[KeysValues | None]]:
     """Return the keys and values of the global prompt and of each region.
 
-    What follows the texts was appended by another patch, such as an IP-Adapter's tokens: everyone
-    hears it.
+    Tokens after the texts were appended by another patch, such as an IP-Adapter, and belong to all
+    prompts.
     """
     rest = keys.shape[1] - sum(lengths)
     if rest < 0:
@@ -261,13 +267,13 @@ def split_texts(
 
 
 def require_reached(waiting: bool) -> None:
-    """Check, behind a layer that reads the text, that its attention was computed with the regions.
+    """Raise if a layer that reads the text has run without the regions' attention.
 
     Args:
-        waiting: Whether the layer was announced and its attention has not been met since.
+        waiting: Whether the layer was announced and its attention has not been computed since.
 
     Raises:
-        RuntimeError: Another node computes it where regions don't reach.
+        RuntimeError: Another node has replaced the layer's forward.
     """
     if waiting:
         raise RuntimeError(
@@ -276,12 +282,15 @@ def require_reached(waiting: bool) -> None:
         )
 
 
-def overridden(options: Mapping[str, Any], ours: Callable[..., Tensor]) -> dict[str, Any]:
-    """Return options whose attention is ours, over another pack's where there is one.
+def with_attention_override(
+    options: Mapping[str, Any], ours: Callable[..., Tensor]
+) -> dict[str, Any]:
+    """Return options in which ``ours`` is the attention; an override of another pack stays inside.
 
     Args:
-        options: Transformer options; untouched.
-        ours: Called with the attention to use, and with what ComfyUI calls it with.
+        options: Transformer options; not modified.
+        ours: Function that is called with ComfyUI's attention, with the attention to use, which
+            includes the other override, and then with ComfyUI's arguments.
     """
     before = options.get(OVERRIDE)
 

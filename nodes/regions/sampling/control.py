@@ -1,35 +1,38 @@
-"""A ControlNet or T2I-Adapter whose strength differs from region to region."""
+"""Give a ControlNet or T2I-Adapter a separate strength in each region."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
-from comfy.controlnet import ControlBase
+from comfy.controlnet import ControlNet, T2IAdapter
 from torch import Tensor
 
 from ....lora_ops import Region, strength_map, token_grid
 from ....lora_ops.regions import CellRule
 from ...bridge.node_output import warn_on_node
-from ..layout.places import Grid, require_aspect
-from ..layout.sets import RULES, hidden_regions
+from ..layout.region_maps import Grid, require_aspect
+from ..layout.sets import CELL_RULES, hidden_regions
 
 _LARGEST_STRENGTH = 10.0
-_GRID = (64, 64)
+_GRID = (64, 64)  # grid on which covered regions are found
+
+# Size of the latent, grid of the residual, whether it is spatial, device and dtype.
+_WeightsKey = tuple[Grid, Grid, bool, torch.device, torch.dtype]
 
 
 @dataclass(frozen=True, eq=False)
 class StrengthMap:
-    """A strength for every place of a picture.
+    """A strength for every point of a picture.
 
     Args:
-        regions: In the order in which they are laid down.
-        strengths: One for each.
-        outside: Where there is no region.
-        rule: How boxes become cells.
+        regions: Regions; later ones overwrite earlier ones.
+        strengths: Strength in each region.
+        outside: Strength outside all regions.
+        rule: Rule by which boxes become cells.
     """
 
     regions: tuple[Region, ...]
@@ -38,66 +41,71 @@ class StrengthMap:
     rule: CellRule
 
 
-class LaidMap:
-    """A map of strengths as one ControlNet lays it on its residuals; each grid is made once.
+class ResidualWeights:
+    """The weights of one ControlNet's residuals, cached for each grid.
 
     Args:
-        strengths: Of the picture.
+        strengths: Strengths in the picture.
     """
 
     def __init__(self, strengths: StrengthMap):
         self.strengths = strengths
-        self._laid: dict[tuple, Tensor] = {}
+        self._on_grid: dict[_WeightsKey, Tensor] = {}
 
     def weighted(self, residual: Tensor, shape: Grid) -> Tensor:
-        """Return a residual times the strengths.
+        """Return a residual multiplied by the strengths.
 
         Args:
             residual: ``(row, channel, h, w)``, or ``(row, token, channel)`` of a transformer.
             shape: Height and width of the latent.
 
         Raises:
-            ValueError: A region's mask has other proportions than the latent.
+            ValueError: A region's mask has another aspect ratio than the latent.
         """
         spatial = residual.ndim >= 4
-        grid = tuple(residual.shape[-2:]) if spatial else token_grid(*shape, residual.shape[1])
+        if spatial:
+            grid = (residual.shape[-2], residual.shape[-1])
+        else:
+            grid = token_grid(*shape, residual.shape[1])
         key = (shape, grid, spatial, residual.device, residual.dtype)
-        if key not in self._laid:
-            self._laid[key] = self._on(grid, shape, spatial).to(residual)
-        return residual * self._laid[key]
+        if key not in self._on_grid:
+            self._on_grid[key] = self._weights(grid, shape, spatial).to(residual)
+        return residual * self._on_grid[key]
 
     def clear(self) -> None:
-        """Forget what was laid down, at the end of a run."""
-        self._laid.clear()
+        """Clear the cache at the end of a run."""
+        self._on_grid.clear()
 
-    def _on(self, grid: Grid, shape: Grid, spatial: bool) -> Tensor:
-        of = self.strengths
-        require_aspect(of.regions, shape)
-        found = strength_map(of.regions, of.strengths, grid, outside=of.outside, rule=of.rule)
+    def _weights(self, grid: Grid, shape: Grid, spatial: bool) -> Tensor:
+        regions, strengths = self.strengths.regions, self.strengths.strengths
+        require_aspect(regions, shape)
+        found = strength_map(
+            regions, strengths, grid, outside=self.strengths.outside, rule=self.strengths.rule
+        )
         return found if spatial else found.flatten()[:, None]
 
 
 def weighted_control(
-    control: ControlBase,
+    control: ControlNet | T2IAdapter,
     regions: Sequence[Region],
     strengths: str,
     inside: float,
     outside: float,
     cells: str,
-) -> ControlBase:
-    """Return a copy of a ControlNet that acts with a strength for each region.
+) -> ControlNet | T2IAdapter:
+    """Return a copy of a ControlNet that has a separate strength in each region.
 
     Args:
-        control: As a loader gives it, before any Apply ControlNet.
-        regions: Later ones overwrite earlier ones.
-        strengths: Lines of a region's name and a number; a region that is missing has ``inside``.
-        inside: In regions that are not named.
-        outside: Where there is no region.
-        cells: One of ``RULES``.
+        control: ControlNet from a loader, before any Apply ControlNet.
+        regions: Regions; later ones overwrite earlier ones.
+        strengths: Lines of a region's name and a number.
+        inside: Strength in regions without a line.
+        outside: Strength outside all regions.
+        cells: One of ``CELL_RULES``.
 
     Raises:
-        ValueError: A line is no name and number, a name is of no region, or the ControlNet has
-            strengths already.
+        ValueError: A line is not a name and a number, a name is not that of a region, or the
+            ControlNet has strengths already.
 
     Reference: Gu et al. 2023, arXiv:2305.18292, section 3.3 with the released adapter weights.
     """
@@ -111,15 +119,15 @@ def weighted_control(
         tuple(regions),
         tuple(named.get(region.name, inside) for region in regions),
         outside,
-        RULES[cells],
+        CELL_RULES[cells],
     )
     for below, above in hidden_regions(regions, _GRID):
         warn_on_node(
             f'the strength of region "{below}" has no effect, it lies wholly under {above}'
         )
-    copied = control.copy()
-    copied.__class__ = _weighted_class(type(control))
-    copied.pastiche_strengths = LaidMap(found)
+    copied: Any = control.copy()  # whose class is replaced by a subclass
+    copied.__class__ = _weighted_class(cast(type[ControlNet], type(control)))
+    copied.pastiche_strengths = ResidualWeights(found)
     return copied
 
 
@@ -155,17 +163,26 @@ def _named(text: str, names: Sequence[str]) -> dict[str, float]:
 
 
 @cache
-def _weighted_class(kind: type[ControlBase]) -> type[ControlBase]:
-    """Return a class of ControlNets like ``kind`` whose own residuals are weighted."""
+def _weighted_class(kind: type[ControlNet]) -> type[ControlNet]:
+    """Return a subclass that weights the residuals.
+
+    Args:
+        kind: Class of the ControlNet, or a class with the same methods, such as ``T2IAdapter``.
+    """
 
     class RegionallyWeighted(kind):
-        pastiche_strengths: LaidMap
+        pastiche_strengths: ResidualWeights
 
         def get_control(
-            self, x_noisy: Tensor, t: Tensor, cond: Any, batched_number: int, options: Any
+            self,
+            x_noisy: Tensor,
+            t: Tensor,
+            cond: Any,
+            batched_number: int,
+            transformer_options: Any,
         ) -> Any:
-            self._latent_shape = tuple(x_noisy.shape[-2:])
-            return super().get_control(x_noisy, t, cond, batched_number, options)
+            self._latent_shape = (x_noisy.shape[-2], x_noisy.shape[-1])
+            return super().get_control(x_noisy, t, cond, batched_number, transformer_options)
 
         def control_merge(
             self,
@@ -179,7 +196,7 @@ def _weighted_class(kind: type[ControlBase]) -> type[ControlBase]:
             def weighted(residual: Tensor | None) -> Tensor | None:
                 if residual is None:
                     return None
-                # A tensor that stands in several places stays one: its strength is applied once.
+                # A tensor that occurs several times stays one tensor, weighted once.
                 if id(residual) not in shared:
                     whole = residual
                     if pools:
@@ -199,10 +216,10 @@ def _weighted_class(kind: type[ControlBase]) -> type[ControlBase]:
             finally:
                 self.global_average_pooling = pools
 
-        def copy(self) -> ControlBase:
-            copied = super().copy()
+        def copy(self) -> Any:
+            copied: Any = super().copy()
             copied.__class__ = type(self)
-            copied.pastiche_strengths = LaidMap(self.pastiche_strengths.strengths)
+            copied.pastiche_strengths = ResidualWeights(self.pastiche_strengths.strengths)
             return copied
 
         def cleanup(self) -> None:

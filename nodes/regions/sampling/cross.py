@@ -1,4 +1,7 @@
-"""Regions in transformers with cross-attention: texts behind each other, parted in each layer."""
+"""Inject region prompts into transformers with cross-attention.
+
+The texts of all regions are concatenated, and each layer splits its keys and values again.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,17 @@ from torch import Tensor, nn
 
 from .call import (
     Attention,
-    Call,
+    RegionalCall,
     mixed_attention,
-    overridden,
     require_reached,
     split_texts,
-    widened,
+    widened_context,
+    with_attention_override,
 )
 
 
-class CrossListening:
-    """How the texts of regions reach cross-attention whose text is embedded once, as in Wan.
+class CrossAttentionBackend:
+    """Backend for cross-attention whose text is embedded once per call, as in Wan.
 
     Args:
         layers: The cross-attention modules.
@@ -34,19 +37,19 @@ class CrossListening:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Hold the hooks that announce a cross-attention layer, and look behind it."""
+        """Attach hooks that announce each cross-attention layer and check it after its forward."""
         self._announced = False
         with ExitStack() as stack:
             for layer in self._layers:
                 stack.callback(layer.register_forward_pre_hook(self._announce).remove)
-                stack.callback(layer.register_forward_hook(self._behind).remove)
+                stack.callback(layer.register_forward_hook(self._check).remove)
             yield
 
     def prepare(
-        self, call: Call, context: Tensor, options: Mapping[str, Any]
+        self, call: RegionalCall, context: Tensor, options: Mapping[str, Any]
     ) -> tuple[Tensor, dict[str, Any], tuple[int, ...]]:
-        """Return the context with all texts, and options whose cross-attention parts them."""
-        whole, lengths = widened(call, context)
+        """Return the context with all texts, and options whose attention splits them again."""
+        whole, lengths = widened_context(call, context)
 
         def ours(
             function: Attention,
@@ -68,10 +71,10 @@ class CrossListening:
             base, regions = split_texts(k, v, lengths)
             return mixed_attention(call, q, base, regions, heads, attend)
 
-        return whole, overridden(options, ours), lengths
+        return whole, with_attention_override(options, ours), lengths
 
     def _announce(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._announced = True
 
-    def _behind(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def _check(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         require_reached(self._announced)

@@ -1,7 +1,7 @@
-"""LoRAs that act in regions: all of them one gated adapter, whose ranks each have their tokens.
+"""Apply the LoRAs of regions as one gated adapter whose ranks have weights per token.
 
-The factors of a layer stand side by side, so that a layer costs one low-rank product however many
-regions there are.
+The factors of all regions' LoRAs are concatenated, so a layer costs one low-rank product however
+many regions there are.
 """
 
 from __future__ import annotations
@@ -20,26 +20,28 @@ from ....training.families.family import RegionLayers, matches
 from ....training.gates import Gate, GatedAdapters, Layer, RowGates, Site
 from ...bridge.node_output import warn_on_node
 from ...lora.layers import LoraLayers, lora_layers
-from ..layout.places import Grid, Places
+from ..layout.region_maps import Grid, RegionMaps
 from .networks import regional_network
-from .prompts import RegionPrompt
+from .prompts import RegionConditioning
 
 ADAPTER = "pastiche_regions"
+
+# Options for LoRAs in layers without tokens, such as those of the timestep embedding.
 AREA, OFF = "by area", "not at all"
 TOKENLESS = (AREA, OFF)
-"""What LoRAs do in layers without tokens, such as those of the noise level."""
 
+# Kinds of layers by the tokens in their input.
 _IMAGE, _TEXT, _JOINT, _NONE = "image", "text", "text and image", "no tokens"
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer that LoRAs of regions change.
+    """A layer that the LoRAs of regions change.
 
     Args:
-        kind: Which tokens it sees.
-        image: Whether the terms act on image tokens; off where keys and values are isolated.
-        ranks: Region and rank of each LoRA here, in the order of the factors.
+        kind: Kind of the tokens in its input.
+        image: Whether the LoRAs act on image tokens; off if keys and values are isolated.
+        ranks: Region and rank of each LoRA, in the order of the factors.
     """
 
     kind: str
@@ -49,13 +51,13 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _Part:
-    """What one region's LoRA changes of a layer; tensors are the file's own.
+    """One region's LoRA at a layer, with the unchanged tensors of the file.
 
     Args:
-        region: Its number.
-        factors: Of the LoRA.
-        strength: Of the region's prompt.
-        rows: Of ``up``; None for all.
+        region: Number of the region.
+        factors: Factors of the LoRA.
+        strength: Strength of the LoRA in the region.
+        rows: Range of the rows of ``up`` that are used; None for all rows.
     """
 
     region: int
@@ -64,16 +66,16 @@ class _Part:
     rows: tuple[int, int] | None
 
     def scaled_up(self) -> Tensor:
-        """Return ``up`` with the scale and the strength in it, fp32."""
+        """Return ``up`` multiplied by scale and strength, fp32."""
         up = self.factors.up if self.rows is None else self.factors.up[slice(*self.rows)]
         return up.float() * (self.factors.scale * self.strength)
 
 
-class _SideBySide:
-    """An adapter whose ranks are those of all regions, put together when a layer is first met.
+class _ConcatenatedLoras:
+    """An adapter with the ranks of all regions, concatenated at the first use of each layer.
 
     Args:
-        parts: By layer.
+        parts: LoRAs of the regions by layer.
     """
 
     def __init__(self, parts: Mapping[str, Sequence[_Part]]):
@@ -81,7 +83,7 @@ class _SideBySide:
         self._placed: dict[tuple[str, torch.device, torch.dtype], LowRank] = {}
 
     def factors(self, site: str, frozen: frozenset[str], like: Tensor) -> LowRank:
-        """Return a layer's factors beside a tensor, each LoRA's scale in its ``up``; kept."""
+        """Return a layer's factors on a tensor's device, with scales in ``up``; they are cached."""
         place = (site, like.device, like.dtype)
         if place not in self._placed:
             parts = self._parts[site]
@@ -97,9 +99,9 @@ class RegionalLoras:
     """The LoRAs of all regions on one model.
 
     Args:
-        sites: Layers by name.
-        layers: What is known of each.
-        parts: What each region's LoRAs change of them.
+        sites: Sites of the changed layers by name.
+        layers: Description of each changed layer.
+        parts: LoRAs of the regions at each layer.
         without_tokens: One of ``TOKENLESS``.
     """
 
@@ -110,31 +112,32 @@ class RegionalLoras:
     gates: GatedAdapters = field(init=False)
 
     def __post_init__(self) -> None:
-        """Make the gated adapter."""
-        self.gates = GatedAdapters(self.sites, {ADAPTER: _SideBySide(self.parts)})
-        self._shares: dict[tuple[Places, tuple[int, ...]], RegionShares] = {}
+        """Create the gated adapter."""
+        self.gates = GatedAdapters(self.sites, {ADAPTER: _ConcatenatedLoras(self.parts)})
+        self._weights: dict[tuple[RegionMaps, tuple[int, ...]], RegionTokenWeights] = {}
 
-    def rows(self, places: Places, lengths: tuple[int, ...]) -> RowGates:
-        """Return the gates of a row, which are the same object for rows that are alike.
+    def gates_of(self, maps: RegionMaps, lengths: tuple[int, ...]) -> RowGates:
+        """Return the gates of a row; equal rows get the same object of token weights.
 
         Args:
-            places: Where the regions lie in it.
-            lengths: Tokens of the texts in the layers that read them, the global one's first.
+            maps: Masks of the regions in the row.
+            lengths: Number of tokens of each text in the layers that read them, the global
+                prompt's first.
         """
-        if not self.sites or places.empty:
+        if not self.sites or maps.empty:
             return {}
-        key = (places, lengths)
-        if key not in self._shares:
-            self._shares[key] = RegionShares(self, places, lengths)
-        return {ADAPTER: Gate(token_weights=self._shares[key])}
+        key = (maps, lengths)
+        if key not in self._weights:
+            self._weights[key] = RegionTokenWeights(self, maps, lengths)
+        return {ADAPTER: Gate(token_weights=self._weights[key])}
 
     @contextmanager
     def on_text_of(self, region: int) -> Iterator[None]:
-        """Let one region's LoRAs act on all tokens that are projected in the block."""
+        """Switch one region's LoRAs on for all tokens that are projected inside the block."""
         if not self.sites:
             yield
             return
-        with self.gates.gated([{ADAPTER: Gate(token_weights=_OneRegion(self, region))}]):
+        with self.gates.gated([{ADAPTER: Gate(token_weights=_SingleRegion(self, region))}]):
             yield
 
     def has_tokenless(self) -> bool:
@@ -148,16 +151,16 @@ def regional_loras(
     isolate: bool,
     without_tokens: str,
 ) -> RegionalLoras:
-    """Return the LoRAs of regions as they act in a model.
+    """Return the LoRAs of regions on a model.
 
     Args:
-        model: Any MODEL that regions work on.
-        loras: What the LoRAs of each region change, with their strengths.
-        isolate: Whether the LoRAs leave keys and values of image tokens as they are.
+        model: A MODEL that supports regions.
+        loras: For each region, the layers of its LoRAs and their strengths.
+        isolate: Whether the LoRAs leave keys and values of image tokens unchanged.
         without_tokens: One of ``TOKENLESS``.
 
     Raises:
-        ValueError: Regions don't work on the model.
+        ValueError: The model does not support regions.
     """
     _, patterns = regional_network(model)
     sites: dict[str, Site] = {}
@@ -182,13 +185,15 @@ def regional_loras(
     return RegionalLoras(sites, layers, found, without_tokens)
 
 
-def region_lora_layers(model: ModelPatcher, prompt: RegionPrompt) -> list[tuple[LoraLayers, float]]:
-    """Return what a region's LoRAs change of a model, with their strengths.
+def region_lora_layers(
+    model: ModelPatcher, prompt: RegionConditioning
+) -> list[tuple[LoraLayers, float]]:
+    """Return the layers of a region's LoRAs in a model, with the LoRAs' strengths.
 
     Layers that the model does not have are left out with a warning.
 
     Raises:
-        ValueError: A LoRA does not fit the model; its region is named.
+        ValueError: A LoRA does not fit the model; the message names the region.
     """
     found = []
     for lora, strength in prompt.loras:
@@ -205,23 +210,27 @@ def region_lora_layers(model: ModelPatcher, prompt: RegionPrompt) -> list[tuple[
     return found
 
 
+# Layer, shape of its tokens, dimensions, device and dtype of its output.
+_WeightsKey = tuple[_Layer, tuple[int, ...], int, torch.device, torch.dtype]
+
+
 @dataclass(eq=False)
-class RegionShares:
-    """How much each token of a row gets of each region's LoRAs.
+class RegionTokenWeights:
+    """The weights of all regions' LoRAs at each token of a row.
 
     Args:
-        loras: Of all regions.
-        places: Where the regions lie.
-        lengths: Tokens of the texts, the global one's first.
+        loras: LoRAs of all regions.
+        maps: Masks of the regions.
+        lengths: Number of tokens of each text, the global prompt's first.
     """
 
     loras: RegionalLoras
-    places: Places
+    maps: RegionMaps
     lengths: tuple[int, ...]
-    _kept: dict[tuple, Tensor | None] = field(default_factory=dict, init=False)
+    _kept: dict[_WeightsKey, Tensor | None] = field(default_factory=dict, init=False)
 
     def at(self, site: str, output: Tensor) -> Tensor | None:
-        """Return the shares at a layer, ``(token, rank)`` or as its output's form asks."""
+        """Return the weights at a layer, ``(token, rank)`` or in the form of its output."""
         layer = self.loras.layers[site]
         form = tuple(output.shape[2:]) if output.ndim == 4 else tuple(output.shape[1:-1])
         key = (layer, form, output.ndim, output.device, output.dtype)
@@ -234,42 +243,43 @@ class RegionShares:
         if layer.kind == _NONE:
             if self.loras.without_tokens == OFF:
                 return None
-            shares = _per_rank(layer, self.places.areas()[:, None])[0]
-            return shares[:, None, None] if convolution else shares
+            weights = _per_rank(layer, self.maps.areas()[:, None])[0]
+            return weights[:, None, None] if convolution else weights
         if layer.kind == _TEXT:
             return _or_none(self._text(layer, form[0]))
         if not layer.image and layer.kind == _IMAGE:
             return None
         if convolution:
-            return _per_rank(layer, self.places.pulls(form)).T.unflatten(1, form)
+            rows, columns = form
+            return _per_rank(layer, self.maps.token_weights((rows, columns))).T.unflatten(1, form)
         if layer.kind == _IMAGE:
-            return self._image(layer, *self.places.grid_of(form[0]))
+            return self._image(layer, *self.maps.grid_of(form[0]))
         text = sum(self.lengths)
-        image = self._image(layer, *self.places.grid_of(form[0] - text))
+        image = self._image(layer, *self.maps.grid_of(form[0] - text))
         return torch.cat([self._text(layer, text), image if layer.image else image * 0.0])
 
     def _image(self, layer: _Layer, grid: Grid, frames: int) -> Tensor:
-        return _per_rank(layer, self.places.pulls(grid).repeat(1, frames))
+        return _per_rank(layer, self.maps.token_weights(grid).repeat(1, frames))
 
     def _text(self, layer: _Layer, tokens: int) -> Tensor:
-        """Return 1 where a region's ranks meet its own text."""
-        shares = torch.zeros(len(self.lengths) - 1, tokens)
+        """Return 1 for a region's ranks at the tokens of its own text, 0 elsewhere."""
+        weights = torch.zeros(len(self.lengths) - 1, tokens)
         begin = self.lengths[0]
         for region, length in enumerate(self.lengths[1:]):
-            shares[region, begin : begin + length] = 1.0
+            weights[region, begin : begin + length] = 1.0
             begin += length
-        return _per_rank(layer, shares)
+        return _per_rank(layer, weights)
 
 
 @dataclass(frozen=True, eq=False)
-class _OneRegion:
-    """The shares of a call that projects one region's text and nothing else."""
+class _SingleRegion:
+    """The token weights of a call that projects only the text of one region."""
 
     loras: RegionalLoras
     region: int
 
     def at(self, site: str, output: Tensor) -> Tensor | None:
-        """Return 1 for the region's ranks and 0 for all others, ``(rank,)``."""
+        """Return 1 for the region's ranks and 0 for all other ranks, ``(rank,)``."""
         parts = [
             torch.full((rank,), float(region == self.region))
             for region, rank in self.loras.layers[site].ranks
@@ -278,7 +288,7 @@ class _OneRegion:
 
 
 def warn_of_tokenless(loras: RegionalLoras) -> None:
-    """Say once what happens in layers that no region can be told apart in."""
+    """Warn if LoRAs change layers without tokens, in which regions cannot be distinguished."""
     if loras.has_tokenless():
         what = (
             "by the region's share of the picture"
@@ -294,12 +304,12 @@ def warn_of_tokenless(loras: RegionalLoras) -> None:
 def _parts(
     layer: Layer, isolate: bool, patterns: RegionLayers
 ) -> list[tuple[tuple[int, int] | None, str, bool]]:
-    """Return the parts of a layer's output that are gated alike: rows, kind, and image or not.
+    """Return the parts of a layer's output that need separate gates: rows, kind, and image or not.
 
     Args:
         layer: The layer, or the slice of it that a LoRA changes.
-        isolate: Whether keys and values of image tokens stay as they are.
-        patterns: Layers of the model's family.
+        isolate: Whether keys and values of image tokens stay unchanged.
+        patterns: Patterns of the layers in the model's family.
     """
     path = layer.path.removeprefix(NATIVE_PREFIX)
     kind = _kind(path, patterns)
@@ -333,10 +343,10 @@ def _slice_of(layer: Layer, rows: tuple[int, int]) -> Layer:
     return replace(layer, shape=(rows[1] - rows[0], *layer.shape[1:]), start=start)
 
 
-def _per_rank(layer: _Layer, shares: Tensor) -> Tensor:
-    """Return every region's shares ``(region, token)`` for each of its ranks, ``(token, rank)``."""
-    return torch.cat([shares[region, :, None].expand(-1, rank) for region, rank in layer.ranks], 1)
+def _per_rank(layer: _Layer, weights: Tensor) -> Tensor:
+    """Return the regions' weights ``(region, token)`` for each rank, ``(token, rank)``."""
+    return torch.cat([weights[region, :, None].expand(-1, rank) for region, rank in layer.ranks], 1)
 
 
-def _or_none(shares: Tensor) -> Tensor | None:
-    return shares if bool(shares.any()) else None
+def _or_none(weights: Tensor) -> Tensor | None:
+    return weights if bool(weights.any()) else None

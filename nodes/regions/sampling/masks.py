@@ -1,4 +1,4 @@
-"""Attention under the masks of regions: whichever function takes them, in the memory there is."""
+"""Compute attention with the masks of regions, within the free memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import comfy.model_management
 import torch
@@ -16,41 +16,41 @@ from torch import Tensor
 
 from .call import Attention
 
+# Names of attention functions that don't support every mask.
 _MASKLESS = re.compile(r"(^|[^a-z])(sage|flash)|Sage|Flash")
-"""In the names of attention functions that don't take every mask."""
 
 
 @dataclass(frozen=True, eq=False)
-class Masks:
-    """The masks of a call's rows, fp32 on the CPU; rows that are alike share one.
+class AttentionMasks:
+    """The additive masks of a call's rows, fp32 on the CPU; equal rows share one tensor.
 
     Args:
-        rows: Of each row, ``(token, token)``.
+        rows: Mask of each row, ``(token, token)``.
     """
 
     rows: Sequence[Tensor]
 
     @property
-    def kinds(self) -> tuple[int, ...]:
-        """Return for each row which mask it has, by identity."""
+    def ids(self) -> tuple[int, ...]:
+        """Return the identity of each row's mask."""
         return tuple(id(mask) for mask in self.rows)
 
     @property
-    def alike(self) -> bool:
+    def shared(self) -> bool:
         """Whether all rows have the same mask."""
-        return len(set(self.kinds)) == 1
+        return len(set(self.ids)) == 1
 
 
 class MaskedAttention:
     """Attention with an additive mask for each row, for one sampling run.
 
-    A function that takes no masks is replaced by PyTorch's, and so is another node's attention that
-    does not hand the mask on to the function it was given; both are said once. Where there is no
-    room for the masks of all rows, rows of each kind run apart.
+    PyTorch's attention replaces a function that does not support masks, and also another node's
+    attention that does not pass the mask to the function it gets; each replacement is logged once.
+    If the masks of all rows do not fit into memory, rows with different masks run separately.
     """
 
     def __init__(self) -> None:
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         self._key: tuple[Any, ...] = ()
         self._placed: Tensor | None = None
 
@@ -58,39 +58,39 @@ class MaskedAttention:
         self,
         function: Attention,
         before: Callable[..., Tensor] | None,
-        masks: Masks,
+        masks: AttentionMasks,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Tensor:
         """Return the attention of all rows.
 
         Args:
-            function: ComfyUI's own.
-            before: What another node has put in its place.
-            masks: Of the rows.
-            args: Of the attention, ``(q, k, v, heads, ...)``, rows first.
-            kwargs: Likewise, without a mask.
+            function: ComfyUI's attention.
+            before: Replacement by another node; None if there is none.
+            masks: Masks of the rows.
+            args: Arguments of the attention, ``(q, k, v, heads, ...)``, rows first.
+            kwargs: Keyword arguments of the attention, without a mask.
 
         Raises:
-            RuntimeError: There is no room for a single mask.
+            RuntimeError: A single mask does not fit into memory.
         """
-        placed = self._beside(masks, args[0])
+        placed = self._on_device(masks, args[0])
         if placed is not None:
             return self._masked(function, before, placed, args, kwargs)
         out: Tensor | None = None
-        for kind in dict.fromkeys(masks.kinds):
-            rows = [number for number, own in enumerate(masks.kinds) if own == kind]
+        for shared in dict.fromkeys(masks.ids):
+            rows = [number for number, own in enumerate(masks.ids) if own == shared]
             mask = masks.rows[rows[0]].to(args[0])
             part = self._masked(
                 function, before, mask, (*(x[rows] for x in args[:3]), *args[3:]), kwargs
             )
             out = part.new_empty(len(masks.rows), *part.shape[1:]) if out is None else out
             out[rows] = part
-        return out
+        return cast(Tensor, out)  # a call has at least one row
 
-    def _beside(self, masks: Masks, like: Tensor) -> Tensor | None:
-        """Return the masks beside a tensor, kept until others are asked for; None without room."""
-        key = (masks.kinds, like.device, like.dtype)
+    def _on_device(self, masks: AttentionMasks, like: Tensor) -> Tensor | None:
+        """Return the masks on a tensor's device, cached until others are used; None if none fit."""
+        key = (masks.ids, like.device, like.dtype)
         if key == self._key:
             return self._placed
         self._key, self._placed = (), None
@@ -103,7 +103,7 @@ class MaskedAttention:
                 f"{free / 2**30:.1f} GiB that are free; use shorter prompts, fewer regions or a "
                 "smaller picture"
             )
-        if masks.alike:
+        if masks.shared:
             self._placed = masks.rows[0].to(like)
         elif size * len(masks.rows) <= free:
             self._placed = torch.stack([mask.to(like) for mask in masks.rows])
@@ -119,45 +119,46 @@ class MaskedAttention:
         kwargs: Mapping[str, Any],
     ) -> Tensor:
         named = {**kwargs, "mask": mask}
-        ours = attention_pytorch if self._maskless(function) else function
+        ours = attention_pytorch if self._ignores_masks(function) else function
         if before is None:
             return ours(*args, **named)
-        if self._maskless(before):
+        if self._ignores_masks(before):
             return attention_pytorch(*args, **named)
-        handed: list[bool] = []
+        passed_on: list[bool] = []
 
         @functools.wraps(ours)
         def through(*inner: Any, **more: Any) -> Tensor:
-            handed.append(any(value is mask for value in (*inner, *more.values())))
+            passed_on.append(any(value is mask for value in (*inner, *more.values())))
             return ours(*inner, **more)
 
         out = before(through, *args, **named)
-        if handed and all(handed):
+        if passed_on and all(passed_on):
             return out
-        self._say(before)
+        self._warn(before)
         return attention_pytorch(*args, **named)
 
-    def _maskless(self, function: Callable[..., Tensor]) -> bool:
+    def _ignores_masks(self, function: Callable[..., Tensor]) -> bool:
         name = _name(function)
-        if name not in self._said and not _MASKLESS.search(name):
+        if name not in self._warned and not _MASKLESS.search(name):
             return False
-        self._say(function)
+        self._warn(function)
         return True
 
-    def _say(self, function: Callable[..., Tensor]) -> None:
+    def _warn(self, function: Callable[..., Tensor]) -> None:
         name = _name(function)
-        if name not in self._said:
-            self._said.add(name)
+        if name not in self._warned:
+            self._warned.add(name)
             logging.warning(
                 "Pastiche: %s takes no masks; regions use PyTorch's attention in its place.", name
             )
 
 
 def _name(function: Callable[..., Tensor]) -> str:
-    """Return what a function or callable object is called, with its module."""
+    """Return the name of a function or callable object, with its module."""
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
 
 
 def _free_memory(device: torch.device) -> float:
-    return comfy.model_management.get_free_memory(device)
+    # Without ``torch_free_too`` ComfyUI returns one number, not a pair.
+    return cast(float, comfy.model_management.get_free_memory(device))

@@ -1,4 +1,4 @@
-"""The networks that regions work on."""
+"""Identify the networks that support regions."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ...bridge.families import class_names, is_exactly, layers_by_path, network_
 
 
 def regional_network(model: ModelPatcher) -> tuple[AttentionLayout, RegionLayers]:
-    """Return how text reaches the image in a model's network, and its layers as regions treat them.
+    """Return the attention layout of a model's network, and the patterns of its layers.
 
     Args:
-        model: Any MODEL. Its classes must be the very ones: those derived from them read text in
-            more layers, or place it by its length.
+        model: Any MODEL. Subclasses of the supported classes are refused, because they read text in
+            more layers or position it by its length.
 
     Raises:
-        ValueError: Regions don't work on the model.
+        ValueError: The model does not support regions.
     """
     family = network_family(model)
     if family is not None and family.regions is not None:

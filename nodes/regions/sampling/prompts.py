@@ -1,9 +1,10 @@
-"""What is said in each region: its prompts, encoded, and the LoRAs that act there alone."""
+"""Encode the prompts of regions, and collect the LoRAs that act in one region only."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import comfy.lora
 import comfy.sd
@@ -20,19 +21,19 @@ from ...text.concept_prompt import PROMPT, encode_concept_prompt
 
 Lora = Mapping[str, Tensor]
 
-_READ_OF_TEXT = frozenset({"pooled_output", PROMPT})
-"""Of a region's CONDITIONING, beside its text: all else is the whole picture's."""
+# Options of a region's CONDITIONING that are used; all others are those of the whole picture.
+_USED_OPTIONS = frozenset({"pooled_output", PROMPT})
 
 
 @dataclass(frozen=True, eq=False)
-class RegionPrompt:
-    """What one region hears.
+class RegionConditioning:
+    """The conditioning and the LoRAs of one region.
 
     Args:
-        region: Its name.
-        positive: Its prompt, one entry; None for the global one.
-        negative: Its negative prompt, one entry; None for the global one.
-        loras: LoRAs that act in the region alone, each with its strength.
+        region: Name of the region.
+        positive: Conditioning of the prompt, one entry; None for the global prompt.
+        negative: Conditioning of the negative prompt, one entry; None for the global one.
+        loras: LoRAs that act in this region only, each with its strength.
     """
 
     region: str
@@ -46,18 +47,18 @@ class RegionPrompts:
     """The prompts of several regions.
 
     Args:
-        common_words: Words that stand before every region's prompt.
-        prompts: One for each region that has any.
+        common_words: Words before every region's prompt.
+        prompts: Conditioning of each region that has a prompt or a LoRA.
     """
 
     common_words: str = ""
-    prompts: tuple[RegionPrompt, ...] = ()
+    prompts: tuple[RegionConditioning, ...] = ()
 
-    def of(self, regions: Sequence[Region]) -> tuple[RegionPrompt, ...]:
-        """Return a prompt for each region; one that nothing was said of hears the global one.
+    def for_regions(self, regions: Sequence[Region]) -> tuple[RegionConditioning, ...]:
+        """Return the conditioning of each region; regions without a prompt use the global one.
 
         Raises:
-            ValueError: A prompt is of a region that is not there.
+            ValueError: A prompt names a region that does not exist.
         """
         names = [region.name for region in regions]
         for prompt in self.prompts:
@@ -68,7 +69,7 @@ class RegionPrompts:
                     "draw the region"
                 )
         by_name = {prompt.region: prompt for prompt in self.prompts}
-        return tuple(by_name.get(name, RegionPrompt(name)) for name in names)
+        return tuple(by_name.get(name, RegionConditioning(name)) for name in names)
 
 
 def with_region_prompt(
@@ -85,25 +86,25 @@ def with_region_prompt(
     positive_conditioning: Conditioning | None = None,
     negative_conditioning: Conditioning | None = None,
 ) -> RegionPrompts:
-    """Return the prompts with one more.
+    """Return the prompts with the prompt of one more region.
 
-    The text is encoded under the text encoder part of the region's own LoRAs.
+    The text is encoded with the text encoder layers of the region's LoRAs.
 
     Args:
-        region_prompts: The prompts so far.
-        region: The region's name.
-        text: Its prompt; may be empty.
-        negative: Its negative prompt; may be empty.
-        common_words: Words before every region's prompt; empty for those of the nodes before.
+        region_prompts: Prompts of other regions.
+        region: Name of the region.
+        text: Prompt of the region; may be empty.
+        negative: Negative prompt of the region; may be empty.
+        common_words: Words before every region's prompt; empty for those of ``region_prompts``.
         strength: Strength of the LoRA and of the concepts' LoRAs.
         clip: The text encoder.
-        lora: A LoRA that acts in the region alone.
-        concepts: Concepts that act in the region alone; ``text`` may name them as ``<name>``.
-        positive_conditioning: In place of ``text``.
-        negative_conditioning: In place of ``negative``.
+        lora: LoRA that acts in this region only.
+        concepts: Concepts that act in this region only; ``text`` may name them as ``<name>``.
+        positive_conditioning: Conditioning that replaces ``text``.
+        negative_conditioning: Conditioning that replaces ``negative``.
 
     Raises:
-        ValueError: There is text without a CLIP, text and CONDITIONING at once, no name, or a
+        ValueError: There is a text without a CLIP, both a text and CONDITIONING, no name, or a
             region that has a prompt already.
     """
     prompts = region_prompts or RegionPrompts()
@@ -128,20 +129,20 @@ def with_region_prompt(
     for concept in concepts:
         if concept.lora:
             loras.append((sound(concept.lora), strength * concept.strength))
-    loras = [(one, its_strength) for one, its_strength in loras if its_strength != 0]
-    reader = None if clip is None else _under(clip, loras)
-    whole = _after(common, text)
-    added = RegionPrompt(
+    loras = [(one, own_strength) for one, own_strength in loras if own_strength != 0]
+    region_clip = None if clip is None else _with_text_loras(clip, loras)
+    whole = _with_common_words(common, text)
+    added = RegionConditioning(
         name,
-        _encoded(reader, concepts, name, "text", whole, positive_conditioning),
-        _encoded(reader, concepts, name, "negative", negative, negative_conditioning),
+        _encoded(region_clip, concepts, name, "text", whole, positive_conditioning),
+        _encoded(region_clip, concepts, name, "negative", negative, negative_conditioning),
         tuple(loras),
     )
     return replace(prompts, common_words=common, prompts=(*prompts.prompts, added))
 
 
-def _after(common: str, text: str) -> str:
-    """Return the text behind the common words; a region without a text hears the global prompt."""
+def _with_common_words(common: str, text: str) -> str:
+    """Return the text after the common words; an empty text stays empty."""
     return f"{common} {text.strip()}".strip() if text.strip() else ""
 
 
@@ -179,7 +180,7 @@ def _single(given: Conditioning, name: str, what: str) -> Conditioning:
             f"{len(given)} combined parts of {', '.join(str(len(one[0])) for one in given)}; "
             "connect one text prompt, and a CLIP without scheduled hooks"
         )
-    unused = sorted(set(given[0][1]) - _READ_OF_TEXT)
+    unused = sorted(set(given[0][1]) - _USED_OPTIONS)
     if unused:
         lora = "; connect a LoRA of the region to its lora input" if "hooks" in unused else ""
         warn_on_node(
@@ -189,8 +190,8 @@ def _single(given: Conditioning, name: str, what: str) -> Conditioning:
     return given
 
 
-def _under(clip: CLIP, loras: Iterable[tuple[Lora, float]]) -> CLIP:
-    """Return the CLIP with the LoRAs' text encoder layers on it."""
+def _with_text_loras(clip: CLIP, loras: Iterable[tuple[Lora, float]]) -> CLIP:
+    """Return the CLIP with the text encoder layers of LoRAs."""
     names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
     for lora, strength in loras:
         text = {
@@ -211,5 +212,6 @@ def _under(clip: CLIP, loras: Iterable[tuple[Lora, float]]) -> CLIP:
             for key in parts.values()
         }
         if known:
-            clip = comfy.sd.load_lora_for_models(None, clip, known, 0.0, strength)[1]
+            # ComfyUI returns None for the CLIP only if it gets none.
+            clip = cast(CLIP, comfy.sd.load_lora_for_models(None, clip, known, 0.0, strength)[1])
     return clip

@@ -1,6 +1,7 @@
-"""Regions in a UNet: each cross-attention layer's own projections make keys of every region's text.
+"""Inject region prompts into the cross-attention of a UNet.
 
-The keys and values of the regions' texts are the same in every step, so they are kept for a run.
+Each cross-attention layer projects the text of every region to keys and values. These are the same
+in every step and are therefore cached for one sampling run.
 """
 
 from __future__ import annotations
@@ -18,21 +19,20 @@ from torch import Tensor
 from ...text.layer_contexts import ATTENTION_PATCHES
 from .call import (
     Attention,
-    Call,
     KeysValues,
+    RegionalCall,
     mixed_attention,
     mixed_replacement,
-    overridden,
     require_reached,
     split_texts,
     text_tokens,
-    widened,
+    widened_context,
+    with_attention_override,
 )
 from .loras import RegionalLoras
-from .texts import repeated
+from .texts import EncodedText, repeated
 
-_OUTPUT = "attn2_output_patch"
-"""ComfyUI's slot for what is done with a text layer's output, however it was computed."""
+_OUTPUT = "attn2_output_patch"  # ComfyUI's patches of a cross-attention layer's output
 
 _BLOCKS = {"input": "input_blocks", "middle": "middle_block", "output": "output_blocks"}
 
@@ -44,51 +44,58 @@ class _Layer:
     Args:
         call: The model call.
         module: The layer.
-        number: Of its transformer, which texts with a context for each count by.
-        lengths: Tokens of each text in a widened context; None where only keys are exchanged.
+        number: Index of its transformer, which selects the context of texts with one per layer.
+        lengths: Number of tokens of each text in a wide context; None if the context is unchanged
+            and only keys and values are replaced.
     """
 
-    call: Call
+    call: RegionalCall
     module: CrossAttention
     number: int
     lengths: tuple[int, ...] | None
 
 
-class UNetListening:
-    """How the texts of regions reach a UNet's attention.
+# Layer, region, text, row of the text's batch, and dtype.
+_KeysKey = tuple[CrossAttention, int, EncodedText, int, torch.dtype]
+
+
+class UNetBackend:
+    """Backend for the cross-attention of a UNet.
 
     Args:
         network: The UNet.
-        loras: The regions' LoRAs, which may change the layers that make keys.
-        keeps: Whether keys may be kept: weights that change within the run forbid it.
+        loras: The regions' LoRAs, which may change the layers that project keys and values.
+        cache_keys: Whether keys and values may be cached, which is wrong if the weights change
+            during the run.
     """
 
     repeats = True
 
-    def __init__(self, network: UNetModel, loras: RegionalLoras, keeps: bool):
+    def __init__(self, network: UNetModel, loras: RegionalLoras, cache_keys: bool):
         self._modules = _cross_attention(network)
         self._loras = loras
-        self._keeps = keeps
-        self._kept: dict[tuple, KeysValues] = {}
+        self._cache_keys = cache_keys
+        self._kept: dict[_KeysKey, KeysValues] = {}
         self._layer: _Layer | None = None
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Hold nothing but what is announced: the options carry all else."""
+        """Forget a layer that was announced in an earlier call; attach no hooks."""
         self._layer = None
         yield
 
     def prepare(
-        self, call: Call, context: Tensor, options: Mapping[str, Any]
+        self, call: RegionalCall, context: Tensor, options: Mapping[str, Any]
     ) -> tuple[Tensor, dict[str, Any], tuple[int, ...]]:
-        """Return the context as it is, and options whose attention layers hear the regions.
+        """Return the unchanged context, and options whose attention layers mix the regions' texts.
 
-        Another pack's patches of the text see the regions' texts too, behind the global one's: then
-        nothing is kept. Its replacements of whole layers are asked for each text that is heard.
+        If another pack patches the context, its patches get the global prompt followed by the
+        regions' texts, and nothing is cached. A pack's replacement of a whole layer is called once
+        for each text.
         """
         patches = options.get("patches", {})
         others = patches.get(ATTENTION_PATCHES, [])
-        widens = bool(others) or not self._keeps
+        widens = bool(others) or not self._cache_keys
 
         def announce(
             n: Tensor, context: Tensor, value: Tensor, extra: Mapping[str, Any]
@@ -98,13 +105,13 @@ class UNetListening:
             lengths = None
             if widens:
                 same = value is context
-                whole, lengths = widened(call, context, number)
+                whole, lengths = widened_context(call, context, number)
                 value = whole if same else torch.cat([value, whole[:, context.shape[1] :]], 1)
                 context = whole
             self._layer = _Layer(call, module, number, lengths)
             return n, context, value
 
-        def behind(n: Tensor, extra: Mapping[str, Any]) -> Tensor:
+        def check(n: Tensor, extra: Mapping[str, Any]) -> Tensor:
             require_reached(self._layer is not None)
             return n
 
@@ -114,7 +121,7 @@ class UNetListening:
             "patches": {
                 **patches,
                 ATTENTION_PATCHES: [announce, *others],
-                _OUTPUT: [behind, *patches.get(_OUTPUT, [])],
+                _OUTPUT: [check, *patches.get(_OUTPUT, [])],
             },
             "patches_replace": {
                 **replaced,
@@ -124,10 +131,10 @@ class UNetListening:
                 },
             },
         }
-        # what the layers' own key projections see in this call
+        # The LoRAs of the key and value projections need the lengths of their input in this call.
         own = context.shape[1]
         lengths = text_tokens(call, own) if widens else (own, *(0 for _ in call.regions))
-        return context, overridden(ours, self._attention), lengths
+        return context, with_attention_override(ours, self._attention), lengths
 
     def _attention(
         self,
@@ -151,7 +158,7 @@ class UNetListening:
         return mixed_attention(layer.call, q, base, regions, heads, attend)
 
     def _regional(self, patch: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Return another pack's replacement of a layer, asked for the text of every region."""
+        """Return another pack's replacement of a layer, extended to the texts of all regions."""
 
         def replacement(q: Tensor, k: Tensor, v: Tensor, extra: Mapping[str, Any]) -> Tensor:
             layer, self._layer = self._layer, None
@@ -174,18 +181,19 @@ class UNetListening:
     def _keys(self, layer: _Layer, region: int, k: Tensor, v: Tensor) -> KeysValues | None:
         """Return the keys and values of a region's texts for all rows."""
         call = layer.call
-        texts = [call.text(row, region) for row in range(len(call.roles))]
+        texts = [call.text(row, region) for row in range(len(call.entries))]
         if all(text is None for text in texts):
             return None
         pairs = [
-            (k[row], v[row]) if text is None else self._projected(layer, region, row, k)
+            (k[row], v[row]) if text is None else self._projected(layer, region, text, row, k)
             for row, text in enumerate(texts)
         ]
         return repeated([pair[0] for pair in pairs]), repeated([pair[1] for pair in pairs])
 
-    def _projected(self, layer: _Layer, region: int, row: int, like: Tensor) -> KeysValues:
-        """Return one row's keys and values in a region, ``(token, channel)``, under its LoRAs."""
-        text = layer.call.text(row, region)
+    def _projected(
+        self, layer: _Layer, region: int, text: EncodedText, row: int, like: Tensor
+    ) -> KeysValues:
+        """Return keys and values of a row's text, ``(token, channel)``, with the region's LoRAs."""
         number = row % layer.call.batch
         key = (layer.module, region, text, number % len(text.context), like.dtype)
         if key not in self._kept:
@@ -197,7 +205,7 @@ class UNetListening:
 
 
 def _cross_attention(network: UNetModel) -> dict[tuple[str, int, int], CrossAttention]:
-    """Return the text's attention layers by what ComfyUI's patches call their block."""
+    """Return the cross-attention layers by the block names that ComfyUI's patches get."""
     found = {}
     for name, attribute in _BLOCKS.items():
         blocks = getattr(network, attribute)

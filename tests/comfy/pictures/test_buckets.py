@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from pack.nodes.pictures.buckets import WIDEST, bucket_for, counted, share_kept
+from pack.nodes.pictures.buckets import MAX_ASPECT_RATIO, bucket_for, kept_fraction, size_summary
 
 KNOWN = {
     # The sizes that SDXL was trained on, for the shapes that they stand for.
@@ -40,12 +40,12 @@ def test_what_holds_for_any_picture():
             side % step == 0 or (whole < step and side == whole) or min(size) < step
             for side, whole in zip(bucket, size, strict=True)
         )
-        assert max(bucket) <= WIDEST * min(bucket)
+        assert max(bucket) <= MAX_ASPECT_RATIO * min(bucket)
         if resolution:
             assert bucket[0] * bucket[1] <= resolution**2
         long = max(size) / min(size)
-        if min(size) >= 4 * step and long <= WIDEST and resolution in (0, 512, 1024):
-            assert share_kept(size, bucket) > 0.75
+        if min(size) >= 4 * step and long <= MAX_ASPECT_RATIO and resolution in (0, 512, 1024):
+            assert kept_fraction(size, bucket) > 0.75
 
 
 def test_a_bucket_is_its_own():
@@ -57,4 +57,4 @@ def test_a_bucket_is_its_own():
 
 
 def test_sizes_are_counted():
-    assert counted([(64, 128), (64, 64), (64, 128)]) == "2 at 128 x 64, 1 at 64 x 64"
+    assert size_summary([(64, 128), (64, 64), (64, 128)]) == "2 at 128 x 64, 1 at 64 x 64"

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pack.nodes.pictures.crops import CROPS_EACH, looks
+from pack.nodes.pictures.crops import CROPS_PER_PICTURE, crops_of
 from pack.nodes.pictures.picture import Picture, pictures_of
 
 SQUARE, PLACED = "random square", "placed at random"
@@ -23,7 +23,7 @@ def only(image: torch.Tensor, mask: torch.Tensor | None = None, resolution: int 
 
 def test_the_whole_picture_is_what_is_trained_otherwise():
     one = only(ramp(48, 32), torch.ones(1, 48, 32).triu())
-    (found,) = looks(one, "whole picture", 32, 8, 1)
+    (found,) = crops_of(one, "whole picture", 32, 8, 1)
     for got, wanted in zip(found, one.fitted(), strict=True):
         assert torch.equal(getattr(got, "pixels", got), getattr(wanted, "pixels", wanted))
 
@@ -31,34 +31,34 @@ def test_the_whole_picture_is_what_is_trained_otherwise():
 @pytest.mark.parametrize("size", [(32, 96), (96, 32), (32, 32), (40, 50)])
 def test_squares_hold_the_shorter_side_whole_and_lie_anywhere(size):
     image = ramp(*size)
-    found = list(looks(only(image), SQUARE, 32, 8, 1))
-    assert len(found) == CROPS_EACH
-    places = {look.crop for look, _ in found}
+    found = list(crops_of(only(image), SQUARE, 32, 8, 1))
+    assert len(found) == CROPS_PER_PICTURE
+    places = {fitted.crop for fitted, _ in found}
     longer = size[0] != size[1]
     assert len(places) > 5 if longer else places == {(0, 0)}
-    for look, mask in found:
+    for fitted, mask in found:
         assert mask is None
-        assert look.size == (32, 32)
-        assert look.original_size == size
+        assert fitted.size == (32, 32)
+        assert fitted.original_size == size
         if min(size) == 32:  # nothing was resized: the very pixels
-            top, left = look.crop
-            assert torch.equal(look.pixels, image[top : top + 32, left : left + 32])
+            top, left = fitted.crop
+            assert torch.equal(fitted.pixels, image[top : top + 32, left : left + 32])
 
 
 def test_small_pictures_give_small_squares_and_no_bound_the_largest():
     for resolution in (512, 0):
-        look, _ = next(looks(only(ramp(30, 44)), SQUARE, resolution, 8, 1))
-        assert look.size == (24, 24)
-    look, _ = next(looks(only(ramp(80, 160)), SQUARE, 0, 8, 1))
-    assert look.size == (80, 80)
+        fitted, _ = next(crops_of(only(ramp(30, 44)), SQUARE, resolution, 8, 1))
+        assert fitted.size == (24, 24)
+    fitted, _ = next(crops_of(only(ramp(80, 160)), SQUARE, 0, 8, 1))
+    assert fitted.size == (80, 80)
 
 
 @pytest.mark.parametrize("size", [(64, 32), (32, 64)])
 def test_placed_pictures_count_where_they_lie(size):
-    found = list(looks(only(ramp(*size)), PLACED, 32, 8, 1))
+    found = list(crops_of(only(ramp(*size)), PLACED, 32, 8, 1))
     corners, shares = set(), set()
-    for look, mask in found:
-        assert look.size == (32, 32)
+    for fitted, mask in found:
+        assert fitted.size == (32, 32)
         rows, columns = (mask.any(dim=axis).nonzero().flatten() for axis in (1, 0))
         top, left = int(rows[0]), int(columns[0])
         height, width = len(rows), len(columns)
@@ -66,10 +66,10 @@ def test_placed_pictures_count_where_they_lie(size):
         inside = mask[top : top + height, left : left + width]
         assert torch.equal(inside, torch.ones(height, width))
         assert float(mask.sum()) == height * width
-        assert torch.equal(look.pixels[mask == 0], torch.zeros(1024 - height * width, 3))
-        assert (look.pixels[mask > 0][:, 2] > 0.99).all()
+        assert torch.equal(fitted.pixels[mask == 0], torch.zeros(1024 - height * width, 3))
+        assert (fitted.pixels[mask > 0][:, 2] > 0.99).all()
         if size[0] > size[1]:  # a high picture always shows its top
-            assert float(look.pixels[top, left, 0]) < 0.2
+            assert float(fitted.pixels[top, left, 0]) < 0.2
         corners.add((top, left))
         shares.add((height, width))
     assert len(corners) > 3
@@ -84,16 +84,16 @@ def test_a_mask_goes_where_its_picture_goes():
     image = ramp(32, 64)
     mask = (image[..., 1] > 0.7).float()
     for how in (SQUARE, PLACED):
-        for look, counts in looks(only(image, mask[None]), how, 32, 8, 1):
+        for fitted, counts in crops_of(only(image, mask[None]), how, 32, 8, 1):
             assert counts.any()
-            sure = (look.pixels[..., 1] - 0.7).abs() > 0.05  # away from the resized edge
-            assert torch.equal(counts[sure].round(), (look.pixels[..., 1] > 0.7)[sure].float())
+            sure = (fitted.pixels[..., 1] - 0.7).abs() > 0.05  # away from the resized edge
+            assert torch.equal(counts[sure].round(), (fitted.pixels[..., 1] > 0.7)[sure].float())
 
 
 def test_no_cut_is_without_what_the_mask_lets_count():
     image, mask = ramp(32, 128), torch.zeros(1, 32, 128)
     mask[..., :8] = 1
-    for _, counts in looks(only(image, mask), SQUARE, 32, 8, 1):
+    for _, counts in crops_of(only(image, mask), SQUARE, 32, 8, 1):
         assert counts.any()
 
 
@@ -101,12 +101,12 @@ def test_a_mask_that_no_cut_holds_is_refused():
     image, mask = ramp(60_000, 32), torch.zeros(1, 60_000, 32)
     mask[0, 2000, 3] = 1
     with pytest.raises(ValueError, match="black in every part that was cut out for picture 1"):
-        list(looks(only(image, mask), SQUARE, 32, 8, 1))
+        list(crops_of(only(image, mask), SQUARE, 32, 8, 1))
 
 
 def test_cuts_follow_from_the_seed():
     def drawn(seed: int) -> list[torch.Tensor]:
-        return [look.pixels for look, _ in looks(only(ramp(32, 96)), SQUARE, 32, 8, seed)]
+        return [fitted.pixels for fitted, _ in crops_of(only(ramp(32, 96)), SQUARE, 32, 8, seed)]
 
     assert all(map(torch.equal, drawn(1), drawn(1)))
     assert not all(map(torch.equal, drawn(1), drawn(2)))

@@ -8,7 +8,7 @@ import folder_paths
 import numpy as np
 import pytest
 import torch
-from pack.nodes.pictures.folder import natural
+from pack.nodes.pictures.folder import natural_sort_key
 from PIL import Image
 from training_images_case import BAD_PICTURES
 from training_pictures import load, painted
@@ -55,7 +55,7 @@ def test_the_order_is_the_one_that_people_expect(folder):
         (folder / name).with_suffix(".txt").write_text(name)
     assert load()[1] == ["9.PNG", "10.png", "a.png", "b1.jpeg", "b2.png", "B10.png"]
     names = ["", "é", "²", "1", "a1b", "a01b", "\u0661", "."]
-    assert sorted(names, key=natural)  # no two kinds are compared
+    assert sorted(names, key=natural_sort_key)  # no two kinds are compared
 
 
 def test_exif_orientation_is_turned_for_picture_and_mask(folder):

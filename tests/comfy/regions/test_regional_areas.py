@@ -4,7 +4,7 @@ import pytest
 import torch
 from gated_loras import relative
 from pack.lora_ops import Box, Region, token_masks
-from pack.nodes.regions.layout.places import Places
+from pack.nodes.regions.layout.region_maps import RegionMaps
 from regional_case import EXACT, cond, ksample, latent_of, regional, said
 from tiny import tiny
 
@@ -21,7 +21,7 @@ def test_an_area_sees_a_soft_edge_as_the_whole_picture_does(box, level):
     region = Region("cat", box, feather=SOFT)
     grid, half = (8 // level, 8 // level), (8 // level, 4 // level)
     whole = token_masks([region], grid).reshape(grid)
-    area = Places([region], [True], (8, 8), (8, 4, 0, 4), "centre")
+    area = RegionMaps([region], [True], (8, 8), (8, 4, 0, 4), "centre")
     assert not area.empty
     found = area.masks(half).reshape(half)
     torch.testing.assert_close(found, whole[:, half[1] :])

@@ -201,8 +201,8 @@ def test_a_text_has_no_part_in_tokens_of_another_region():
             return
         with torch.enable_grad():
             texts = [z[0][0].clone().requires_grad_() for z in (own, other)]
-            run["listening"]._kept.clear()
-            for text, mine in zip(run["roles"][0].texts, texts, strict=True):
+            run["backend"]._kept.clear()
+            for text, mine in zip(run["entries"][0].texts, texts, strict=True):
                 object.__setattr__(text, "context", mine)
             seen["a"] = None  # the call below meets this hook again
             again = layer(*args, **kwargs)
@@ -216,7 +216,7 @@ def test_a_text_has_no_part_in_tokens_of_another_region():
     def keep_run(apply_model, arguments):
         wrappers = arguments["c"]["transformer_options"]["wrappers"]["apply_model"]
         ours = wrappers["pastiche_regions"][0].__self__
-        run.update(listening=ours._listening, roles=ours._roles)
+        run.update(backend=ours._backend, entries=ours._entries)
         # announce the layer once more for the second call
         return apply_model(arguments["input"], arguments["timestep"], **arguments["c"])
 
@@ -227,10 +227,10 @@ def test_a_text_has_no_part_in_tokens_of_another_region():
         """Keeps what the attention layer was announced with, for a second call of it."""
 
         def __call__(self, module, args, kwargs):
-            listening = run["listening"]
-            if listening._layer is None:
-                listening._layer = run["layer"]
-            run["layer"] = listening._layer
+            backend = run["backend"]
+            if backend._layer is None:
+                backend._layer = run["layer"]
+            run["layer"] = backend._layer
 
     before = layer.register_forward_pre_hook(Again(), with_kwargs=True)
     after = layer.register_forward_hook(gradient_of, with_kwargs=True)

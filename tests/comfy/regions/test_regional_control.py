@@ -11,7 +11,7 @@ import pytest
 import torch
 from gated_loras import relative
 from pack.lora_ops import Box, Region, strength_map
-from pack.nodes.regions.layout.sets import WHOLE_CELLS, Manner, regions_from_masks
+from pack.nodes.regions.layout.sets import WHOLE_CELLS, RegionDefaults, regions_from_masks
 from pack.nodes.regions.sampling import control as regional_control
 from regional import overwritten, paper_cells
 from regional_case import (
@@ -140,7 +140,7 @@ def test_a_mask_lies_on_residuals_of_other_sizes(controlnet):
     """A mask of any size, of the picture's proportions, is averaged onto each level's cells."""
     mask = torch.zeros(1, 48, 48)
     mask[..., :24] = 1.0
-    regions = regions_from_masks({"mask0": mask}, "left", Manner())
+    regions = regions_from_masks({"mask0": mask}, "left", RegionDefaults())
     assert (
         relative(sampled(weighted(controlnet, regions)), sampled(weighted(controlnet, [LEFT])))
         < EXACT
@@ -165,7 +165,7 @@ def test_a_level_is_laid_once_in_a_run_and_forgotten_after_it(controlnet, monkey
     ksample(tiny("sd15"), *pair, latent_of("sd15"))
     assert made
     assert len(made) == len(set(made))  # once for each grid, over several steps
-    assert not pair[0][0][1]["control"].pastiche_strengths._laid
+    assert not pair[0][0][1]["control"].pastiche_strengths._on_grid
 
 
 def test_settings_of_the_prompt_change_no_strength(controlnet):

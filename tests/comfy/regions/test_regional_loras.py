@@ -13,7 +13,7 @@ from pack.lora_ops import Box, Region
 from pack.nodes.bridge.conditioning import encode_prompt
 from pack.nodes.lora.apply import apply_lora
 from pack.nodes.regions.nodes_apply import RegionPrompt
-from pack.nodes.regions.sampling.unet import UNetListening
+from pack.nodes.regions.sampling.unet import UNetBackend
 from regional_case import (
     EXACT,
     LEFT,
@@ -287,13 +287,13 @@ def test_no_copy_of_a_lora_is_made_before_a_layer_meets_it(monkeypatch):
 def test_the_keys_of_a_text_are_kept_once(monkeypatch):
     """For a picture of a batch, and for rows that hear it, there is no copy of them."""
     kept = []
-    prepare = UNetListening.prepare
+    prepare = UNetBackend.prepare
 
     def watched(self, *args):
         kept.append(self)
         return prepare(self, *args)
 
-    monkeypatch.setattr(UNetListening, "prepare", watched)
+    monkeypatch.setattr(UNetBackend, "prepare", watched)
     prompts = said(("left", cond("sd15", 2), cond("sd15", 3)))
     model = regional(tiny("sd15"), [LEFT], prompts)
     ksample(model, cond("sd15"), cond("sd15", 1), latent_of("sd15", batch=4))

@@ -15,7 +15,7 @@ from concept_case import applied, encode
 from concept_encoders import ENCODERS, clip_of
 from concept_inputs import clip_with, concept_for, rows_of, stock, write_embedding
 from guidance_case import ksample
-from pack.nodes.text.concept_prompt import PROMPT, bound_prompt, text_tokenizers, wired_encoders
+from pack.nodes.text.concept_prompt import PROMPT, bound_prompt, loaded_encoders, text_tokenizers
 from pack.nodes.text.layer_contexts import KEY
 from pack.training.files.concept import Concept
 from pack.training.files.lora_state import LoraState
@@ -35,7 +35,7 @@ def concept_of(encoders, name="sks", layers=1):
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_wired_encoder_reads_the_words(tmp_path, name):
     clip = clip_with(tmp_path, clip_of(name))
-    assert wired_encoders(clip) == ENCODERS[name]
+    assert loaded_encoders(clip) == ENCODERS[name]
     concept = concept_of(ENCODERS[name])
     word = write_embedding(tmp_path, "row", concept, 0)
     for text in TEXTS[:2]:

@@ -16,7 +16,7 @@ from pack.lora_ops.keys import changes_text_encoder, parts_by_layer
 from pack.nodes.break_for_make.nodes_train import Make, TrainHalf
 from pack.nodes.bridge.conditioning import encode_prompt
 from pack.nodes.guidance.prompts import style_prompts
-from pack.nodes.text.live_caption import Wording
+from pack.nodes.text.live_caption import TokenizedCaption
 from pack.nodes.text.training_cond import training_cond
 from pack.nodes.trainer.denoiser import open_denoiser
 from pack.training import TrainingSettings
@@ -97,7 +97,7 @@ def test_an_untrained_text_encoder_says_what_core_s_node_says(name):
     latent = tiny_latent(model)["samples"][0]
     wanted = training_cond(model, encode_prompt(clip, "a (red:1.3) ball"), latent).model_conds
     with open_denoiser(model, clip=clip) as denoiser, torch.no_grad():
-        wording = Wording.of(clip, "a (red:1.3) ball").cond(latent)
+        wording = TokenizedCaption.of(clip, "a (red:1.3) ball").cond(latent)
         (found,) = denoiser.encoded([wording({})])
     assert found.model_conds.keys() == wanted.keys()
     for key, value in wanted.items():

@@ -1,4 +1,4 @@
-"""Where regions lie in the layers of one model call: their masks on every grid, kept for a run."""
+"""Rasterize regions to the token grids of a model's layers, cached for one sampling run."""
 
 from __future__ import annotations
 
@@ -19,24 +19,23 @@ from ....lora_ops import (
 from ....lora_ops.regions import Box, CellRule
 from .sets import same_aspect
 
-Grid = tuple[int, int]
-Area = tuple[int, int, int, int]
-"""Height, width, top and left of a part of the latent."""
+Grid = tuple[int, int]  # rows and columns
+Area = tuple[int, int, int, int]  # height, width, top and left of a part of the latent
 
 
-class Places:
-    """The regions as one part of the picture sees them, at one moment of the run.
+class RegionMaps:
+    """The masks of all regions in one part of the latent at one time of the run.
 
     Args:
-        regions: Of the whole picture.
-        active: Which of them act now; the others' tokens are the global prompt's.
+        regions: Regions of the whole picture.
+        active: Whether each region acts now; otherwise its tokens use the global prompt.
         whole: Height and width of the whole latent.
-        area: The part that is predicted; None for all of it.
-        rule: How boxes become cells.
-        frames: Of a video's latent, one behind the other in its layers' tokens.
+        area: Part of the latent that is predicted; None for all of it.
+        rule: Rule by which boxes become cells.
+        frames: Number of frames of a video's latent, which are concatenated in the layers' tokens.
 
     Raises:
-        ValueError: A region's mask has other proportions than the latent.
+        ValueError: A region's mask has another aspect ratio than the latent.
     """
 
     def __init__(
@@ -54,35 +53,35 @@ class Places:
         self._frames = frames
         self._weights = [region.weight for region in regions]
         self._blends = [region.blend for region in regions]
-        self._seen = [
-            _seen(region, whole, area) if acts else None
+        self._visible = [
+            _in_area(region, whole, area) if acts else None
             for region, acts in zip(regions, active, strict=True)
         ]
         self._masks: dict[Grid, Tensor] = {}
-        self._mixed: dict[tuple[Grid, int, frozenset[int]], Mixing] = {}
-        self._placed: dict[tuple, Mixing] = {}
+        self._mixings: dict[tuple[Grid, int, frozenset[int]], Mixing] = {}
+        self._on_device: dict[tuple[Grid, int, torch.device, torch.dtype], Mixing] = {}
 
     @property
     def empty(self) -> bool:
-        """Whether no region acts here now."""
-        return all(region is None or region.weight == 0 for region in self._seen)
+        """Whether no region acts in this part now."""
+        return all(region is None or region.weight == 0 for region in self._visible)
 
     def masks(self, grid: Grid) -> Tensor:
-        """Return each region's mask over a grid, ``(region, token)``; zeros where it is not."""
+        """Return each region's mask on a grid, ``(region, token)``."""
         if grid not in self._masks:
-            here = token_masks([r for r in self._seen if r is not None], grid, rule=self._rule)
+            here = token_masks([r for r in self._visible if r is not None], grid, rule=self._rule)
             rows = iter(here)
             nothing = torch.zeros(grid[0] * grid[1])
             self._masks[grid] = torch.stack(
-                [nothing if region is None else next(rows) for region in self._seen]
+                [nothing if region is None else next(rows) for region in self._visible]
             )
         return self._masks[grid]
 
     def grid_of(self, tokens: int) -> tuple[Grid, int]:
-        """Return the grid of a layer and its frames.
+        """Return the grid of a layer with this many tokens, and its number of frames.
 
         Raises:
-            RuntimeError: Its tokens are not the picture's.
+            RuntimeError: The number of tokens doesn't fit the latent.
         """
         try:
             if tokens % self._frames:
@@ -96,38 +95,40 @@ class Places:
                 "or tiles tokens"
             ) from error
 
-    def mixed(self, grid: Grid, frames: int = 1, silent: frozenset[int] = frozenset()) -> Mixing:
-        """Return who is heard at each token of a grid, frame by frame.
+    def mixing(
+        self, grid: Grid, frames: int = 1, without_prompt: frozenset[int] = frozenset()
+    ) -> Mixing:
+        """Return the weight of each prompt at every token of a grid.
 
         Args:
             grid: Rows and columns.
-            frames: How often the grid is repeated.
-            silent: Regions whose share is the global prompt's.
+            frames: Number of repetitions of the grid.
+            without_prompt: Numbers of the regions that use the global prompt.
         """
-        key = (grid, frames, silent)
-        if key not in self._mixed:
+        key = (grid, frames, without_prompt)
+        if key not in self._mixings:
             masks = self.masks(grid).repeat(1, frames)
-            blends = [1.0 if i in silent else blend for i, blend in enumerate(self._blends)]
-            self._mixed[key] = mix_regions(masks, weights=self._weights, blends=blends)
-        return self._mixed[key]
+            blends = [1.0 if i in without_prompt else blend for i, blend in enumerate(self._blends)]
+            self._mixings[key] = mix_regions(masks, weights=self._weights, blends=blends)
+        return self._mixings[key]
 
-    def heard(self, grid: Grid, frames: int, like: Tensor) -> Mixing:
-        """Return ``mixed`` beside a tensor."""
+    def mixing_like(self, grid: Grid, frames: int, like: Tensor) -> Mixing:
+        """Return ``mixing`` on the device and in the dtype of a tensor."""
         key = (grid, frames, like.device, like.dtype)
-        if key not in self._placed:
-            self._placed[key] = self.mixed(grid, frames).to(like)
-        return self._placed[key]
+        if key not in self._on_device:
+            self._on_device[key] = self.mixing(grid, frames).to(like)
+        return self._on_device[key]
 
-    def pulls(self, grid: Grid) -> Tensor:
-        """Return each region's share of every token whatever its blend, ``(region, token)``."""
+    def token_weights(self, grid: Grid) -> Tensor:
+        """Return each region's weight at every token, ``(region, token)``, without its blend."""
         return mix_regions(self.masks(grid), weights=self._weights).coefficients[1:]
 
     def areas(self) -> Tensor:
-        """Return each region's share of the part, ``(region,)``, whatever its blend."""
+        """Return each region's fraction of the part, ``(region,)``, without its blend."""
         return area_weights(mix_regions(self.masks(self.shape), weights=self._weights))[1:]
 
 
-def _seen(region: Region, whole: Grid, area: Area | None) -> Region | None:
+def _in_area(region: Region, whole: Grid, area: Area | None) -> Region | None:
     if area is None:
         return region
     height, width, top, left = area
@@ -137,7 +138,11 @@ def _seen(region: Region, whole: Grid, area: Area | None) -> Region | None:
 
 
 def require_aspect(regions: Sequence[Region], whole: Grid) -> None:
-    """Raise a ValueError that names the region whose mask is not of the picture's proportions."""
+    """Raise unless the regions' masks have the aspect ratio of the latent.
+
+    Raises:
+        ValueError: A region's mask has another aspect ratio; the region is named.
+    """
     for region in regions:
         if region.mask is not None and not same_aspect(region.mask.shape, whole):
             height, width = region.mask.shape
