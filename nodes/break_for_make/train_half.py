@@ -13,7 +13,7 @@ from ...lora_ops import PartlyLearnable, basis_digest
 from ...lora_ops.halves import Part, Role
 from ...lora_ops.parametrizations.partly_learnable import Start, check_rank
 from ...training import Gate, LoraState, Trained, lora_state
-from ...training.families import HalfDefaults
+from ...training.families.defaults import HalfDefaults
 from ...training.files.half import HalfMetadata
 from ...training.files.metadata import as_metadata
 from ...training.recipes import Half

@@ -15,7 +15,7 @@ from ...lora_ops.attention_regulariser import RELATIVE_WEIGHT, RELEASED_WEIGHT
 from ...lora_ops.parametrizations.plain import LORA_STARTS
 from ...training import Gate, LoraState, Trained, TrainingConfig, TrainingSettings, lora_state
 from ...training.concept_captions import TEMPLATES, captions_without_name, with_name, wordings
-from ...training.families import ConceptDefaults
+from ...training.families.defaults import ConceptDefaults
 from ...training.files.concept import Concept
 from ...training.files.metadata import as_metadata
 from ...training.gates import Layer

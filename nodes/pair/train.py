@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from ...training import Example, Gate, LoraState, Trained, TrainingConfig, lora_state
-from ...training.families import PairDefaults
+from ...training.families.defaults import PairDefaults
 from ...training.files.metadata import as_metadata
 from ...training.recipes import Pair
 from ...training.recipes.pair import STYLE, content_name

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ...training import Example, Gate, LoraState, Trained, TrainingConfig, lora_state
-from ...training.families import PlainDefaults
+from ...training.families.defaults import PlainDefaults
 from ...training.files.metadata import as_metadata
 from ...training.recipes import Single
 from ...training.recipes.single import LORA

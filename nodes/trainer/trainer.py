@@ -12,7 +12,7 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from ...training import LoraState, Recipe, Trained, TrainingConfig, TrainingSettings
-from ...training.families import MethodDefaults
+from ...training.families.defaults import MethodDefaults
 from ...training.gates import Layer
 from ...training.runs.run_store import StoredRun
 from ..bridge.digests import content_digest

@@ -95,6 +95,8 @@ class ConceptDefaults:
     source: str
 
 
+MethodDefaults = PairDefaults | PlainDefaults | HalfDefaults | ConceptDefaults
+
 # The paper has one set for all, a thousand steps for persons and scenes.
 CONCEPT = ConceptDefaults(1000, 4, 1e-4, 1e-5, 1e-3, 1e-2, "the paper's, for SD1.5")
 
