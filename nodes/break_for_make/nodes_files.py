@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..bridge.inputs import filename_input, precision_input, preview_image_input
 from ..bridge.socket_types import HalfType
-from ..lora.files import saved_files
+from ..lora.files import saved_files_fingerprint
 from ..lora.folders import fingerprint, lora_names
 from .files import OWNER_CHOICES, ROLE_CHOICES, load_half, save_half
 
@@ -63,7 +63,7 @@ class SaveHalf(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, filename=None, **others) -> object:
         """Return what changes when the saved file is gone."""
-        return saved_files(filename)
+        return saved_files_fingerprint(filename)
 
     @classmethod
     def execute(

@@ -6,14 +6,14 @@ from comfy_api.latest import io
 
 from ..bridge.inputs import (
     concepts_input,
+    connected_concepts,
     filename_input,
-    joined,
     precision_input,
     preview_image_input,
     strength_input,
 )
 from ..bridge.socket_types import ConceptType
-from ..lora.files import saved_files
+from ..lora.files import saved_files_fingerprint
 from ..lora.folders import lora_names
 from ..text.concept_prompt import encode_concept_prompt
 from .apply import apply_concepts
@@ -69,7 +69,7 @@ class EncodeConceptPrompt(io.ComfyNode):
     @classmethod
     def execute(cls, clip, concepts, text) -> io.NodeOutput:
         """Encode the prompt."""
-        return io.NodeOutput(encode_concept_prompt(clip, joined(concepts), text))
+        return io.NodeOutput(encode_concept_prompt(clip, connected_concepts(concepts), text))
 
 
 class ApplyConcept(io.ComfyNode):
@@ -115,7 +115,7 @@ class ApplyConcept(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, concepts, strength_model, strength_clip) -> io.NodeOutput:
         """Check that the concepts fit and apply them."""
-        wired = joined(concepts)
+        wired = connected_concepts(concepts)
         return io.NodeOutput(*apply_concepts(model, clip, wired, strength_model, strength_clip))
 
 
@@ -173,7 +173,7 @@ class SaveConcept(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, filename=None, **others) -> object:
         """Return what changes when the saved file is gone."""
-        return saved_files(filename)
+        return saved_files_fingerprint(filename)
 
     @classmethod
     def execute(

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..bridge.inputs import concepts_input, joined, lines_of, seed_input, text_input
+from ..bridge.inputs import concepts_input, connected_concepts, lines_of, seed_input, text_input
 from ..bridge.node_output import node_display
 from ..bridge.socket_types import ConceptType, FusionType
 from .as_concept import concept_for_fusion
@@ -168,7 +168,9 @@ class GradientFusion(io.ComfyNode):
         """Fuse."""
         fusion = fuse(
             FusionRequest(
-                concepts=joined(concepts), prior_prompts=lines_of([prior_prompts]), **inputs
+                concepts=connected_concepts(concepts),
+                prior_prompts=lines_of([prior_prompts]),
+                **inputs,
             )
         )
         text = summary(fusion.report)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..bridge.inputs import concepts_input, joined, text_input
+from ..bridge.inputs import concepts_input, connected_concepts, text_input
 from ..bridge.socket_types import RegionPromptsType, RegionsType
 from .layout.sets import KEEPS_A_CELL, RULES
 from .sampling.apply import with_regions
@@ -135,7 +135,7 @@ class RegionPrompt(io.ComfyNode):
             strength=strength,
             clip=clip,
             lora=lora,
-            concepts=joined(concepts),
+            concepts=connected_concepts(concepts),
             positive_conditioning=positive_conditioning,
             negative_conditioning=negative_conditioning,
         )
