@@ -115,7 +115,7 @@ class MakeTrainer(Trainer):
     @cached_property
     def config(self) -> TrainingConfig:
         """Return the run with every default in its place."""
-        return self.resolved(rank=next(iter(self.joined.values())).rank)
+        return self.resolve_config(rank=next(iter(self.joined.values())).rank)
 
     @cached_property
     def content_pictures(self) -> list[Picture]:

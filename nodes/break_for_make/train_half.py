@@ -218,9 +218,9 @@ class HalfTrainer(Trainer):
         }
         return {HALF: lora_state(trained.adapters[HALF], as_metadata(metadata))}
 
-    def described(self) -> dict[str, Any]:
+    def details(self) -> dict[str, Any]:
         """Return plain values about the run for its folder."""
-        return {**super().described(), "prompts": self.prompts}
+        return {**super().details(), "prompts": self.prompts}
 
     def pictures(self) -> list[Tensor]:
         """Return the first pictures as they were trained."""

@@ -18,7 +18,7 @@ from ...training.runs.run_store import StoredRun
 from ..bridge.digests import content_digest
 from ..bridge.inputs import list_input, one_or_each
 from ..pictures.fitted_image import FittedImage, single_images
-from ..trainer.examples import VIEWS, example, picture_views, preview_scene, read_caption
+from ..trainer.examples import VIEWS, example, picture_views, preview_scene, training_caption
 from ..trainer.preview import PreviewScene
 from ..trainer.trainer import Trainer
 from .frames import FittedPair, fit_pairs, side_by_side
@@ -56,7 +56,7 @@ class PairTrainer(Trainer):
     @cached_property
     def config(self) -> TrainingConfig:
         """Return the run with every default in its place."""
-        return self.resolved(packing=self.packing)
+        return self.resolve_config(packing=self.packing)
 
     @cached_property
     def pairs(self) -> list[FittedPair]:
@@ -153,8 +153,8 @@ class PairTrainer(Trainer):
         """Return all pairs encoded, once for every view."""
         base, settings = self.base, self.settings
         prompts = dict.fromkeys((*self.content_prompts, *self.style_prompts))
-        texts = {prompt: read_caption(base, prompt, settings) for prompt in prompts}
-        empty = read_caption(base, "", settings) if settings.caption_dropout else None
+        texts = {prompt: training_caption(base, prompt, settings) for prompt in prompts}
+        empty = training_caption(base, "", settings) if settings.caption_dropout else None
 
         def examples(image: FittedImage, prompt: str) -> list[Example]:
             return [
@@ -189,9 +189,9 @@ class PairTrainer(Trainer):
             loras[content_file(pair)] = lora_state(layers, as_metadata(content))
         return loras
 
-    def described(self) -> dict[str, Any]:
+    def details(self) -> dict[str, Any]:
         """Return plain values about the run for its folder."""
-        return {**super().described(), "pictures": [pair.note for pair in self.pairs]}
+        return {**super().details(), "pictures": [pair.note for pair in self.pairs]}
 
     def pictures(self) -> list[Tensor]:
         """Return each pair as it was trained, before beside after."""

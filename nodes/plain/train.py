@@ -23,7 +23,7 @@ from ..pictures.buckets import counted
 from ..pictures.fitted_image import single_images
 from ..pictures.picture import Picture, pictures_of
 from ..text.training_cond import training_cond, training_latent
-from ..trainer.examples import captioned_examples, example, preview_scene, read_caption
+from ..trainer.examples import captioned_examples, example, preview_scene, training_caption
 from ..trainer.preview import PreviewScene
 from ..trainer.trainer import KEPT_CAPTIONS, SHOWN_PICTURES, Trainer, picture_pieces
 from .encoded_dataset import EncodedPicture, encoded_pictures
@@ -67,7 +67,7 @@ class PlainTrainer(Trainer):
     @cached_property
     def config(self) -> TrainingConfig:
         """Return the run with every default in its place."""
-        return self.resolved(timesteps=self.defaults.timesteps)
+        return self.resolve_config(timesteps=self.defaults.timesteps)
 
     @cached_property
     def dataset(self) -> list[Picture]:
@@ -169,7 +169,7 @@ class PlainTrainer(Trainer):
         base, settings = self.base, self.settings
         if not self.encoded:
             return captioned_examples(base, self.dataset, settings)
-        empty = read_caption(base, "", settings) if settings.caption_dropout else None
+        empty = training_caption(base, "", settings) if settings.caption_dropout else None
         latents = [training_latent(base.model, one.latent)[0] for one in self.encoded]
         return [
             [
@@ -192,9 +192,9 @@ class PlainTrainer(Trainer):
         }
         return {LORA: lora_state(trained.adapters[LORA], as_metadata(metadata))}
 
-    def described(self) -> dict[str, Any]:
+    def details(self) -> dict[str, Any]:
         """Return plain values about the run for its folder."""
-        return {**super().described(), "pictures": self._picture_lines()}
+        return {**super().details(), "pictures": self._picture_lines()}
 
     def pictures(self) -> list[Tensor]:
         """Return the first pictures as they were trained."""
