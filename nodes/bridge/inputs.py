@@ -32,8 +32,8 @@ def seed_input(tooltip: str) -> io.Int.Input:
 
 def base_inputs(
     clip: str,
-    model: str = "The base to learn on; it is not changed.",
-    vae: str = "The base's VAE, for the pictures.",
+    model: str = "Base model to train on; it is not changed.",
+    vae: str = "VAE of the base, which encodes the pictures.",
 ) -> list[io.Input]:
     """Return the inputs for MODEL, CLIP and VAE with their tooltips."""
     return [

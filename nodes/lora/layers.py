@@ -96,10 +96,7 @@ def lora_layers(model: ModelPatcher, lora: Mapping[str, Tensor]) -> LoraLayers:
     layers: dict[str, Layer] = {}
     factors: dict[str, LowRank] = {}
     for target, patch in patches.items():
-        # ComfyUI's targets are a key, or a key with a slice and sometimes a function of the rows.
-        key, offset, function = target, None, None
-        if isinstance(target, tuple):
-            key, offset, function = (*target, None)[:3]
+        key, offset, function = _target_parts(target)
         patch = _require_low_rank(key, patch)
         layer = _layer(model, key, offset)
         name = (
@@ -108,6 +105,15 @@ def lora_layers(model: ModelPatcher, lora: Mapping[str, Tensor]) -> LoraLayers:
         factors[name] = patch_factors(key, patch, layer.shape, function)
         layers[name] = layer
     return LoraLayers(layers, factors, [layer for layer in own if layer not in names])
+
+
+def _target_parts(
+    target: str | tuple[Any, ...],
+) -> tuple[str, tuple[int, int, int] | None, Callable[[Tensor], Tensor] | None]:
+    """Return key, slice and row function of a target of ComfyUI's patches; both may be missing."""
+    if isinstance(target, str):
+        return target, None, None
+    return target[0], target[1], target[2] if len(target) > 2 else None
 
 
 def _require_low_rank(key: str, patch: WeightAdapterBase | tuple[Any, ...]) -> LoRAAdapter:

@@ -23,7 +23,7 @@ class LoadLora(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PasticheLoadLora",
             display_name="Load LoRA (Pastiche)",
@@ -65,7 +65,7 @@ class ApplyLora(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PasticheApplyLora",
             display_name="Apply LoRA (Pastiche)",
@@ -125,7 +125,7 @@ class SaveLora(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PasticheSaveLora",
             display_name="Save LoRA (Pastiche)",
