@@ -105,9 +105,9 @@ def _recomputed(forward: Callable[..., Any], in_place: bool) -> Callable[..., An
 
 
 class _OutOfPlaceResiduals(TorchFunctionMode):
-    """Replaces ``stream += term`` by ``stream = stream + term`` for a block's inputs and their sums.
+    """Turns ``stream += term`` into ``stream = stream + term`` for inputs of a block.
 
-    Other operations in place, such as those of the adapters' hooks, are not changed.
+    The sums are treated like inputs. Other operations in place, such as those of the adapters' hooks, are not changed.
 
     Args:
         streams: Inputs of the block.
@@ -124,7 +124,7 @@ class _OutOfPlaceResiduals(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Return the function's result, in a new tensor if the function would overwrite a stream."""
+        """Return the function's result, in a new tensor if it would overwrite a stream."""
         if function in _ADDS_IN_PLACE and id(args[0]) in self._streams:
             total = torch.add(*args, **(kwargs or {}))
             self._streams[id(total)] = total

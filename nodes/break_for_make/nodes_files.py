@@ -56,7 +56,8 @@ class SaveHalf(io.ComfyNode):
                     "trigger",
                     default="",
                     optional=True,
-                    tooltip="Trigger words to store in the file. If empty, the half's token is used.",
+                    tooltip="Trigger words to store in the file. If empty, the half's token is "
+                    "used.",
                 ),
                 preview_image_input(),
             ],

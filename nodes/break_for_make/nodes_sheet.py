@@ -57,8 +57,8 @@ class HalfSheet(io.ComfyNode):
                     "prompt",
                     default="a {content} in {style} style",
                     multiline=True,
-                    tooltip="Prompt of all pictures. {content} and {style} are replaced by the tokens "
-                    "of the row's and the column's half; either may be left out.",
+                    tooltip="Prompt of all pictures. {content} and {style} are replaced by the "
+                    "tokens of the row's and the column's half; either may be left out.",
                 ),
                 text_input("negative", "Negative prompt of all pictures."),
                 io.Float.Input(
@@ -76,8 +76,8 @@ class HalfSheet(io.ComfyNode):
                     min=-10.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="Multiplier of the part that the style halves own. Lower it if the styles "
-                    "weaken the contents.",
+                    tooltip="Multiplier of the part that the style halves own. Lower it if the "
+                    "styles weaken the contents.",
                 ),
                 seed_input("Seed of the noise, which is the same for every picture of the sheet."),
                 io.Int.Input(
@@ -115,8 +115,8 @@ class HalfSheet(io.ComfyNode):
                     min=16,
                     max=8192,
                     step=8,
-                    tooltip="Width of each picture in pixels. It must be a multiple of 8, or of 16 for "
-                    "SD3, Flux and other transformers.",
+                    tooltip="Width of each picture in pixels. It must be a multiple of 8, or of "
+                    "16 for SD3, Flux and other transformers.",
                 ),
                 io.Int.Input(
                     "height",
@@ -124,8 +124,8 @@ class HalfSheet(io.ComfyNode):
                     min=16,
                     max=8192,
                     step=8,
-                    tooltip="Height of each picture in pixels. It must be a multiple of 8, or of 16 "
-                    "for SD3, Flux and other transformers.",
+                    tooltip="Height of each picture in pixels. It must be a multiple of 8, or of "
+                    "16 for SD3, Flux and other transformers.",
                 ),
                 io.Boolean.Input(
                     "labels",
@@ -149,8 +149,8 @@ class HalfSheet(io.ComfyNode):
                 io.Image.Output(display_name="sheet", tooltip="Contact sheet of all pictures."),
                 io.Image.Output(
                     display_name="pictures",
-                    tooltip="Batch of the pictures: first the first content in every style, then the "
-                    "next content.",
+                    tooltip="Batch of the pictures: first the first content in every style, then "
+                    "the next content.",
                 ),
                 io.LoraModel.Output(
                     display_name="loras",

@@ -69,8 +69,8 @@ class TrainHalf(io.ComfyNode):
                     "token",
                     default="",
                     placeholder="snq",
-                    tooltip="Trigger word, which the prompt must contain. Choose a rare word; it is "
-                    "stored in the file, and content and style must not have the same.",
+                    tooltip="Trigger word, which the prompt must contain. Choose a rare word; it "
+                    "is stored in the file, and content and style must not have the same.",
                 ),
                 text_input(
                     "auxiliary_prompts",
@@ -102,26 +102,27 @@ class TrainHalf(io.ComfyNode):
                     step=0.01,
                     round=0.0001,
                     advanced=True,
-                    tooltip="Multiplier of the learning rate for the partner half, which is trained on "
-                    "the auxiliary pictures. 0 is the default of 0.1 from the released scripts.",
+                    tooltip="Multiplier of the learning rate for the partner half, which is "
+                    "trained on the auxiliary pictures. 0 is the default of 0.1 from the released "
+                    "scripts.",
                 ),
                 io.Combo.Input(
                     "gradients",
                     options=list(GRADIENTS),
                     default=HalfTrainer.gradients,
                     advanced=True,
-                    tooltip="Whether the pictures train only the half and the auxiliary pictures only "
-                    "its partner, as in the paper (isolated), or all pictures train both, as in "
-                    "the released code (leaky).",
+                    tooltip="Whether the pictures train only the half and the auxiliary pictures "
+                    "only its partner, as in the paper (isolated), or all pictures train both, as "
+                    "in the released code (leaky).",
                 ),
                 io.Combo.Input(
                     "start",
                     options=["orthogonal", "released", "exact"],
                     default=HalfTrainer.start,
                     advanced=True,
-                    tooltip="Initialisation of the frozen parts: an orthonormal basis in every layer "
-                    "(orthogonal), only in square query, key and value layers as in the released "
-                    "code (released), or with a product of exactly zero (exact).",
+                    tooltip="Initialisation of the frozen parts: an orthonormal basis in every "
+                    "layer (orthogonal), only in square query, key and value layers as in the "
+                    "released code (released), or with a product of exactly zero (exact).",
                 ),
                 io.Combo.Input(
                     "content_owns",

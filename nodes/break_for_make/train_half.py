@@ -30,8 +30,8 @@ from .auxiliary import auxiliary_pictures
 from .half_pictures import half_pictures
 
 NO_CORRESPONDENCE = (
-    "without auxiliary pictures or prompts the partner half is not trained: the half is learnt with "
-    "a single partner and may fit others less; write a few auxiliary_prompts"
+    "without auxiliary pictures or prompts the partner half is not trained: the half is learnt "
+    "with a single partner and may fit others less; write a few auxiliary_prompts"
 )
 _LONGEST_QUOTE = 80  # prompts in messages are cut to this length
 

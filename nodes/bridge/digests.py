@@ -187,7 +187,7 @@ def _update(digest: Any, value: Any, whole: bool, dtype: torch.dtype | None = No
 
 
 def _bases(kind: type) -> list[str]:
-    """Return the names of a class and its bases, as ComfyUI composes sampling classes at run time."""
+    """Return the names of a class and its bases; ComfyUI composes sampling classes at run time."""
     return [base.__name__ for base in kind.__mro__]
 
 

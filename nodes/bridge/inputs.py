@@ -87,8 +87,8 @@ def filename_input(default: str, kind: str, other: str) -> io.String.Input:
         other: Kind of object that may already use the name, for the tooltip.
     """
     tooltip = (
-        f"Name of the file, or subfolder/name. If another {other} has this name, _2, _3 and so on is "
-        f"added; if the same {kind} is already saved under it, nothing is written."
+        f"Name of the file, or subfolder/name. If another {other} has this name, _2, _3 and so on "
+        f"is added; if the same {kind} is already saved under it, nothing is written."
     )
     return io.String.Input("filename", default=default, tooltip=tooltip)
 
@@ -118,7 +118,8 @@ def settings_input() -> io.Input:
     return TrainingSettingsType.Input(
         "settings",
         optional=True,
-        tooltip="Training options from Training Settings (Pastiche); without it the defaults apply.",
+        tooltip="Training options from Training Settings (Pastiche); without it the defaults "
+        "apply.",
     )
 
 

@@ -42,7 +42,8 @@ def single_gpu_model(guider: CFGGuider, feature: str) -> ModelPatcher:
 def wrap_model_call(options: dict[str, Any], key: str, wrapper: Callable[..., Any]) -> None:
     """Add a wrapper around the model's calls, outside all existing wrappers.
 
-    Wrappers of other packs therefore see the calls that this wrapper makes, without its own options.
+    Wrappers of other packs therefore see only the calls that this wrapper makes, without the
+    options that it consumes.
 
     Args:
         options: The guider's ``model_options``, which belong to this run only.

@@ -78,7 +78,8 @@ class ApplyLora(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="Model to apply the LoRA to; it must be of the family the LoRA was made for.",
+                    tooltip="Model to apply the LoRA to; it must be of the family the LoRA was "
+                    "made for.",
                 ),
                 io.LoraModel.Input(
                     "lora", tooltip="LoRA from a training node or from Load LoRA (Pastiche)."
@@ -97,8 +98,8 @@ class ApplyLora(io.ComfyNode):
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="Text encoder of the model. Connect it if the LoRA was trained with the text "
-                    "encoder.",
+                    tooltip="Text encoder of the model. Connect it if the LoRA was trained with "
+                    "the text encoder.",
                 ),
             ],
             outputs=[
@@ -156,13 +157,15 @@ class SaveLora(io.ComfyNode):
                     "trigger",
                     default="",
                     optional=True,
-                    tooltip="Trigger words to store in the file. If empty, the style words are used.",
+                    tooltip="Trigger words to store in the file. If empty, the style words are "
+                    "used.",
                 ),
                 io.String.Input(
                     "style_words",
                     default="",
                     optional=True,
-                    tooltip="Style phrase to store in the file. If empty, the one of the training is used.",
+                    tooltip="Style phrase to store in the file. If empty, the one of the training "
+                    "is used.",
                 ),
                 preview_image_input(),
             ],

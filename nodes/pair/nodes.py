@@ -60,8 +60,8 @@ class TrainPair(io.ComfyNode):
                 ),
                 io.Image.Input(
                     "after",
-                    tooltip="The same pictures in the style, in the same order. Each is resized and "
-                    "cropped to the frame of its before picture.",
+                    tooltip="The same pictures in the style, in the same order. Each is resized "
+                    "and cropped to the frame of its before picture.",
                 ),
                 text_input(
                     "content_prompt",
@@ -82,9 +82,9 @@ class TrainPair(io.ComfyNode):
                     "the other families (ours)."
                 ),
                 rank_input(
-                    "Rank of each LoRA. 0 is the family's default: 64 for SDXL (the "
-                    "paper), SD1.5 and SD2 (ours), 32 for Flux (the authors' port) and the "
-                    "others (ours). Twice the rank must not exceed the width of the narrowest layer."
+                    "Rank of each LoRA. 0 is the family's default: 64 for SDXL (the paper), SD1.5 "
+                    "and SD2 (ours), 32 for Flux (the authors' port) and the others (ours). Twice "
+                    "the rank must not exceed the width of the narrowest layer."
                 ),
                 rate_input(
                     "learning_rate",
@@ -101,17 +101,18 @@ class TrainPair(io.ComfyNode):
                     step=0.0001,
                     round=0.0001,
                     advanced=True,
-                    tooltip="Fraction of the steps that train only the content, before the training "
-                    "of the style starts. 1/3 is SDXL's 250 of 750; the Flux port uses 1/2.",
+                    tooltip="Fraction of the steps that train only the content, before the "
+                    "training of the style starts. 1/3 is SDXL's 250 of 750; the Flux port uses "
+                    "1/2.",
                 ),
                 io.Combo.Input(
                     "packing",
                     options=list(PACKINGS),
                     default="batched",
                     advanced=True,
-                    tooltip="Whether content and style share a forward pass and an update (batched) "
-                    "or are trained one after the other, as in the authors' code (sequential). "
-                    "sequential needs less memory.",
+                    tooltip="Whether content and style share a forward pass and an update "
+                    "(batched) or are trained one after the other, as in the authors' code "
+                    "(sequential). sequential needs less memory.",
                 ),
                 settings_input(),
             ],

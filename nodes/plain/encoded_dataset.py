@@ -36,8 +36,8 @@ def encoded_pictures(
     Args:
         model: Base model.
         latents: LATENTs of a VAE, ``(batch, channel, ...)`` each.
-        conditioning: One CONDITIONING per LATENT, with one entry for the whole batch or one for each
-            latent.
+        conditioning: One CONDITIONING per LATENT, with one entry for the whole batch or one for
+            each latent.
 
     Raises:
         ValueError: The counts differ, or the latents belong to another model.

@@ -76,8 +76,9 @@ class TrainPlainLora(io.ComfyNode):
                 io.Image.Input(
                     "images",
                     optional=True,
-                    tooltip="Training pictures: one picture, a list or a batch, for example from Load "
-                    "Training Images (Pastiche). Large pictures are resized; none is enlarged.",
+                    tooltip="Training pictures: one picture, a list or a batch, for example from "
+                    "Load Training Images (Pastiche). Large pictures are resized; none is "
+                    "enlarged.",
                 ),
                 io.Mask.Input(
                     "masks",
@@ -89,8 +90,8 @@ class TrainPlainLora(io.ComfyNode):
                 io.Latent.Input(
                     "latents",
                     optional=True,
-                    tooltip="Encoded pictures instead of images, from ComfyUI's Make Training Dataset, "
-                    "Load Training Dataset or Resolution Bucket.",
+                    tooltip="Encoded pictures instead of images, from ComfyUI's Make Training "
+                    "Dataset, Load Training Dataset or Resolution Bucket.",
                 ),
                 io.Conditioning.Input(
                     "conditioning",

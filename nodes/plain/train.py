@@ -124,7 +124,8 @@ class PlainTrainer(Trainer):
             )
         if self.latents and self.settings.text_encoder_rate:
             raise ValueError(
-                "a text encoder is trained on captions, got conditioning that is encoded already and "
+                "a text encoder is trained on captions, got conditioning that is encoded already "
+                "and "
                 f"text_encoder_rate {self.settings.text_encoder_rate:g}; set it to 0 in Training "
                 "Settings or connect the images instead"
             )

@@ -67,12 +67,12 @@ class ComfyDenoiser:
         self._saved = saved
 
     def sigma_at(self, share: Tensor) -> Tensor:
-        """Return the noise levels at the fractions ``share`` in [0, 1) of the schedule, ``(batch,)``."""
+        """Return the sigmas at the fractions ``share`` in [0, 1) of the schedule, ``(batch,)``."""
         table = self.model.model_sampling.sigmas.to(share.device)
         return table[(share * len(table)).long().clamp(0, len(table) - 1)].float()
 
     def noised(self, latent: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """Return the noised latent by the model's own forward process, ``(batch, channel, ...)``."""
+        """Return the latent noised by the model's forward process, ``(batch, channel, ...)``."""
         return self.model.model_sampling.noise_scaling(sigma, noise, latent, False)
 
     def output_scale(self, sigma: Tensor, like: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class ComfyDenoiser:
         return learnt_conds(self.text, self.model, learnt, self.device)
 
     def attention(self) -> Sequence[Tensor]:
-        """Return the attention maps of the last ``denoise``, ``(row, word, h, w)`` per resolution."""
+        """Return the last ``denoise``'s attention maps, ``(row, word, h, w)`` per resolution."""
         return self._maps
 
     def denoise(

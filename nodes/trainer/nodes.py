@@ -68,9 +68,9 @@ class TrainingSettingsNode(io.ComfyNode):
                     io.Combo.Input,
                     "precision",
                     options=list(PRECISIONS),
-                    tooltip="Precision of the base's computation. auto keeps the precision in which "
-                    "the base is loaded, except that fp16 becomes bf16 or fp32. Trained weights are "
-                    "always kept in fp32.",
+                    tooltip="Precision of the base's computation. auto keeps the precision in "
+                    "which the base is loaded, except that fp16 becomes bf16 or fp32. Trained "
+                    "weights are always kept in fp32.",
                 ),
                 _setting(
                     io.Int.Input,
@@ -78,24 +78,26 @@ class TrainingSettingsNode(io.ComfyNode):
                     min=0,
                     max=8192,
                     step=8,
-                    tooltip="Shorter side in pixels to which pictures are resized; smaller pictures "
-                    "are never enlarged. 0 is the default of the model family, 512 for most.",
+                    tooltip="Shorter side in pixels to which pictures are resized; smaller "
+                    "pictures are never enlarged. 0 is the default of the model family, 512 for "
+                    "most.",
                 ),
                 _setting(
                     io.Combo.Input,
                     "flip",
                     options=list(FLIPS),
-                    tooltip="Whether pictures are mirrored: never, always (as in the authors' code) or "
-                    "at random. Keep never if the pictures contain text or are not symmetric.",
+                    tooltip="Whether pictures are mirrored: never, always (as in the authors' "
+                    "code) or at random. Keep never if they contain text or if left and right "
+                    "matter.",
                 ),
                 _setting(
                     io.Combo.Input,
                     "optimizer",
                     options=list(OPTIMIZERS),
-                    tooltip="Optimizer. The papers use AdamW; Adafactor needs less memory and SGD the "
-                    "least. Scaled SGD, Scaled AdamW and LoRA-RITE take both factors of a layer "
-                    "into account; Scaled SGD needs learning rates 100 to 1000 times as high as "
-                    "AdamW, Scaled AdamW the same.",
+                    tooltip="Optimizer. The papers use AdamW; Adafactor needs less memory and SGD "
+                    "the least. Scaled SGD, Scaled AdamW and LoRA-RITE take both factors of a "
+                    "layer into account; Scaled SGD needs learning rates 100 to 1000 times as "
+                    "high as AdamW, Scaled AdamW the same.",
                 ),
                 _setting(
                     io.Float.Input,
@@ -104,8 +106,8 @@ class TrainingSettingsNode(io.ComfyNode):
                     max=1.0,
                     step=0.0001,
                     round=0.00001,
-                    tooltip="Weight decay, which shrinks the trained weights in every step. -1 is the "
-                    "default of the method, such as 0.0001 for pairs on SDXL (the paper).",
+                    tooltip="Weight decay, which shrinks the trained weights in every step. -1 is "
+                    "the default of the method, such as 0.0001 for pairs on SDXL (the paper).",
                 ),
                 _setting(
                     io.Combo.Input,
@@ -119,15 +121,15 @@ class TrainingSettingsNode(io.ComfyNode):
                     "batch_size",
                     min=1,
                     max=64,
-                    tooltip="Samples per batch; for pairs, the noise levels per step. Larger batches "
-                    "make the training steadier and slower.",
+                    tooltip="Samples per batch; for pairs, the noise levels per step. Larger "
+                    "batches make the training steadier and slower.",
                 ),
                 _later(
                     io.Combo.Input,
                     "memory",
                     options=list(MEMORY),
-                    tooltip="Preset for a GPU with this much memory, which sets checkpointing, offload "
-                    "and rows_per_pass. as set uses the values of these three inputs.",
+                    tooltip="Preset for a GPU with this much memory, which sets checkpointing, "
+                    "offload and rows_per_pass. as set uses the values of these three inputs.",
                 ),
                 _later(
                     io.Combo.Input,
@@ -172,16 +174,16 @@ class TrainingSettingsNode(io.ComfyNode):
                     max=1000.0,
                     step=0.1,
                     round=0.001,
-                    tooltip="Maximum norm of the gradient, to which longer gradients are clipped. 0 "
-                    "disables clipping; 1 is a common value.",
+                    tooltip="Maximum norm of the gradient, to which longer gradients are clipped. "
+                    "0 disables clipping; 1 is a common value.",
                 ),
                 _advanced(
                     io.Combo.Input,
                     "timesteps",
                     options=list(TIMESTEPS),
-                    tooltip="Distribution of the training timesteps: uniform, logit-normal (favours "
-                    "medium noise) or shifted (favours high noise). auto is the default of the "
-                    "method and the model family.",
+                    tooltip="Distribution of the training timesteps: uniform, logit-normal "
+                    "(favours medium noise) or shifted (favours high noise). auto is the default "
+                    "of the method and the model family.",
                 ),
                 _advanced(
                     io.Float.Input,
@@ -200,8 +202,8 @@ class TrainingSettingsNode(io.ComfyNode):
                     max=100.0,
                     step=0.5,
                     round=0.01,
-                    tooltip="Gamma of min-SNR weighting, which reduces the weight of timesteps with "
-                    "little noise. 5 is a common value, 0 is off.",
+                    tooltip="Gamma of min-SNR weighting, which reduces the weight of timesteps "
+                    "with little noise. 5 is a common value, 0 is off.",
                 ),
                 _advanced(
                     io.Float.Input,
@@ -210,9 +212,9 @@ class TrainingSettingsNode(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Strength of the noise offset, which lets the model learn very dark and "
-                    "very bright pictures. Use 0.03 to 0.1 for models that predict noise; 0 is "
-                    "off.",
+                    tooltip="Strength of the noise offset, which lets the model learn very dark "
+                    "and very bright pictures. Use 0.03 to 0.1 for models that predict noise; 0 "
+                    "is off.",
                 ),
                 _advanced(
                     io.Float.Input,
@@ -221,8 +223,8 @@ class TrainingSettingsNode(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     round=0.01,
-                    tooltip="Fraction of samples that are trained without their caption. With 0.05 to "
-                    "0.1 the result also works without its trigger words.",
+                    tooltip="Fraction of samples that are trained without their caption. With "
+                    "0.05 to 0.1 the result also works without its trigger words.",
                 ),
                 _advanced(
                     io.Float.Input,
@@ -231,9 +233,9 @@ class TrainingSettingsNode(io.ComfyNode):
                     max=0.9999,
                     step=0.0001,
                     round=0.00001,
-                    tooltip="Decay of the moving average of the weights (EMA) that becomes the result: "
-                    "0.99 averages about 100 steps, 0.999 about 1000. 0 uses the weights of the "
-                    "last step.",
+                    tooltip="Decay of the moving average of the weights (EMA) that becomes the "
+                    "result: 0.99 averages about 100 steps, 0.999 about 1000. 0 uses the weights "
+                    "of the last step.",
                 ),
                 _advanced(
                     io.Float.Input,
@@ -242,8 +244,8 @@ class TrainingSettingsNode(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     round=0.01,
-                    tooltip="Weight of the loss outside the mask, if masks are connected: 0 ignores "
-                    "it, 1 weighs it like the inside.",
+                    tooltip="Weight of the loss outside the mask, if masks are connected: 0 "
+                    "ignores it, 1 weighs it like the inside.",
                 ),
                 _advanced(
                     io.String.Input,
@@ -254,30 +256,31 @@ class TrainingSettingsNode(io.ComfyNode):
                 _advanced(
                     io.Boolean.Input,
                     "checkpointing",
-                    tooltip="Gradient checkpointing: recomputes each block in the backward pass, which "
-                    "needs much less memory, is about a third slower and gives the same result.",
+                    tooltip="Gradient checkpointing: recomputes each block in the backward pass, "
+                    "which needs much less memory, is about a third slower and gives the same "
+                    "result.",
                 ),
                 _advanced(
                     io.Boolean.Input,
                     "offload",
-                    tooltip="Keeps the base in CPU memory and copies one layer at a time to the GPU. "
-                    "It is slow; use it for models that don't fit. It includes checkpointing.",
+                    tooltip="Keeps the base in CPU memory and copies one layer at a time to the "
+                    "GPU. It is slow; use it for models that don't fit. It includes checkpointing.",
                 ),
                 _advanced(
                     io.Int.Input,
                     "rows_per_pass",
                     min=0,
                     max=1024,
-                    tooltip="Maximum number of rows in one forward pass; 0 is no limit. 1 needs the "
-                    "least memory, and the result is the same up to rounding.",
+                    tooltip="Maximum number of rows in one forward pass; 0 is no limit. 1 needs "
+                    "the least memory, and the result is the same up to rounding.",
                 ),
                 _advanced(
                     io.Int.Input,
                     "save_every_steps",
                     min=0,
                     max=100_000,
-                    tooltip="Steps between checkpoints, from which a run is resumed after a crash; 0 "
-                    "uses only save_every_minutes. Cancelling always saves the last step.",
+                    tooltip="Steps between checkpoints, from which a run is resumed after a "
+                    "crash; 0 uses only save_every_minutes. Cancelling always saves the last step.",
                 ),
                 _advanced(
                     io.Float.Input,
@@ -311,9 +314,9 @@ class TrainingSettingsNode(io.ComfyNode):
                     max=1e6,
                     step=0.0001,
                     round=1e-8,
-                    tooltip="Damping of Scaled SGD and Scaled AdamW, relative to each factor's mean. "
-                    "It prevents huge steps while a factor is small; 0 is off, and a very large "
-                    "value turns Scaled AdamW into AdamW.",
+                    tooltip="Damping of Scaled SGD and Scaled AdamW, relative to each factor's "
+                    "mean. It prevents huge steps while a factor is small; 0 is off, and a very "
+                    "large value turns Scaled AdamW into AdamW.",
                 ),
                 _advanced(
                     io.Float.Input,
@@ -322,9 +325,9 @@ class TrainingSettingsNode(io.ComfyNode):
                     max=1.0,
                     step=0.00001,
                     round=1e-8,
-                    tooltip="Learning rate of the text encoder (CLIP-L, CLIP-G); 0 does not train it. "
-                    "Mix-of-Show uses a tenth of the model's rate. Such a LoRA must be applied to "
-                    "the CLIP too.",
+                    tooltip="Learning rate of the text encoder (CLIP-L, CLIP-G); 0 does not train "
+                    "it. Mix-of-Show uses a tenth of the model's rate. Such a LoRA must be "
+                    "applied to the CLIP too.",
                 ),
             ],
             outputs=[TrainingSettingsType.Output(display_name="settings")],

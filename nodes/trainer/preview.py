@@ -81,7 +81,7 @@ class Previews:
         self._unseen: Image.Image | None = None
 
     def latest(self) -> Any:
-        """Return the latest picture in the form of ComfyUI's progress bar, once; None if it is old."""
+        """Return a new picture in the form of ComfyUI's progress bar, or None; each one once."""
         picture, self._unseen = self._unseen, None
         return None if picture is None else ("JPEG", picture, _LARGEST_SIDE)
 

@@ -1,4 +1,4 @@
-"""The run lifecycle shared by all trainers: reuse a finished run, lock, resume, checkpoint, save."""
+"""The run lifecycle shared by all trainers: reuse a finished run, lock, resume, save."""
 
 from __future__ import annotations
 

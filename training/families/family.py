@@ -178,7 +178,7 @@ class Family:
 
     @property
     def distilled(self) -> bool:
-        """Return whether models of the family may be guidance-distilled; training them gets a warning."""
+        """Return whether models of the family may be guidance-distilled."""
         return self.samplings.distilled_guidance is not None
 
 

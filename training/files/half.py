@@ -133,8 +133,8 @@ def as_half(lora: LoraState, role: str = FROM_FILE, content_owns: str = FROM_FIL
         return lora
     if role == FROM_FILE:
         raise ValueError(
-            f"role must be content or style for a file that doesn't say it, got {FROM_FILE!r}; open "
-            "an ordinary LoRA with Load LoRA (Pastiche), or choose the role of a half"
+            f"role must be content or style for a file that doesn't say it, got {FROM_FILE!r}; "
+            "open an ordinary LoRA with Load LoRA (Pastiche), or choose the role of a half"
         )
     _require_frozen(half_layers(lora))
     owner = CONTENT_OWNS if content_owns == FROM_FILE else content_owns
@@ -196,7 +196,8 @@ def check_tokens(content: str, style: str) -> None:
 def _require_match(name: str, chosen: str, recorded: str) -> None:
     if chosen not in (FROM_FILE, recorded):
         raise ValueError(
-            f"{name} must be what the half says of itself, {recorded}, got {chosen}; choose {FROM_FILE!r}"
+            f"{name} must be what the half says of itself, {recorded}, got {chosen}; choose "
+            f"{FROM_FILE!r}"
         )
 
 
