@@ -107,7 +107,8 @@ def _recomputed(forward: Callable[..., Any], in_place: bool) -> Callable[..., An
 class _OutOfPlaceResiduals(TorchFunctionMode):
     """Turns ``stream += term`` into ``stream = stream + term`` for inputs of a block.
 
-    The sums are treated like inputs. Other operations in place, such as those of the adapters' hooks, are not changed.
+    The sums are treated like inputs. Other operations in place, such as those of the adapters'
+    hooks, are not changed.
 
     Args:
         streams: Inputs of the block.

@@ -231,7 +231,7 @@ def test_a_forecast_that_fails_is_said_and_stops_nothing(monkeypatch):
     def fails(*_):
         raise NotImplementedError("an operator without shapes")
 
-    monkeypatch.setattr(MemoryEstimator, "need", fails)
+    monkeypatch.setattr(MemoryEstimator, "estimate", fails)
     assert said(model) == [
         "memory: not foretold for this model (NotImplementedError: an operator without shapes)"
     ]
