@@ -25,10 +25,10 @@ MESSAGE = "pastiche.training"
 BUTTONS = ("sample", "save", "stop")
 RUNNING, FINISHED, STOPPED, BROKEN = "running", "finished", "stopped", "broken"
 
-_SEND_INTERVAL = 0.25  # minimum of seconds between two messages about steps
+_SEND_INTERVAL = 0.25  # minimum seconds between two messages about steps
 _MAX_RUNS = 16  # number of runs, ended ones included, that a reloaded page can show
 _TIMED_STEPS = 100  # number of latest steps from which the remaining time is estimated
-MOST_POINTS = 2000  # maximum of points that a curve keeps
+MOST_POINTS = 2000  # maximum number of points that a curve keeps
 _SMOOTHING = 0.97  # decay of the smoothed loss, which averages about thirty steps
 
 Point = tuple[int, float, float]  # step, loss and smoothed loss

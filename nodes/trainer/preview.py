@@ -102,9 +102,7 @@ class Previews:
             picture.save(png, "PNG")
             file.parent.mkdir(parents=True, exist_ok=True)
             replace_file(file, png.getvalue())
-        except (
-            Exception
-        ) as error:  # the user's interrupt is not an Exception, so it still ends the run
+        except Exception as error:  # the user's interrupt is not one and still ends the run
             self.panel.show_activity("")
             self.panel.warn(f"training goes on without a preview picture: {error}")
             return
