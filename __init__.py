@@ -1,4 +1,4 @@
-"""ComfyUI-Pastiche: learn a style from before/after pairs and use it in any graph."""
+"""ComfyUI-Pastiche: train content and style for diffusion models and combine them in any graph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
 
 
 async def comfy_entrypoint() -> ComfyExtension:
-    """Return the pack's extension; ComfyUI is imported here and not before."""
+    """Return the pack's extension.
+
+    ComfyUI is imported only here, so that the package can be imported without it.
+    """
     from .nodes import PasticheExtension
 
     return PasticheExtension()

@@ -1,4 +1,4 @@
-"""The pack's nodes; each folder's node modules list their own in NODES."""
+"""The pack's nodes, collected from the ``NODES`` list of every node module."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NODES: list[type[io.ComfyNode]] = [
 
 
 class PasticheExtension(ComfyExtension):
-    """What ComfyUI asks for the nodes."""
+    """The extension through which ComfyUI loads the pack's nodes."""
 
     async def on_load(self) -> None:
         """Add the pack's routes to the server."""

@@ -1,4 +1,4 @@
-"""Exact gradient checkpointing: a network's blocks, recomputed in backward one at a time."""
+"""Exact gradient checkpointing, which recomputes a network's blocks one at a time in backward."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch.utils.checkpoint import checkpoint
 
 @contextmanager
 def checkpointed_blocks(blocks: Sequence[nn.Module], in_place: bool) -> Iterator[None]:
-    """Keep of each block only its inputs where gradients are wanted; undone at the end.
+    """Keep only the inputs of each block for backward; the blocks are restored at the end.
 
-    A block runs a second time in backward. What decides its result, such as the gates of its rows,
-    must still be in force there.
+    A block runs a second time in backward. Everything that affects its result, such as the gates of
+    its rows, must still be set at that time.
 
     Args:
-        blocks: Blocks of a network, none inside another.
-        in_place: Whether they add residuals to their own inputs in place.
+        blocks: Blocks of a network, none of them inside another.
+        in_place: Whether the blocks add residuals to their own inputs in place.
     """
     with _wrapped(blocks, lambda forward: _recomputed(forward, in_place)):
         yield
@@ -30,18 +30,18 @@ def checkpointed_blocks(blocks: Sequence[nn.Module], in_place: bool) -> Iterator
 
 @contextmanager
 def out_of_place_blocks(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Let a network's blocks add residuals to their inputs out of place; undone at the end."""
+    """Make blocks add residuals to their inputs out of place; they are restored at the end."""
     with _wrapped(blocks, _out_of_place):
         yield
 
 
 @contextmanager
 def in_place_layers(layers: Sequence[nn.Module], recompute: bool) -> Iterator[None]:
-    """Let a text encoder's layers, which add residuals in place, be differentiated; undone after.
+    """Make a text encoder's layers, which add residuals in place, differentiable inside the block.
 
     Args:
-        layers: Of the encoders.
-        recompute: Keep of each layer only its inputs, as ``checkpointed_blocks``.
+        layers: Layers of the encoders.
+        recompute: Whether layers are recomputed in backward, as in ``checkpointed_blocks``.
     """
 
     def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,7 +55,7 @@ def in_place_layers(layers: Sequence[nn.Module], recompute: bool) -> Iterator[No
 def _wrapped(
     blocks: Sequence[nn.Module], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> Iterator[None]:
-    """Put a wrapper around the forward of each block, on the module itself."""
+    """Replace the forward of each module by a wrapped one, and restore it at the end."""
     wrapped: list[tuple[nn.Module, Any]] = []
     try:
         for block in blocks:
@@ -83,7 +83,8 @@ def _recomputed(forward: Callable[..., Any], in_place: bool) -> Callable[..., An
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        # Flattening copies ComfyUI's options, which the network writes the next block's place into.
+        # Flattening copies ComfyUI's options, because the network later writes the position of the
+        # next block into the original.
         leaves, layout = tree_flatten((args, kwargs))
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         tensors = [leaves[place] for place in places]
@@ -93,23 +94,24 @@ def _recomputed(forward: Callable[..., Any], in_place: bool) -> Callable[..., An
             filled = list(others)
             for place, value in zip(places, values, strict=True):
                 filled[place] = value
-            given, named = tree_unflatten(filled, layout)
+            positional, named = tree_unflatten(filled, layout)
             with _OutOfPlaceResiduals(values) if in_place else nullcontext():
-                return forward(*given, **named)
+                return forward(*positional, **named)
 
-        # No block draws random numbers.
+        # The state of the random generator need not be kept, as no block draws random numbers.
         return checkpoint(block, *tensors, use_reentrant=False, preserve_rng_state=False)
 
     return run
 
 
 class _OutOfPlaceResiduals(TorchFunctionMode):
-    """Turns ``stream += term`` into ``stream = stream + term`` for a block's inputs and their sums.
+    """Turns ``stream += term`` into ``stream = stream + term`` for inputs of a block.
 
-    Everything else that writes in place, such as the adapters' hooks, goes on doing so.
+    The sums are treated like inputs. Other operations in place, such as those of the adapters'
+    hooks, are not changed.
 
     Args:
-        streams: The block's inputs.
+        streams: Inputs of the block.
     """
 
     def __init__(self, streams: Sequence[Tensor]):
@@ -123,7 +125,7 @@ class _OutOfPlaceResiduals(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Return what the function gives, a new tensor where it would overwrite a stream."""
+        """Return the function's result, in a new tensor if it would overwrite a stream."""
         if function in _ADDS_IN_PLACE and id(args[0]) in self._streams:
             total = torch.add(*args, **(kwargs or {}))
             self._streams[id(total)] = total

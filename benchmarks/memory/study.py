@@ -21,7 +21,7 @@ import comfy.model_management
 import torch
 from pack.nodes.trainer.base import Base
 from pack.nodes.trainer.denoiser import open_denoiser
-from pack.nodes.trainer.rehearsal import Rehearsal
+from pack.nodes.trainer.memory_estimator import MemoryEstimator
 from pack.nodes.trainer.target_layers import target_layers, training_sites
 from pack.training import TrainingConfig, TrainingSettings, train
 from pack.training.recipes.single import Single
@@ -101,7 +101,7 @@ def measure(case: Case) -> dict:
     started = time.process_time()
     base = Base(model, None, None)
     layers = target_layers(base.layers, settings.targets)
-    need = Rehearsal(base, layers, None, recipe).need(config, settings)
+    need = MemoryEstimator(base, layers, None, recipe).estimate(config, settings)
     seconds = time.process_time() - started
     on_gpu = comfy.model_management.get_torch_device().type == "cuda"
     if on_gpu:

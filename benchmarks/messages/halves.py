@@ -14,7 +14,7 @@ from half_sheet_case import shown, two_by_two
 from lora_files_case import unet_lora
 from pack.nodes.break_for_make.nodes_files import LoadHalf, SaveHalf
 from pack.training import TrainingSettings
-from pack.training.files.half import AS_SAID
+from pack.training.files.half import FROM_FILE
 from tiny import tiny
 
 from .page import Page, called
@@ -66,15 +66,15 @@ def _half_files(page: Page) -> None:
     page.refused("an ordinary LoRA, saved", lambda: SaveHalf.execute(lora, "x", "fp16"))
     (name,) = SaveHalf.execute(content(), "half", "fp16").result
     for case, choices in {
-        "another role than the file's": ("style", AS_SAID),
-        "another owner than the file's": (AS_SAID, "up"),
+        "another role than the file's": ("style", FROM_FILE),
+        "another owner than the file's": (FROM_FILE, "up"),
     }.items():
         page.refused(case, lambda choices=choices: LoadHalf.execute(name, *choices))
     (folder / "cut.safetensors").write_bytes((folder / name).read_bytes()[:-10])
     page.refused("a file cut short", lambda: LoadHalf.execute("cut.safetensors"))
     page.refused("a name that is not in the list", lambda: LoadHalf.execute("absent.safetensors"))
     safetensors.torch.save_file(dict(lora), folder / "plain.safetensors")
-    for role in (AS_SAID, "content"):
+    for role in (FROM_FILE, "content"):
         case = f"an ordinary LoRA, role {role}"
         page.refused(case, lambda role=role: LoadHalf.execute("plain.safetensors", role))
 

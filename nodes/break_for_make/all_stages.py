@@ -1,4 +1,4 @@
-"""All stages of Break-for-Make in one go: two halves, then one LoRA of both."""
+"""Run all stages of Break-for-Make: train two halves, then make one LoRA of both."""
 
 from __future__ import annotations
 
@@ -22,9 +22,20 @@ from .train_half import HalfTrainer
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class B4MRequest(TrainRequest):
-    """The node's inputs; -1 for the make steps is the default.
+    """The inputs of the node that runs all stages.
 
-    Prompts are one for all pictures or one each; auxiliary prompts are one per picture to draw.
+    Args:
+        content_images: Pictures of the content.
+        content_prompt: One prompt for all content pictures, or one per picture.
+        content_token: Trigger word of the content.
+        other_styles: Auxiliary prompts of the content half, one per line.
+        style_images: Pictures in the style.
+        style_prompt: One prompt for all style pictures, or one per picture.
+        style_token: Trigger word of the style.
+        other_contents: Auxiliary prompts of the style half, one per line.
+        make_steps: Steps of the joint fine-tune; -1 is the default, 0 joins the halves without it.
+        content_strength: Multiplier of the content half.
+        style_strength: Multiplier of the style half.
     """
 
     content_images: Sequence[Tensor] = list_input()
@@ -41,14 +52,14 @@ class B4MRequest(TrainRequest):
 
 
 def train_b4m(request: B4MRequest) -> tuple[LoraState, TrainerOutput]:
-    """Train both halves and make them one, or take what equal runs have left.
+    """Train both halves and make one LoRA of them, reusing the results of equal finished runs.
 
     Returns:
-        The LoRA of both; the halves under ``content`` and ``style``, the curves of all three
-        stages by stage and row, and what the node shows.
+        The LoRA of both halves, and the output of all stages: the halves by the names ``content``
+        and ``style``, the loss curves by stage and row, and the display of the node.
 
     Raises:
-        ValueError: An input is not what it must be; the message says which and what to do.
+        ValueError: An input is not valid.
         RuntimeError: The output folder, the VAE or the loss prevents the training.
     """
     defaults = request.base.family.half
@@ -57,7 +68,7 @@ def train_b4m(request: B4MRequest) -> tuple[LoraState, TrainerOutput]:
     make_steps = defaults.make_steps if request.make_steps < 0 else request.make_steps
     total = 2 * steps + make_steps
     content_half, style_half = _half(request, "content"), _half(request, "style")
-    style_half.check()  # what is wrong with it must not wait for the content
+    style_half.check()  # so that errors in it are raised before the content half is trained
     content = run_training(content_half, ProgressRange(0, total))
     style = run_training(style_half, ProgressRange(steps, total))
     halves = {"content": content.loras[HALF], "style": style.loras[HALF]}
@@ -78,8 +89,8 @@ def train_b4m(request: B4MRequest) -> tuple[LoraState, TrainerOutput]:
         settings=request.settings,
         node_id=request.node_id,
     )
-    loras, made = make_loras(trainer, ProgressRange(2 * steps, total))
-    stages = {"content half": content, "style half": style, "make": made}
+    loras, joint = make_loras(trainer, ProgressRange(2 * steps, total))
+    stages = {"content half": content, "style half": style, "make": joint}
     losses = {
         f"{stage} {curve}": values
         for stage, part in stages.items()

@@ -1,4 +1,4 @@
-"""Auxiliary pictures from prompts alone: drawn once with the base, then read from their files."""
+"""Draw auxiliary pictures from prompts with the base, and cache them as files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from torch import Tensor
 from ...training.files.tensor_file import replace_file
 from ...training.randomness import generator_for
 from ..bridge.digests import content_digest
-from ..bridge.drawing import DrawingBar, Sampling, as_pil, draw, require_size, told_guidance
+from ..bridge.drawing import DrawingBar, Sampling, as_pil, draw, require_size, with_guidance
 from ..bridge.output_folder import runs_root
 from ..bridge.sampling_options import strip_sampling
 from ..trainer.base import Base
 
 FOLDER = "auxiliary"
-_FORMAT = 1
-"""Of the drawing; another number draws all pictures anew."""
+_FORMAT = 1  # version of the cache; a new number invalidates all cached pictures
 _PIXELS = "pastiche.pixels"
 _PROMPT = "pastiche.prompt"
 
@@ -37,24 +36,24 @@ def auxiliary_pictures(
     side: int,
     sampling: Sampling | None = None,
 ) -> list[Tensor]:
-    """Return what the base draws for every prompt, IMAGEs ``(1, side, side, 3)`` in 0..1.
+    """Return the base's pictures of all prompts, IMAGEs ``(1, side, side, 3)`` in 0..1.
 
-    A picture that lies below ``output/pastiche/auxiliary`` already is read, not drawn; if all do,
-    nothing is loaded. What is returned always comes from the file, so that the first run has the
-    same numbers as every later one. The noise of a picture depends on the seed, its prompt, and
-    how often that prompt came before it: others may be added or moved without changing it.
+    A picture that is cached below ``output/pastiche/auxiliary`` is read instead of drawn; if all
+    are cached, no model is loaded. Pictures are always returned from their files, so that the first
+    run uses the same numbers as later ones. The noise of a picture depends only on the seed, its
+    prompt and the number of equal prompts before it, so other prompts may be added or moved.
 
-    Sampling-time patches of the MODEL are left out, as training leaves them out.
+    Sampling-time patches of the MODEL are ignored, as in training.
 
     Args:
-        base: What draws; never changed.
-        prompts: One per picture; none gives no pictures.
-        seed: Of the noise.
-        side: Of the square pictures, in pixels.
-        sampling: Steps, guidance and sampler; ``None`` is the family's.
+        base: Base that draws the pictures; never changed.
+        prompts: One prompt per picture.
+        seed: Seed of the noise.
+        side: Side of the square pictures in pixels.
+        sampling: Steps, guidance and sampler; None uses those of the family.
 
     Raises:
-        ValueError: The base is not supported, a prompt is empty, or the side doesn't fit.
+        ValueError: The base is not supported, a prompt is empty, or the side is not valid.
         RuntimeError: The base or the VAE gives NaN, or the disk is full.
     """
     if not prompts:
@@ -92,9 +91,9 @@ def auxiliary_pictures(
 def _places(
     shared: Mapping[str, Any], clip: comfy.sd.CLIP, texts: Sequence[str], seed: int
 ) -> Iterator[tuple[Path, str, int]]:
-    """Yield every picture's file, prompt and noise seed.
+    """Yield file, prompt and noise seed of every picture.
 
-    The tokens decide too: they hold the embeddings that a prompt names.
+    The file's name depends on the tokens too, which contain the embeddings a prompt refers to.
     """
     for index, text in enumerate(texts):
         noise_seed = generator_for(seed, "auxiliary", text, texts[:index].count(text))
@@ -111,10 +110,10 @@ def _places(
 def _draw_all(
     base: Base, missing: Sequence[tuple[Path, str, int]], side: int, sampling: Sampling
 ) -> None:
-    """Draw pictures and write each as soon as it is there."""
+    """Draw pictures and write each as soon as it is finished."""
     conds = {text: base.caption(text) for _, text, _ in missing}
     negative = base.caption("")
-    conds = {text: told_guidance(cond, base.family.samplings) for text, cond in conds.items()}
+    conds = {text: with_guidance(cond, base.family.samplings) for text, cond in conds.items()}
     plain = base.model.clone()
     strip_sampling(plain)
     bar = DrawingBar(len(missing), sampling.steps)
@@ -128,7 +127,7 @@ def _draw_all(
 
 
 def _write(place: Path, picture: Tensor, prompt: str) -> None:
-    """Write a picture as a PNG that says what is in it, whole or not at all."""
+    """Write a picture atomically as a PNG, with its prompt and a digest of its pixels."""
     image = as_pil(picture)
     notes = PngImagePlugin.PngInfo()
     notes.add_itxt(_PROMPT, prompt)
@@ -140,14 +139,14 @@ def _write(place: Path, picture: Tensor, prompt: str) -> None:
 
 
 def _read(place: Path, side: int) -> Tensor | None:
-    """Return the picture in a file, ``None`` if there is none or it is damaged in any bit."""
+    """Return the picture in a file, or None if the file is missing or damaged."""
     try:
         with Image.open(place, formats=["PNG"]) as opened:
             image = opened.convert("RGB")
-            noted = opened.info.get(_PIXELS)  # after decoding, which reads all of the file
-    except (OSError, SyntaxError, ValueError):  # what PIL raises for a file that is no whole PNG
+            digest = opened.info.get(_PIXELS)  # available only after decoding the whole file
+    except (OSError, SyntaxError, ValueError):  # PIL's errors for damaged PNGs
         return None
-    if image.size != (side, side) or noted != _pixels_digest(image):
+    if image.size != (side, side) or digest != _pixels_digest(image):
         return None
     with torch.inference_mode(False):
         return torch.from_numpy(np.array(image)).float().div(255.0)[None]

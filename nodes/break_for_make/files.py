@@ -1,4 +1,4 @@
-"""Break-for-Make's halves to files and back: which half a file is, and by which word."""
+"""Load and save files of Break-for-Make halves."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from collections.abc import Mapping
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...training.files.half import AS_SAID, as_half, half_layers, half_metadata
+from ...training.files.half import FROM_FILE, as_half, half_layers, half_metadata
 from ...training.files.lora_state import LoraState, metadata_of
 from ..lora.files import load_lora, save_lora
 
-ROLE_CHOICES = (AS_SAID, "content", "style")
-OWNER_CHOICES = (AS_SAID, "down", "up")
+ROLE_CHOICES = (FROM_FILE, "content", "style")
+OWNER_CHOICES = (FROM_FILE, "down", "up")
 
 _TRIGGER = "modelspec.trigger_phrase"
 
 
-def load_half(name: str, role: str = AS_SAID, content_owns: str = AS_SAID) -> LoraState:
-    """Return a half of ComfyUI's list of LoRAs.
+def load_half(name: str, role: str = FROM_FILE, content_owns: str = FROM_FILE) -> LoraState:
+    """Return a half by its name in ComfyUI's list of LoRAs.
 
     Args:
-        name: As the list has it.
-        role: One of ``ROLE_CHOICES``; a half of this pack says it itself.
-        content_owns: One of ``OWNER_CHOICES``; likewise.
+        name: Name in the list.
+        role: Role of the half, one of ``ROLE_CHOICES``; only files of the released code need it.
+        content_owns: Part that contents own, one of ``OWNER_CHOICES``.
 
     Raises:
-        ValueError: It is missing, damaged or no half, or says otherwise than the choices do.
+        ValueError: The file is missing, damaged or not a half, or contradicts the choices.
     """
     lora = load_lora(name)
     try:
@@ -47,18 +47,18 @@ def save_half(
     """Write a half into the first writable LoRA folder and return its name in ComfyUI's lists.
 
     Args:
-        half: What travels on the wire.
-        filename: As ``save_lora`` takes it, and so are the others.
-        precision: Of the factors.
-        model: Names the base where the half does not.
-        trigger: Words that call it up; empty: those it has, else its token.
-        image: Thumbnail and preview.
+        half: Tensors of the half with their metadata.
+        filename: ``name`` or ``subfolder/name``.
+        precision: Precision of the factors, one of ``lora_file.PRECISIONS``.
+        model: Base model, used if the half's metadata do not name one.
+        trigger: Trigger words; if empty, those in the metadata, or else the token.
+        image: Picture for the thumbnail and the preview.
 
     Raises:
-        ValueError: It is no half, or ``save_lora`` refuses it.
-        RuntimeError: As ``save_lora`` has it.
+        ValueError: The LoRA is not a half, or ``save_lora`` raises.
+        RuntimeError: No folder can be written to, or the disk is full; nothing is written.
     """
-    facts = half_metadata(half)
+    token = half_metadata(half).token
     half_layers(half)
-    words = trigger.strip() or metadata_of(half).get(_TRIGGER, "") or facts.token
+    words = trigger.strip() or metadata_of(half).get(_TRIGGER, "") or token
     return save_lora(half, filename, precision, model=model, trigger=words, image=image)

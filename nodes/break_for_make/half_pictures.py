@@ -1,4 +1,4 @@
-"""The pictures of a half or of a joint training, checked under the names of the node's inputs."""
+"""Prepare the pictures of a half, with errors that name the node's inputs."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def half_pictures(
     multiple: int,
     names: tuple[str, str],
 ) -> list[Picture]:
-    """Return every picture with its prompt and frame; none where there is none.
+    """Return every picture with its prompt and frame; an empty list without pictures.
 
     Args:
         images: IMAGE batches ``(batch, height, width, channel)``; sizes may differ.
-        prompts: One for all of them or one each.
-        resolution: Side of the square whose area larger pictures are brought to.
-        multiple: The frames' sides are multiples of this.
+        prompts: One prompt for all pictures, or one per picture.
+        resolution: Side of the square to whose area larger pictures are resized.
+        multiple: Divisor of the frames' sides in pixels.
         names: Names of the node's inputs for pictures and prompts.
 
     Raises:
-        ValueError: The counts differ, or a picture holds nothing to learn from.
+        ValueError: The counts differ, or a picture is not valid.
     """
     count = len(single_images(images))
     if not count:

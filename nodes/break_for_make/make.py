@@ -1,4 +1,4 @@
-"""One LoRA of a content and a style half, as they are or after a joint fine-tune."""
+"""Join a content and a style half into one LoRA, optionally with a joint fine-tune."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ CONTENT_TOKEN, STYLE_TOKEN = "pastiche.content_token", "pastiche.style_token"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MakeTrainer(Trainer):
-    """The joint fine-tune of one content and one style half, with its node's inputs.
+    """Trainer of the joint fine-tune of one content and one style half.
 
-    The rank and the layers are the halves'. Without steps there is no fine-tune, and the base may
+    Rank and layers are those of the halves. Without steps there is no fine-tune, and the base may
     be missing.
 
     Args:
         contents: Content halves.
         styles: Style halves.
-        content_strength: Multiplier of the content's owned part of the result.
-        style_strength: Multiplier of the style's owned part of the result.
-        optimizer: The fine-tune's optimiser, whatever the settings say.
-        content_images: The content's pictures.
-        content_prompt: One prompt for all of them or one each.
-        style_images: The style's pictures.
-        style_prompt: One prompt for all of them or one each.
+        content_strength: Multiplier of the result's part that the content owns.
+        style_strength: Multiplier of the result's part that the style owns.
+        optimizer: Optimizer of the fine-tune, which overrides the settings.
+        content_images: Pictures of the content.
+        content_prompt: One prompt for all content pictures, or one per picture.
+        style_images: Pictures in the style.
+        style_prompt: One prompt for all style pictures, or one per picture.
     """
 
     method: ClassVar[str] = "make"
@@ -78,18 +78,18 @@ class MakeTrainer(Trainer):
 
     @property
     def defaults(self) -> HalfDefaults:
-        """Return the method's defaults for the family."""
+        """Return the defaults of the method for the base's family."""
         return self.base.family.half
 
     @cached_property
-    def whole(self) -> LoraState:
+    def joined_lora(self) -> LoraState:
         """Return the two halves as one LoRA, at strengths of 1."""
-        return made(self.contents, self.styles)[0]
+        return join_halves(self.contents, self.styles)[0]
 
     @cached_property
-    def joined(self) -> Mapping[str, LowRank]:
-        """Return the factors of the two halves as one."""
-        return half_layers(self.whole)
+    def factors(self) -> Mapping[str, LowRank]:
+        """Return the factors of the joined LoRA by layer."""
+        return half_layers(self.joined_lora)
 
     @cached_property
     def content_owns(self) -> Part:
@@ -98,15 +98,15 @@ class MakeTrainer(Trainer):
 
     @cached_property
     def run_settings(self) -> TrainingSettings:
-        """Return the user's settings with the halves' layers and the chosen optimiser.
+        """Return the user's settings with the layers of the halves and the chosen optimizer.
 
         Raises:
-            ValueError: The base has not all of these layers in these shapes, or the settings train
-                the text encoder where the halves leave it, or the other way round.
+            ValueError: The base lacks a layer or has it in another shape, or only one of settings
+                and halves contains the text encoder.
         """
         self._require_layers()
         settings = replace(self.settings, optimizer=self.optimizer)
-        layers = {name for name in self.joined if not changes_text_encoder(name)}
+        layers = {name for name in self.factors if not changes_text_encoder(name)}
         for targets in TARGETS:
             if target_layers(self.base.layers, targets).keys() == layers:
                 return replace(settings, targets=targets, target_pattern="")
@@ -114,24 +114,24 @@ class MakeTrainer(Trainer):
 
     @cached_property
     def config(self) -> TrainingConfig:
-        """Return the run with every default in its place."""
-        return self.resolved(rank=next(iter(self.joined.values())).rank)
+        """Return the configuration of the run with all defaults filled in."""
+        return self.resolve_config(rank=next(iter(self.factors.values())).rank)
 
     @cached_property
     def content_pictures(self) -> list[Picture]:
-        """Return the content's pictures."""
+        """Return the pictures of the content."""
         return self._pictures("content", self.content_images, self.content_prompt)
 
     @cached_property
     def style_pictures(self) -> list[Picture]:
-        """Return the style's pictures."""
+        """Return the pictures in the style."""
         return self._pictures("style", self.style_images, self.style_prompt)
 
     def check(self) -> None:
-        """Check all inputs before anything is encoded.
+        """Raise unless all inputs are valid.
 
         Raises:
-            ValueError: An input is not what it must be; the message says which and what to do.
+            ValueError: An input is not valid.
         """
         if len(self.contents) != 1 or len(self.styles) != 1:
             raise ValueError(
@@ -145,45 +145,49 @@ class MakeTrainer(Trainer):
                 f"a fine-tune needs the base, got none on {', '.join(missing)}; connect "
                 f"{'it' if len(missing) == 1 else 'them'} or set steps to 0"
             )
-        said = family_of(metadata_of(self.contents[0]))
-        if said is not None and said != self.base.family:
+        family = family_of(metadata_of(self.contents[0]))
+        if family is not None and family != self.base.family:
             raise ValueError(
-                f"the halves must fit the model, got {said.name} halves and a "
+                f"the halves must fit the model, got {family.name} halves and a "
                 f"{self.base.family.name} model; choose halves of this base"
             )
         _ = self.config, self.content_owns, self.content_pictures, self.style_pictures, self.layers
 
     def _require_layers(self) -> None:
-        """Check that the base has the halves' layers in their shapes."""
+        """Raise unless the base has the layers of the halves in their shapes."""
         text = text_layers(self.base.clip, 0.0) if self._has_text_layers() else {}
-        offered: Mapping[str, Layer] = {**self.base.layers, **text}
+        trainable: Mapping[str, Layer] = {**self.base.layers, **text}
         missing = sorted(
             name
-            for name, factors in self.joined.items()
-            if name not in offered or offered[name].shape != factors.shape
+            for name, factors in self.factors.items()
+            if name not in trainable or trainable[name].shape != factors.shape
         )
         if missing:
             raise ValueError(
-                f"the halves must fit the model, got {len(missing)} of {len(self.joined)} layers "
+                f"the halves must fit the model, got {len(missing)} of {len(self.factors)} layers "
                 f"that it lacks or has in another shape, such as {missing[0]}; choose halves of "
                 "this base"
             )
 
     def _has_text_layers(self) -> bool:
-        """Return whether the halves have layers of the text encoder, as the settings must say."""
+        """Return whether the halves have layers of the text encoder.
+
+        Raises:
+            ValueError: The settings and the halves disagree about the text encoder.
+        """
         rate = self.settings.text_encoder_rate
-        held = any(changes_text_encoder(layer) for layer in self.joined)
-        if held and not rate:
+        has_layers = any(changes_text_encoder(layer) for layer in self.factors)
+        if has_layers and not rate:
             raise ValueError(
                 "the fine-tune must train what the halves have, got halves with layers of the text "
                 "encoder and text_encoder_rate 0; set it in Training Settings as for the halves"
             )
-        if rate and not held:
+        if rate and not has_layers:
             raise ValueError(
                 "the fine-tune must train what the halves have, got halves without layers of the "
                 f"text encoder and text_encoder_rate {rate:g}; set it to 0 in Training Settings"
             )
-        return held
+        return has_layers
 
     def _pictures(
         self, role: str, images: Sequence[Tensor], prompts: Sequence[str]
@@ -204,7 +208,10 @@ class MakeTrainer(Trainer):
         return pictures
 
     def pieces(self) -> dict[str, Any]:
-        """Return what decides the result, by name; strengths act on the result alone."""
+        """Return all values that determine the result, by name, except steps and strengths.
+
+        Strengths are applied to the stored result, so another strength needs no training.
+        """
         pictures = [*self.content_pictures, *self.style_pictures]
         return {
             **self.base_pieces(prompts=[picture.caption for picture in pictures]),
@@ -215,21 +222,21 @@ class MakeTrainer(Trainer):
         }
 
     def prepare(self, begun_for: int) -> tuple[Make, PreviewScene]:
-        """Return the encoded recipe and what previews show."""
+        """Return the encoded recipe and the scene of the previews."""
         base, settings = self.base, self.run_settings
-        # Where pictures are mirrored at random, both ways take their turns.
+        # If pictures are mirrored at random, both views of each picture are used in turn.
         contents, styles = (
             [one for view in captioned_examples(base, pictures, settings) for one in view]
             for pictures in (self.content_pictures, self.style_pictures)
         )
-        recipe = Make(contents, styles, PartlyLearnable(given=self.joined), settings.samples)
+        recipe = Make(contents, styles, PartlyLearnable(given=self.factors), settings.samples)
         gates, prompts = {LORA: Gate()}, [self.content_pictures[0].caption]
         return recipe, preview_scene(base, settings, prompts, (gates, gates), contents[0].latent)
 
     def results(self, trained: Trained, begun_for: int, identity: str) -> dict[str, LoraState]:
-        """Return the LoRA at strengths of 1, and the halves that it was made of."""
+        """Return the LoRA at strengths of 1, and the halves from which it was made."""
         metadata = {
-            **self.whole.metadata,
+            **self.joined_lora.metadata,
             "pastiche.stages": f"break, make with {trained.steps} steps",
             "pastiche.run_id": identity,
             "pastiche.steps": trained.steps,
@@ -242,11 +249,11 @@ class MakeTrainer(Trainer):
         }
 
     def pictures(self) -> list[Tensor]:
-        """Return no pictures: the halves' own nodes show them."""
+        """Return no pictures, because the nodes of the halves show them."""
         return []
 
     def lines(self, run: StoredRun) -> list[str]:
-        """Return the line that the node shows."""
+        """Return the line about a finished run that the node shows."""
         return [
             f"{self.base.family.name}: {run.steps} steps with {self.config.optimizer}, learning "
             f"rate {self.config.learning_rate:g}, {len(self.content_pictures)} content and "
@@ -257,27 +264,30 @@ class MakeTrainer(Trainer):
 def make_loras(
     trainer: MakeTrainer, progress: ProgressRange | None = None
 ) -> tuple[list[LoraState], TrainerOutput]:
-    """Return every content with every style as a LoRA, content-major, and what the node shows.
+    """Return one LoRA for every pair of content and style, and the display of the node.
+
+    All styles of the first content come first.
 
     Args:
-        trainer: The node's inputs; without steps the halves are joined as they are.
-        progress: The fine-tune's part of the node's progress bar.
+        trainer: Trainer with the node's inputs; without steps the halves are only joined.
+        progress: Part of the node's progress bar that the fine-tune fills.
 
     Raises:
-        ValueError: Halves don't fit or an input is not what it must be; the message says which.
-        RuntimeError: The fine-tune broke off.
+        ValueError: Two halves don't fit together, or an input is not valid.
+        RuntimeError: The fine-tune failed.
     """
     strengths = (trainer.content_strength, trainer.style_strength)
     if not trainer.steps:
-        loras = made(trainer.contents, trainer.styles, strengths[0], strengths[1])
+        loras = join_halves(trainer.contents, trainer.styles, strengths[0], strengths[1])
+        result = "1 LoRA" if len(loras) == 1 else f"{len(loras)} LoRAs"
         text = (
             f"{len(trainer.contents)} content and {len(trainer.styles)} style halves made into "
-            f"{len(loras)} LoRA{'s' if len(loras) > 1 else ''}, without further training"
+            f"{result}, without further training"
         )
         return loras, TrainerOutput({}, {"loss": []}, [], text)
     output = run_training(trainer, progress)
     trained = output.loras[LORA]
-    # The owned parts are scaled.
+    # Joining the fine-tuned LoRA with itself scales the owned parts by the strengths.
     layers = {
         layer: join_layer(factors, factors, trainer.content_owns, *strengths)
         for layer, factors in half_layers(trained).items()
@@ -285,15 +295,15 @@ def make_loras(
     return [lora_state(layers, {**trained.metadata, **_strengths(*strengths)})], output
 
 
-def made(
+def join_halves(
     contents: Sequence[LoraState],
     styles: Sequence[LoraState],
     content_strength: float = 1.0,
     style_strength: float = 1.0,
 ) -> list[LoraState]:
-    """Return one ordinary LoRA for every content with every style, content-major.
+    """Return one ordinary LoRA for every pair of content and style, all of one content in a row.
 
-    At strengths of 1 every number of a result is bit-equal to a half's.
+    At strengths of 1, every number of a result is bit-equal to a number of a half.
 
     Raises:
         ValueError: There is no content or no style, or two halves don't fit together.
@@ -304,13 +314,13 @@ def made(
             f"{len(contents)} and {len(styles)}; connect both"
         )
     return [
-        _made(content, style, content_strength, style_strength)
+        _join(content, style, content_strength, style_strength)
         for content in contents
         for style in styles
     ]
 
 
-def _made(content: LoraState, style: LoraState, *strengths: float) -> LoraState:
+def _join(content: LoraState, style: LoraState, *strengths: float) -> LoraState:
     content_owns = check_fit(content, style)
     ours, other = half_layers(content), half_layers(style)
     layers = {
@@ -321,7 +331,7 @@ def _made(content: LoraState, style: LoraState, *strengths: float) -> LoraState:
 
 
 def _metadata(content: LoraState, style: LoraState) -> dict[str, str]:
-    """Return what the made LoRA says of itself: what both halves say alike, and of each."""
+    """Return the metadata of a joined LoRA: the halves' common values, and both tokens."""
     ours, other = metadata_of(content), metadata_of(style)
     tokens = [found.get(TOKEN, "") for found in (ours, other)]
     return {

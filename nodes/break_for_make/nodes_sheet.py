@@ -1,4 +1,4 @@
-"""The node that draws a sheet of halves in all combinations."""
+"""The node Half Sheet."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from .sheet import SheetRequest, half_sheet
 
 
 class HalfSheet(io.ComfyNode):
-    """Every content half in every style half, as pictures on one sheet."""
+    """Draws every combination of content and style halves on one contact sheet."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PasticheHalfSheet",
             display_name="Half Sheet",
             category="Pastiche/sample",
             description=(
-                "Makes every content half with every style half, draws a picture with each, and "
-                "lays them out on one sheet: contents in rows, styles in columns, all with the "
-                "same noise. The LoRAs come out too, ready to save. Break-for-Make, Xu et al. "
-                "2024, arXiv:2403.19456."
+                "Joins every content half with every style half, draws a picture with each LoRA "
+                "and arranges them on one sheet: contents in rows, styles in columns, all with "
+                "the same noise. The LoRAs can be saved too. Break-for-Make, Xu et al. 2024, "
+                "arXiv:2403.19456."
             ),
             search_aliases=[
                 "contact sheet",
@@ -42,33 +42,33 @@ class HalfSheet(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("model", tooltip="The base that the halves were trained on."),
-                io.Clip.Input("clip", tooltip="The base's text encoder, for the prompts."),
-                io.Vae.Input("vae", tooltip="The base's VAE, for the pictures."),
+                io.Model.Input("model", tooltip="Base model that the halves were trained on."),
+                io.Clip.Input("clip", tooltip="Text encoder of the base, for the prompts."),
+                io.Vae.Input("vae", tooltip="VAE of the base, which decodes the pictures."),
                 HalfType.Input(
                     "contents",
-                    tooltip="One content half or a list of them; each becomes a row.",
+                    tooltip="One content half or a list of them; each is a row of the sheet.",
                 ),
                 HalfType.Input(
                     "styles",
-                    tooltip="One style half or a list of them; each becomes a column.",
+                    tooltip="One style half or a list of them; each is a column of the sheet.",
                 ),
                 io.String.Input(
                     "prompt",
                     default="a {content} in {style} style",
                     multiline=True,
-                    tooltip="{content} and {style} become the token of the row's and of the "
-                    "column's half. Either may be left out.",
+                    tooltip="Prompt of all pictures. {content} and {style} are replaced by the "
+                    "tokens of the row's and the column's half; either may be left out.",
                 ),
-                text_input("negative", "What every picture is guided away from."),
+                text_input("negative", "Negative prompt of all pictures."),
                 io.Float.Input(
                     "content_strength",
                     default=1.0,
                     min=-10.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="Multiplies what each content half owns. Lower it if contents spoil "
-                    "the styles.",
+                    tooltip="Multiplier of the part that the content halves own. Lower it if the "
+                    "contents weaken the styles.",
                 ),
                 io.Float.Input(
                     "style_strength",
@@ -76,8 +76,8 @@ class HalfSheet(io.ComfyNode):
                     min=-10.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="Multiplies what each style half owns. Lower it if styles spoil the "
-                    "contents.",
+                    tooltip="Multiplier of the part that the style halves own. Lower it if the "
+                    "styles weaken the contents.",
                 ),
                 seed_input("Seed of the noise, which is the same for every picture of the sheet."),
                 io.Int.Input(
@@ -85,7 +85,7 @@ class HalfSheet(io.ComfyNode):
                     default=20,
                     min=1,
                     max=10000,
-                    tooltip="Sampling steps of each picture, as in core's KSampler.",
+                    tooltip="Sampling steps of each picture, as in KSampler.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -94,20 +94,20 @@ class HalfSheet(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance by the prompt: 5 to 7, and 1 for a distilled model such as "
-                    "Flux.",
+                    tooltip="Scale of classifier-free guidance. 5 to 7 is common; use 1 for a "
+                    "distilled model such as Flux.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
                     options=SAMPLERS,
                     default="euler",
-                    tooltip="As in core's KSampler.",
+                    tooltip="Sampler of all pictures, as in KSampler.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     options=SCHEDULERS,
                     default="normal",
-                    tooltip="As in core's KSampler.",
+                    tooltip="Scheduler of all pictures, as in KSampler.",
                 ),
                 io.Int.Input(
                     "width",
@@ -115,8 +115,8 @@ class HalfSheet(io.ComfyNode):
                     min=16,
                     max=8192,
                     step=8,
-                    tooltip="Width of each picture in pixels: a multiple of 8, or of 16 for SD3, "
-                    "Flux and other transformers.",
+                    tooltip="Width of each picture in pixels. It must be a multiple of 8, or of "
+                    "16 for SD3, Flux and other transformers.",
                 ),
                 io.Int.Input(
                     "height",
@@ -124,48 +124,48 @@ class HalfSheet(io.ComfyNode):
                     min=16,
                     max=8192,
                     step=8,
-                    tooltip="Height of each picture in pixels: a multiple of 8, or of 16 for SD3, "
-                    "Flux and other transformers.",
+                    tooltip="Height of each picture in pixels. It must be a multiple of 8, or of "
+                    "16 for SD3, Flux and other transformers.",
                 ),
                 io.Boolean.Input(
                     "labels",
                     default=True,
-                    tooltip="Name rows and columns on the margin; off leaves the margin out.",
+                    tooltip="Whether rows and columns have labels in the margin.",
                 ),
                 text_input(
                     "content_words",
-                    "What stands in for {content} and on the label, one line per content. "
-                    "Empty, or an empty line: the half's token.",
+                    "Words for {content} and for the label, one line per content. For an empty "
+                    "line the half's token is used.",
                     optional=True,
                 ),
                 text_input(
                     "style_words",
-                    "What stands in for {style} and on the label, one line per style. "
-                    "Empty, or an empty line: the half's token.",
+                    "Words for {style} and for the label, one line per style. For an empty line "
+                    "the half's token is used.",
                     optional=True,
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="sheet", tooltip="All pictures on one, named."),
+                io.Image.Output(display_name="sheet", tooltip="Contact sheet of all pictures."),
                 io.Image.Output(
                     display_name="pictures",
-                    tooltip="The pictures alone, a batch: the first content in every style, then "
-                    "the next.",
+                    tooltip="Batch of the pictures: first the first content in every style, then "
+                    "the next content.",
                 ),
                 io.LoraModel.Output(
                     display_name="loras",
                     is_output_list=True,
-                    tooltip="What drew them, an ordinary LoRA each, in the same order.",
+                    tooltip="LoRA of each picture, in the same order.",
                 ),
             ],
         )
 
     @classmethod
     def execute(cls, **inputs: list[Any]) -> io.NodeOutput:
-        """Make the LoRAs and draw the sheet."""
-        drawn = half_sheet(SheetRequest(**read_inputs(SheetRequest, inputs)))
-        display = node_display(cls.hidden.unique_id, [drawn.sheet], drawn.text)
-        return io.NodeOutput(drawn.sheet, drawn.pictures, drawn.loras, ui=display)
+        """Join the halves and draw the sheet."""
+        result = half_sheet(SheetRequest(**read_inputs(SheetRequest, inputs)))
+        display = node_display(cls.hidden.unique_id, [result.sheet], result.text)
+        return io.NodeOutput(result.sheet, result.pictures, result.loras, ui=display)
 
 
 NODES: list[type[io.ComfyNode]] = [HalfSheet]

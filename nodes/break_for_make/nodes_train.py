@@ -1,4 +1,4 @@
-"""Nodes that train Break-for-Make's halves and make LoRAs of them."""
+"""The nodes Train Half and Make LoRA of Halves."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ _SEED = "Seed for all noise, noise levels and sampled pictures; the same seed re
 
 
 class TrainHalf(io.ComfyNode):
-    """One half of Break-for-Make: a content or a style."""
+    """Trains one half of Break-for-Make, a content or a style."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Return the node's inputs and outputs."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PasticheTrainHalf",
             display_name="Train Half",
             category="Pastiche/train",
             description=(
-                "Learns a content or a style as one half of a LoRA, so that any content half fits "
-                "any style half of the same base. Make joins two. Break-for-Make, Xu et al. 2024, "
-                "arXiv:2403.19456."
+                "Trains a content or a style as one half of a LoRA, so that any content half fits "
+                "any style half of the same base. Make LoRA of Halves joins two halves. "
+                "Break-for-Make, Xu et al. 2024, arXiv:2403.19456."
             ),
             search_aliases=["break for make", "b4m", "content half", "style half", "train lora"],
             is_input_list=True,
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                *base_inputs("The base's text encoder, for the prompts."),
+                *base_inputs("Text encoder of the base, which encodes the prompts."),
                 io.Combo.Input(
                     "role",
                     options=["content", "style"],
@@ -57,35 +57,35 @@ class TrainHalf(io.ComfyNode):
                 ),
                 io.Image.Input(
                     "images",
-                    tooltip="Pictures of the content (about 4) or in the style (1 to 3).",
+                    tooltip="Training pictures: about 4 of the content, or 1 to 3 in the style.",
                 ),
                 text_input(
                     "prompt",
-                    "What the pictures show, with the token. One text serves all; a list "
-                    "gives each its own.",
+                    "Description of the pictures, including the token. One text is used for all "
+                    "pictures; a list has one text per picture.",
                     placeholder="a photo of snq teddybear",
                 ),
                 io.String.Input(
                     "token",
                     default="",
                     placeholder="snq",
-                    tooltip="The rare word of the prompt that will call the half up. It is kept "
-                    "in the file, and content and style must not share one.",
+                    tooltip="Trigger word, which the prompt must contain. Choose a rare word; it "
+                    "is stored in the file, and content and style must not have the same.",
                 ),
                 text_input(
                     "auxiliary_prompts",
-                    "Pictures of other contents for a style, in other styles for a "
-                    "content, one per line; three or more. Without auxiliary_images the base "
-                    "draws each once. Empty: none, and the half may fit others less.",
+                    "Prompts for pictures of other contents (for a style) or in other styles (for "
+                    "a content), one per line, three or more. Without auxiliary_images the base "
+                    "draws each once. Without prompts the half may fit other halves less.",
                     placeholder="a teapot in sticker style",
                 ),
                 steps_input(
-                    "Training steps. 0 is the default of 1000: the released style "
+                    "Number of training steps. 0 is the default of 1000: the released style "
                     "script's for SDXL, ours for the others."
                 ),
                 rank_input(
-                    "Size of the LoRA. 0 is the default of 64, the released scripts'. "
-                    "Halves that are to fit need the same."
+                    "Rank of the LoRA. 0 is the default of 64 from the released scripts. Halves "
+                    "fit together only with equal ranks."
                 ),
                 rate_input(
                     "learning_rate",
@@ -102,34 +102,36 @@ class TrainHalf(io.ComfyNode):
                     step=0.01,
                     round=0.0001,
                     advanced=True,
-                    tooltip="Share of the learning rate at which the partner learns from the "
-                    "auxiliary pictures. 0 is the default of 0.1, the released scripts'.",
+                    tooltip="Multiplier of the learning rate for the partner half, which is "
+                    "trained on the auxiliary pictures. 0 is the default of 0.1 from the released "
+                    "scripts.",
                 ),
                 io.Combo.Input(
                     "gradients",
                     options=list(GRADIENTS),
                     default=HalfTrainer.gradients,
                     advanced=True,
-                    tooltip="isolated: the pictures move the half alone, the auxiliary ones its "
-                    "partner alone, as the paper means it. leaky: both reach both, as in the "
-                    "released code.",
+                    tooltip="Whether the pictures train only the half and the auxiliary pictures "
+                    "only its partner, as in the paper (isolated), or all pictures train both, as "
+                    "in the released code (leaky).",
                 ),
                 io.Combo.Input(
                     "start",
                     options=["orthogonal", "released", "exact"],
                     default=HalfTrainer.start,
                     advanced=True,
-                    tooltip="How the frozen parts are drawn: one orthonormal basis at every "
-                    "layer; at square query, key and value layers alone, as in the released "
-                    "code; or with a product of exactly nothing.",
+                    tooltip="Initialisation of the frozen parts: an orthonormal basis in every "
+                    "layer (orthogonal), only in square query, key and value layers as in the "
+                    "released code (released), or with a product of exactly zero (exact).",
                 ),
                 io.Combo.Input(
                     "content_owns",
                     options=["down", "up"],
                     default=HalfTrainer.content_owns,
                     advanced=True,
-                    tooltip="The part that contents own; styles own the other. down is the "
-                    "released code's; the paper's figure shows up.",
+                    tooltip="Part of the LoRA that contents own; styles own the other part. The "
+                    "released code uses down, the paper's figure shows up. Halves fit together "
+                    "only with equal values.",
                 ),
                 io.Int.Input(
                     "basis_seed",
@@ -142,25 +144,27 @@ class TrainHalf(io.ComfyNode):
                 io.Image.Input(
                     "auxiliary_images",
                     optional=True,
-                    tooltip="Pictures of your own for auxiliary_prompts, one per line or one line "
-                    "for all.",
+                    tooltip="Your own auxiliary pictures instead of drawn ones, with one line of "
+                    "auxiliary_prompts per picture or one line for all.",
                 ),
                 settings_input(),
             ],
             outputs=[
-                HalfType.Output(display_name="half", tooltip="For Make and Save Half."),
+                HalfType.Output(
+                    display_name="half", tooltip="Half for Make LoRA of Halves or Save Half."
+                ),
                 io.LoraModel.Output(
-                    display_name="lora", tooltip="The same as a LoRA, to be applied alone."
+                    display_name="lora", tooltip="The half as an ordinary LoRA, to apply it alone."
                 ),
                 io.LossMap.Output(
-                    display_name="losses", tooltip="Curves loss, main and auxiliary."
+                    display_name="losses", tooltip="Loss curves loss, main and auxiliary."
                 ),
             ],
         )
 
     @classmethod
     def execute(cls, **inputs: list[Any]) -> io.NodeOutput:
-        """Train, or take an equal run's result."""
+        """Train, or return the result of an equal finished run."""
         trainer = read_request(HalfTrainer, inputs, cls.hidden.unique_id)
         output = run_training(trainer)
         half = output.loras[HALF]
@@ -169,19 +173,19 @@ class TrainHalf(io.ComfyNode):
 
 
 class Make(io.ComfyNode):
-    """A LoRA of a content and a style half."""
+    """Makes an ordinary LoRA of a content and a style half."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Return the node's inputs and outputs."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PasticheMake",
             display_name="Make LoRA of Halves",
             category="Pastiche/merge",
             description=(
-                "Joins a content and a style half into one ordinary LoRA: at once, or after a "
-                "short joint training on the pictures of both. With several contents and styles "
-                "it makes every combination. Break-for-Make, Xu et al. 2024, arXiv:2403.19456."
+                "Joins a content and a style half into one ordinary LoRA, optionally with a short "
+                "joint training on the pictures of both. With several contents and styles it "
+                "makes every combination. Break-for-Make, Xu et al. 2024, arXiv:2403.19456."
             ),
             search_aliases=["break for make", "b4m", "merge halves", "join halves", "remake"],
             is_input_list=True,
@@ -191,14 +195,16 @@ class Make(io.ComfyNode):
                 HalfType.Input("contents", tooltip="One content half, or a list of them."),
                 HalfType.Input("styles", tooltip="One style half, or a list of them."),
                 strength_input(
-                    "content_strength", "How strongly the content shows; never trains anew."
+                    "content_strength",
+                    "Strength of the content in the result. Changing it does not train again.",
                 ),
                 strength_input(
-                    "style_strength", "How strongly the style shows; never trains anew."
+                    "style_strength",
+                    "Strength of the style in the result. Changing it does not train again.",
                 ),
                 steps_input(
-                    "Steps of joint training; 0 joins the halves without it. The released "
-                    "script allows 1000 and keeps every 50th: a few hundred balance content and "
+                    "Number of steps of joint training; 0 joins the halves without it. The "
+                    "released script takes up to 1000, and a few hundred balance content and "
                     "style. Joint training needs all inputs below."
                 ),
                 rate_input(
@@ -214,29 +220,33 @@ class Make(io.ComfyNode):
                     default=MakeTrainer.optimizer,
                     advanced=True,
                     tooltip="Optimizer of the joint training, which overrides the settings. Scaled "
-                    "AdamW is the paper's: a half does not learn faster because it is larger.",
+                    "AdamW, as in the paper, does not favour the half with larger weights.",
                 ),
-                io.Model.Input("model", optional=True, tooltip="The base, for joint training."),
-                io.Clip.Input("clip", optional=True, tooltip="Its text encoder."),
-                io.Vae.Input("vae", optional=True, tooltip="Its VAE."),
+                io.Model.Input(
+                    "model", optional=True, tooltip="Base model of the halves, for joint training."
+                ),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="Text encoder of the base, for joint training."
+                ),
+                io.Vae.Input("vae", optional=True, tooltip="VAE of the base, for joint training."),
                 io.Image.Input(
                     "content_images",
                     optional=True,
-                    tooltip="The pictures that the content half was trained on.",
+                    tooltip="Pictures on which the content half was trained, for joint training.",
                 ),
                 text_input(
                     "content_prompt",
-                    "The prompt that the content half was trained with.",
+                    "Prompt with which the content half was trained, for joint training.",
                     optional=True,
                 ),
                 io.Image.Input(
                     "style_images",
                     optional=True,
-                    tooltip="The pictures that the style half was trained on.",
+                    tooltip="Pictures on which the style half was trained, for joint training.",
                 ),
                 text_input(
                     "style_prompt",
-                    "The prompt that the style half was trained with.",
+                    "Prompt with which the style half was trained, for joint training.",
                     optional=True,
                 ),
                 settings_input(),
@@ -245,15 +255,17 @@ class Make(io.ComfyNode):
                 io.LoraModel.Output(
                     display_name="lora",
                     is_output_list=True,
-                    tooltip="Every content with every style; ordinary LoRAs.",
+                    tooltip="One ordinary LoRA for every combination of content and style.",
                 ),
-                io.LossMap.Output(display_name="losses", tooltip="Curves loss, content and style."),
+                io.LossMap.Output(
+                    display_name="losses", tooltip="Loss curves loss, content and style."
+                ),
             ],
         )
 
     @classmethod
     def execute(cls, **inputs: list[Any]) -> io.NodeOutput:
-        """Join the halves, and train them together where steps are given."""
+        """Join the halves, after joint training if there are steps."""
         trainer = read_request(MakeTrainer, inputs, cls.hidden.unique_id)
         loras, output = make_loras(trainer)
         display = node_display(trainer.node_id, output.pictures, output.text)

@@ -1,4 +1,4 @@
-"""Every content half in every style half: the LoRAs, a picture of each, and the sheet of all."""
+"""Join every content half with every style half, and draw the results on one contact sheet."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from ..bridge.families import identify
 from ..bridge.inputs import list_input
 from ..lora.apply import apply_lora
 from ..pictures.contact_sheet import contact_sheet, drawable
-from .make import made
+from .make import join_halves
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SheetRequest:
-    """The sheet node's inputs.
+    """The inputs of the sheet node.
 
     Args:
-        model: The base that the halves were trained on.
-        clip: Its text encoder.
-        vae: Its VAE.
+        model: Base model of the halves.
+        clip: Text encoder of the base.
+        vae: VAE of the base.
         contents: Content halves, one per row.
         styles: Style halves, one per column.
-        prompt: With ``{content}`` and ``{style}`` where their words go.
-        negative: What every picture is guided away from.
-        content_strength: Multiplies what a content half owns.
-        style_strength: Multiplies what a style half owns.
-        seed: Of the noise, the same for every picture.
+        prompt: Prompt with the placeholders ``{content}`` and ``{style}``.
+        negative: Negative prompt.
+        content_strength: Multiplier of the part that a content half owns.
+        style_strength: Multiplier of the part that a style half owns.
+        seed: Seed of the noise, which is the same for all pictures.
         steps: Sampling steps.
         cfg: Guidance scale.
         sampler_name: Name of the sampler.
         scheduler: Name of the scheduler.
-        width: Of a picture in pixels.
-        height: Of a picture in pixels.
-        labels: Whether rows and columns are named.
-        content_words: A line per content in place of its token; an empty line keeps the token.
-        style_words: The same for the styles.
+        width: Width of a picture in pixels.
+        height: Height of a picture in pixels.
+        labels: Whether rows and columns have labels.
+        content_words: One line per content that replaces its token; an empty line keeps it.
+        style_words: One line per style that replaces its token; an empty line keeps it.
     """
 
     model: ModelPatcher
@@ -72,19 +72,19 @@ class SheetRequest:
 
     @property
     def sampling(self) -> Sampling:
-        """Return how every picture is sampled."""
+        """Return the sampling settings of the pictures."""
         return Sampling(self.steps, self.cfg, self.sampler_name, self.scheduler)
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """What the sheet node gives.
+    """The outputs of the sheet node.
 
     Args:
-        sheet: The labelled sheet, ``(1, height, width, 3)``.
-        pictures: Without labels, ``(content * style, height, width, 3)``, content by content.
-        loras: What drew them, in the same order.
-        text: Says in words what is where.
+        sheet: ``(1, height, width, 3)``, contact sheet of all pictures.
+        pictures: ``(content * style, height, width, 3)``, all styles of the first content first.
+        loras: LoRAs that drew the pictures, in the same order.
+        text: Description of the rows and columns.
     """
 
     sheet: Tensor
@@ -94,20 +94,22 @@ class Sheet:
 
 
 def half_sheet(request: SheetRequest) -> Sheet:
-    """Return every content in every style, drawn with the same noise.
+    """Draw every content in every style with the same noise.
 
     Raises:
-        ValueError: Halves, words, prompt or size are not what they must be; nothing is drawn then.
+        ValueError: Halves, words, prompt or size are not valid; nothing is drawn.
         RuntimeError: The base or the VAE gives NaN.
     """
     require_size(identify(request.model), request.width, request.height)
-    loras = made(request.contents, request.styles, request.content_strength, request.style_strength)
+    loras = join_halves(
+        request.contents, request.styles, request.content_strength, request.style_strength
+    )
     words = {
         "content": _words("content", request.contents, request.content_words),
         "style": _words("style", request.styles, request.style_words),
     }
     prompts = [
-        filled(request.prompt, {"content": content, "style": style})
+        fill_placeholders(request.prompt, {"content": content, "style": style})
         for content in words["content"]
         for style in words["style"]
     ]
@@ -129,34 +131,36 @@ def half_sheet(request: SheetRequest) -> Sheet:
         )
         pictures.append(picture)
         bar.on_picture(picture)
-    drawn = torch.cat(pictures)
-    rows = _named("content", words["content"])
-    columns = _named("style", words["style"])
+    batch = torch.cat(pictures)
+    rows = _labels("content", words["content"])
+    columns = _labels("style", words["style"])
     text = f"rows: {', '.join(rows)}; columns: {', '.join(columns)}"
     sheet = (
-        _labelled(drawn, rows, columns) if request.labels else contact_sheet(drawn, len(columns))
+        _labelled_sheet(batch, rows, columns)
+        if request.labels
+        else contact_sheet(batch, len(columns))
     )
-    return Sheet(sheet, drawn, loras, text)
+    return Sheet(sheet, batch, loras, text)
 
 
-def _labelled(pictures: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Tensor:
-    """Return the sheet with its rows and columns named, by number where no font has the letters."""
+def _labelled_sheet(pictures: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Tensor:
+    """Return the sheet with labels; words that no font can render are replaced by numbers."""
     names = (
-        drawable(words, _numbered(role, len(words)))
+        drawable(words, _numbered_labels(role, len(words)))
         for role, words in (("content", rows), ("style", columns))
     )
     return contact_sheet(pictures, len(columns), *names)
 
 
-def filled(prompt: str, words: Mapping[str, str]) -> str:
+def fill_placeholders(prompt: str, words: Mapping[str, str]) -> str:
     """Return a prompt with its placeholders replaced.
 
     Args:
-        prompt: With or without ``{name}``.
-        words: By placeholder's name.
+        prompt: Prompt with any number of placeholders such as ``{name}``.
+        words: Words by the name of the placeholder.
 
     Raises:
-        ValueError: A placeholder is none of these, or there is no word for it.
+        ValueError: A placeholder is unknown, or its word is empty.
     """
 
     def replaced(match: re.Match[str]) -> str:
@@ -177,7 +181,7 @@ def filled(prompt: str, words: Mapping[str, str]) -> str:
 
 
 def _words(role: str, halves: Sequence[LoraState], given: Sequence[str]) -> list[str]:
-    """Return one word or phrase per half: the one given, else its token, which may be empty."""
+    """Return one word or phrase per half: the given one, or else the token, which may be empty."""
     lines = [line.strip() for line in "\n".join(given).rstrip().split("\n")]
     if len(lines) > len(halves):
         raise ValueError(
@@ -188,12 +192,12 @@ def _words(role: str, halves: Sequence[LoraState], given: Sequence[str]) -> list
     return [line or half_metadata(half).token for line, half in zip(lines, halves, strict=True)]
 
 
-def _named(role: str, words: Sequence[str]) -> list[str]:
-    """Return what every row or column is called: its word, else its number."""
-    numbers = _numbered(role, len(words))
+def _labels(role: str, words: Sequence[str]) -> list[str]:
+    """Return the label of every row or column: its word, or else its number."""
+    numbers = _numbered_labels(role, len(words))
     return [word or number for word, number in zip(words, numbers, strict=True)]
 
 
-def _numbered(role: str, count: int) -> list[str]:
-    """Return names for rows or columns without a word that can be drawn."""
+def _numbered_labels(role: str, count: int) -> list[str]:
+    """Return numbered labels for rows or columns."""
     return [f"{role} {number}" for number in range(1, count + 1)]

@@ -1,4 +1,4 @@
-"""A Break-for-Make half from pictures: the inputs, their check and the training."""
+"""The trainer of Break-for-Make halves: inputs, checks, recipe and results."""
 
 from __future__ import annotations
 
@@ -30,28 +30,29 @@ from .auxiliary import auxiliary_pictures
 from .half_pictures import half_pictures
 
 NO_CORRESPONDENCE = (
-    "without auxiliary pictures or prompts the partner half rests: the half is learnt beside one "
-    "partner alone, and may fit others less; write a few auxiliary_prompts"
+    "without auxiliary pictures or prompts the partner half is not trained: the half is learnt "
+    "with a single partner and may fit others less; write a few auxiliary_prompts"
 )
-_LONGEST_QUOTE = 80  # of a prompt in a message
+_LONGEST_QUOTE = 80  # prompts in messages are cut to this length
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HalfTrainer(Trainer):
-    """The trainer of a half with its node's inputs.
+    """Trainer of a content or a style half.
 
     Args:
-        role: ``content`` or ``style``.
-        images: The main pictures.
-        prompt: One prompt for all of them or one each.
-        token: The word in the prompts that calls the half up; may be empty.
-        auxiliary_images: Other styles for a content, other contents for a style; where there are
-            none they are drawn from their prompts.
-        auxiliary_prompts: Texts of one prompt a line: one per auxiliary picture, or one for all.
+        role: Role of the half, ``content`` or ``style``.
+        images: Main pictures, which show the content or the style.
+        prompt: One prompt for all main pictures, or one per picture.
+        token: Trigger word in the prompts; may be empty.
+        auxiliary_images: Pictures in other styles for a content, or of other contents for a style;
+            without any they are drawn from their prompts.
+        auxiliary_prompts: Texts with one prompt per line: one per auxiliary picture, or one for
+            all.
         partner_rate: Multiplier of the partner's learning rate; 0 is the default.
-        gradients: ``isolated`` or ``leaky``.
-        start: How the frozen halves are drawn, as ``PartlyLearnable`` has it.
-        content_owns: The part that contents own.
+        gradients: ``isolated`` or ``leaky``; see ``training.recipes.Half``.
+        start: Initialisation of the frozen halves; see ``PartlyLearnable``.
+        content_owns: Part that contents own.
         basis_seed: Seed of the frozen halves.
         prefix: Prefix of the node's inputs for pictures and prompt, for messages.
     """
@@ -73,11 +74,11 @@ class HalfTrainer(Trainer):
 
     @property
     def defaults(self) -> HalfDefaults:
-        """Return the method's defaults for the family."""
+        """Return the defaults of the method for the base's family."""
         return self.base.family.half
 
     @property
-    def names(self) -> tuple[str, str]:
+    def input_names(self) -> tuple[str, str]:
         """Return the names of the node's inputs for pictures and prompt."""
         return f"{self.prefix}images", f"{self.prefix}prompt"
 
@@ -87,42 +88,42 @@ class HalfTrainer(Trainer):
         return self.partner_rate or self.defaults.partner_rate
 
     @cached_property
-    def facts(self) -> HalfMetadata:
-        """Return what the half will say of itself."""
+    def half_metadata(self) -> HalfMetadata:
+        """Return the metadata that make the result a half."""
         shapes = {name: layer.shape for name, layer in self.layers.items()}
         basis = basis_digest(shapes, self.config.rank, self.basis_seed, self.start)
         return HalfMetadata(self.role, basis, self.content_owns, self.token.strip())
 
     @cached_property
     def main(self) -> list[Picture]:
-        """Return the main pictures."""
+        """Return the main pictures with their prompts."""
         multiple = self.base.family.multiple
-        return half_pictures(self.images, self.prompt, self.resolution, multiple, self.names)
+        return half_pictures(self.images, self.prompt, self.resolution, multiple, self.input_names)
 
     @property
     def prompts(self) -> list[str]:
-        """Return every prompt of the main pictures once, in order."""
+        """Return all distinct prompts of the main pictures, in order."""
         return list(dict.fromkeys(picture.caption for picture in self.main))
 
     @cached_property
     def auxiliary(self) -> list[Picture]:
-        """Return the auxiliary pictures that were given."""
+        """Return the auxiliary pictures that are given as images."""
         names = ("auxiliary_images", "auxiliary_prompts")
         prompts = lines_of(self.auxiliary_prompts)
         multiple = self.base.family.multiple
         return half_pictures(self.auxiliary_images, prompts, self.resolution, multiple, names)
 
     @property
-    def drawn(self) -> list[str]:
-        """Return the prompts of the auxiliary pictures that the base is to draw."""
+    def prompts_to_draw(self) -> list[str]:
+        """Return the prompts of the auxiliary pictures that the base draws."""
         given = single_images(self.auxiliary_images)
         return [] if given else lines_of(self.auxiliary_prompts)
 
     def check(self) -> None:
-        """Check all inputs before anything is encoded.
+        """Raise unless all inputs are valid.
 
         Raises:
-            ValueError: An input is not what it must be; the message says which and what to do.
+            ValueError: An input is not valid.
         """
         rank = self.config.rank
         self.base.require_clip()
@@ -132,10 +133,10 @@ class HalfTrainer(Trainer):
             except ValueError as error:
                 raise ValueError(f"{error} (at layer {name})") from error
         self._require_prompts()
-        _ = self.auxiliary, self.facts
+        _ = self.auxiliary, self.half_metadata
 
     def _require_prompts(self) -> None:
-        images, prompt = self.names
+        images, prompt = self.input_names
         token = self.token.strip()
         if not self.main:
             raise ValueError(
@@ -158,13 +159,13 @@ class HalfTrainer(Trainer):
             )
 
     def pieces(self) -> dict[str, Any]:
-        """Return what decides the half, by name, excluding the number of steps."""
+        """Return all values that determine the result, by name, except the number of steps."""
         given = [picture.caption for picture in (*self.main, *self.auxiliary)]
-        pieces = self.base_pieces(prompts=[*given, *self.drawn])
-        pieces["half"] = self.facts.as_metadata()
+        pieces = self.base_pieces(prompts=[*given, *self.prompts_to_draw])
+        pieces["half"] = self.half_metadata.as_metadata()
         pieces["pictures"] = [content_digest(picture.image) for picture in self.main]
         pieces["auxiliary"] = [content_digest(picture.image) for picture in self.auxiliary]
-        pieces["drawn"] = len(self.drawn)
+        pieces["drawn"] = len(self.prompts_to_draw)
         pieces["settings"] |= {
             "partner_rate": self.partner_lr_scale,
             "gradients": self.gradients,
@@ -172,11 +173,11 @@ class HalfTrainer(Trainer):
         return pieces
 
     def prepare(self, begun_for: int) -> tuple[Half, PreviewScene]:
-        """Return the encoded recipe and what previews show."""
+        """Return the encoded recipe and the scene of the previews."""
         base, settings = self.base, self.settings
         auxiliary = [*self.auxiliary, *self._drawn_pictures()]
         main, *mirrored = captioned_examples(base, self.main, settings)
-        # What auxiliary pictures show is no object of the training: they are never mirrored.
+        # Auxiliary pictures are never mirrored, as the half must not learn what they show.
         others, *_ = captioned_examples(base, auxiliary, replace(settings, flip="never"))
         recipe = Half(
             role=self.role,
@@ -194,48 +195,48 @@ class HalfTrainer(Trainer):
         return recipe, preview_scene(base, settings, self.prompts, (gates, gates), latent)
 
     def _drawn_pictures(self) -> list[Picture]:
-        """Return the auxiliary pictures that the base draws from their prompts."""
-        if not self.drawn:
+        """Return the auxiliary pictures that the base has drawn from their prompts."""
+        if not self.prompts_to_draw:
             return []
         multiple = self.base.family.multiple
         side = self.resolution // multiple * multiple
-        pictures = auxiliary_pictures(self.base, self.drawn, self.seed, side)
-        return pictures_of(pictures, (), self.drawn, self.resolution, multiple)
+        pictures = auxiliary_pictures(self.base, self.prompts_to_draw, self.seed, side)
+        return pictures_of(pictures, (), self.prompts_to_draw, self.resolution, multiple)
 
     def results(self, trained: Trained, begun_for: int, identity: str) -> dict[str, LoraState]:
         """Return the half with its metadata."""
         metadata = {
             **self.metadata(trained.steps, identity),
-            **self.facts.as_metadata(),
+            **self.half_metadata.as_metadata(),
             "pastiche.stages": "break",
             "pastiche.prompts": "\n".join(self.prompts),
             "pastiche.gradients": self.gradients,
             "pastiche.start": self.start,
             "pastiche.basis_seed": self.basis_seed,
-            "pastiche.auxiliary": len(self.auxiliary) + len(self.drawn),
-            "modelspec.trigger_phrase": self.facts.token,
+            "pastiche.auxiliary": len(self.auxiliary) + len(self.prompts_to_draw),
+            "modelspec.trigger_phrase": self.half_metadata.token,
             "ss_num_train_images": len(self.main),
         }
         return {HALF: lora_state(trained.adapters[HALF], as_metadata(metadata))}
 
-    def described(self) -> dict[str, Any]:
-        """Return plain values about the run for its folder."""
-        return {**super().described(), "prompts": self.prompts}
+    def details(self) -> dict[str, Any]:
+        """Return further values about the run, which are stored in its folder as JSON."""
+        return {**super().details(), "prompts": self.prompts}
 
     def pictures(self) -> list[Tensor]:
-        """Return the first pictures as they were trained."""
+        """Return the first main pictures in the form they were trained."""
         return [one.fitted()[0].pixels[None] for one in self.main[:SHOWN_PICTURES]]
 
     def lines(self, run: StoredRun) -> list[str]:
-        """Return the lines that the node shows: values with the source of defaults, pictures."""
+        """Return the lines that the node shows: the used values, then the pictures."""
         return [self.values_line(run.steps), self._pictures_line()]
 
     def _pictures_line(self) -> str:
-        """Return what the half is learnt from."""
-        auxiliary = len(self.auxiliary) or len(self.drawn)
+        """Return the line about the main and the auxiliary pictures."""
+        auxiliary = len(self.auxiliary) or len(self.prompts_to_draw)
         count = len(self.main)
         pictures = "1 picture" if count == 1 else f"{count} pictures"
         if not auxiliary:
             return f"{pictures}; {NO_CORRESPONDENCE}"
-        how = "drawn by the base" if self.drawn else "given"
-        return f"{pictures} beside {auxiliary} auxiliary ones, {how}"
+        origin = "drawn by the base" if self.prompts_to_draw else "given"
+        return f"{pictures} and {auxiliary} auxiliary ones, {origin}"

@@ -1,1 +1,1 @@
-"""Wrappers of ComfyUI's own concepts that several folders of nodes/ use."""
+"""Adapters to ComfyUI's own types and services, shared by several folders of nodes/."""

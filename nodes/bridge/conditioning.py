@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from comfy.sd import CLIP
 
+# ComfyUI's CONDITIONING: each entry holds a text tensor and a dictionary of options.
 Conditioning = list[list[Any]]
-"""ComfyUI's CONDITIONING: entries of a text tensor and a dictionary."""
 
 
 def require_clip(clip: CLIP | None) -> None:
-    """Check that there is a text encoder: a checkpoint without one gives none.
+    """Raise unless there is a text encoder; a checkpoint may contain none.
 
     Raises:
-        ValueError: There is none.
+        ValueError: The CLIP is missing.
     """
     if clip is None:
         raise ValueError(
@@ -23,10 +23,11 @@ def require_clip(clip: CLIP | None) -> None:
 
 
 def encode_prompt(clip: CLIP, text: str) -> Conditioning:
-    """Return the CONDITIONING of a prompt, as core's text encode node makes it.
+    """Return the CONDITIONING of a prompt, equal to the output of ComfyUI's own text encode node.
 
     Raises:
         ValueError: There is no text encoder.
     """
     require_clip(clip)
-    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    # ComfyUI annotates the entries as tuples but returns lists.
+    return cast(Conditioning, clip.encode_from_tokens_scheduled(clip.tokenize(text)))

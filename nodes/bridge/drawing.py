@@ -1,4 +1,4 @@
-"""A picture drawn as a KSampler with an empty latent draws it, and decoded."""
+"""Sample a picture from an empty latent, like ComfyUI's KSampler and VAE Decode."""
 
 from __future__ import annotations
 
@@ -21,28 +21,27 @@ from .vae import require_finite
 
 SAMPLERS: list[str] = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS: list[str] = comfy.samplers.KSampler.SCHEDULERS
-_LARGEST_SIDE = 512
-"""Of the picture that ComfyUI's own progress bar carries."""
+_LARGEST_SIDE = 512  # longest side of the preview that ComfyUI's progress bar sends, in pixels
 
 
 class DrawingBar:
-    """ComfyUI's progress bar over all steps of several pictures; an interrupt ends the drawing.
+    """ComfyUI's progress bar over all steps of several pictures; the user's interrupt raises.
 
     Args:
-        pictures: How many are drawn.
-        steps: Of each.
+        pictures: Number of pictures.
+        steps: Sampling steps per picture.
     """
 
     def __init__(self, pictures: int, steps: int):
         self._bar, self._steps, self._done = comfy.utils.ProgressBar(pictures * steps), steps, 0
 
     def on_step(self, step: int) -> None:
-        """Show that a step, from 0, of the present picture is done."""
+        """Show that a step of the current picture is done, counted from 0."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         self._bar.update_absolute(self._done * self._steps + min(step + 1, self._steps))
 
     def on_picture(self, picture: Tensor) -> None:
-        """Show the present picture, ``(1, height, width, 3)``, and go on to the next."""
+        """Show the finished picture, ``(1, height, width, 3)``, and count it."""
         self._done += 1
         preview = ("JPEG", as_pil(picture), _LARGEST_SIDE)
         self._bar.update_absolute(self._done * self._steps, preview=preview)
@@ -50,10 +49,10 @@ class DrawingBar:
 
 
 def require_size(family: Family, width: int, height: int) -> None:
-    """Refuse a size that the family's latents can't hold.
+    """Raise unless the family's latents can have this size in pixels.
 
     Raises:
-        ValueError: A side is no multiple of the family's.
+        ValueError: A side is not a multiple of ``family.multiple``.
     """
     step = family.multiple
     if min(width, height) < step or width % step or height % step:
@@ -64,8 +63,11 @@ def require_size(family: Family, width: int, height: int) -> None:
         )
 
 
-def told_guidance(positive: Conditioning, samplings: Samplings) -> Conditioning:
-    """Return a prompt that tells a guidance-distilled family its guidance, others as they are."""
+def with_guidance(positive: Conditioning, samplings: Samplings) -> Conditioning:
+    """Return a prompt with the guidance value that a guidance-distilled family takes as an input.
+
+    For other families the prompt is returned unchanged.
+    """
     guidance = samplings.distilled_guidance
     if guidance is None:
         return positive
@@ -84,21 +86,21 @@ def draw(
 ) -> Tensor:
     """Return one picture, ``(1, height, width, 3)`` in 0..1, fp32 on the CPU.
 
-    Bit for bit what core's KSampler and VAE Decode make of an empty latent; of a video model one
-    frame. Belongs before or after a training, never inside ``open_denoiser``.
+    The picture is bit-equal to that of ComfyUI's KSampler and VAE Decode; a video model gives one
+    frame. Call it before or after a training, never inside ``open_denoiser``.
 
     Args:
-        model: Any MODEL, with whatever it carries.
-        vae: Its VAE.
-        positive: Of the prompt.
-        negative: Of what the picture is guided away from.
-        noise_seed: As a KSampler's.
+        model: Any MODEL with its patches and options.
+        vae: VAE of the model.
+        positive: Conditioning of the prompt.
+        negative: Conditioning of the negative prompt.
+        noise_seed: Seed of the noise, with the meaning it has in KSampler.
         size: Width and height in pixels; see ``require_size``.
         sampling: Steps, guidance and sampler.
-        on_step: Called with every finished step, from 0.
+        on_step: Function that is called with the index of every finished step.
 
     Raises:
-        ValueError: The VAE is another model's.
+        ValueError: The VAE belongs to another model.
         RuntimeError: The model or the VAE gives NaN.
     """
     require_own_vae(model, vae)
@@ -106,7 +108,7 @@ def draw(
     def callback(step: int, denoised: Tensor, x: Tensor, steps: int) -> None:
         on_step(step)
 
-    with torch.inference_mode():  # as in every node, also where a test or a thread has none
+    with torch.inference_mode():  # ComfyUI runs nodes in this mode, tests and threads do not
         latent = empty_latent(model, size)
         noise = comfy.sample.prepare_noise(latent, noise_seed)
         samples = comfy.sample.sample(
@@ -130,12 +132,12 @@ def draw(
 
 
 def as_pil(picture: Tensor) -> Image.Image:
-    """Return an IMAGE of one picture, ``(1, height, width, 3)`` in 0..1, in eight bits."""
+    """Return an IMAGE of one picture, ``(1, height, width, 3)`` in 0..1, as an 8-bit PIL image."""
     return Image.fromarray((picture[0] * 255).round().to(torch.uint8).numpy())
 
 
 def empty_latent(model: ModelPatcher, size: tuple[int, int]) -> Tensor:
-    """Return zeros, ``(1, channel, height, width)``, of a video model ``(1, channel, 1, ...)``."""
+    """Return a latent of zeros, ``(1, channel, height, width)``; video models get one frame."""
     layout: Any = model.get_model_object("latent_format")
     width, height = (side // layout.spacial_downscale_ratio for side in size)
     frames = (1,) * (layout.latent_dimensions - 2)
@@ -147,10 +149,10 @@ def empty_latent(model: ModelPatcher, size: tuple[int, int]) -> Tensor:
 
 
 def require_own_vae(model: ModelPatcher, vae: comfy.sd.VAE | None) -> None:
-    """Refuse a VAE that is missing or another model's.
+    """Raise unless the VAE fits the model.
 
     Raises:
-        ValueError: It is.
+        ValueError: The VAE is missing or has another number of latent channels.
     """
     if vae is None:
         raise ValueError("a VAE is needed to draw pictures, got none; connect the checkpoint's VAE")

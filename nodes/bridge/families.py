@@ -1,6 +1,8 @@
-"""The family of a MODEL, found by the names of ComfyUI's classes."""
+"""Identify the family of a MODEL by the names of ComfyUI's classes."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
@@ -22,10 +24,10 @@ def identify(model: ModelPatcher) -> Family:
     """Return the family of a MODEL.
 
     Raises:
-        ValueError: Its class is not supported, or it is an inpainting or edit model.
+        ValueError: The model's class is not supported, or it is an inpainting or edit model.
     """
     base = model.model
-    config = getattr(base, "model_config", None)
+    config: Any = getattr(base, "model_config", None)  # a class of comfy.supported_models
     family = _family_of_config(_full_name(config))
     if family is None:
         raise ValueError(
@@ -52,30 +54,30 @@ def _family_of_config(name: str) -> Family | None:
 
 
 def known_family(model: ModelPatcher) -> Family | None:
-    """Return the family of a MODEL, None if it is of none that the pack trains."""
+    """Return the family of a MODEL, or None if the pack does not support it."""
     try:
         return identify(model)
-    except ValueError:  # LoRAs work on more models than the pack trains
+    except ValueError:  # LoRAs can be applied to more models than the pack can train
         return None
 
 
 def base_name(model: ModelPatcher, family: Family | None) -> str:
-    """Return what messages call a MODEL: its family, or ComfyUI's class where it has none."""
+    """Return the name of a MODEL in messages: its family, or else ComfyUI's class."""
     return class_names(model)[0] if family is None else family.name
 
 
 def class_names(model: ModelPatcher) -> tuple[str, str]:
-    """Return the names of ComfyUI's classes of a MODEL and of its network, without modules."""
+    """Return the class names of a MODEL and of its network, without their modules."""
     network = getattr(model.model, "diffusion_model", model.model)
     return type(model.model).__name__, type(network).__name__
 
 
 def network_family(model: ModelPatcher) -> Family | None:
-    """Return a family whose model and network classes a MODEL has; None if there is none.
+    """Return a family whose model and network classes equal those of a MODEL; None without one.
 
-    Its classes must be the very ones, not derived ones, whose networks differ. Inpainting and edit
-    models have them too. SD1.5 and SD2 share their classes and all facts of their networks: for
-    both, the first of them is returned.
+    Derived classes do not match, because their networks differ. Inpainting and edit models match
+    their family. SD1.5 and SD2 share their classes and all properties of their networks, so the
+    first of them is returned for both.
     """
     network = model.model.diffusion_model
     for family in FAMILIES.values():
@@ -88,24 +90,24 @@ def network_family(model: ModelPatcher) -> Family | None:
 
 
 def network_blocks(network: nn.Module, family: Family) -> list[nn.Module]:
-    """Return the blocks of a family's network that checkpointing recomputes one at a time."""
+    """Return the blocks of a network that gradient checkpointing recomputes one at a time."""
     blocks = family.blocks
     deeper = [module for module in network.modules() if is_a(module, blocks.classes)]
     return [*(block for name in blocks.lists for block in getattr(network, name)), *deeper]
 
 
 def layers_by_path(network: nn.Module, pattern: str) -> list[nn.Module]:
-    """Return the modules of a network whose path a family's pattern matches, in order."""
+    """Return the modules of a network whose path matches a family's pattern, in order."""
     return [module for path, module in network.named_modules() if matches(pattern, path)]
 
 
 def is_exactly(module: nn.Module, name: str) -> bool:
-    """Return whether a module is of a class that is named below ``comfy.ldm``, not a derived one."""
+    """Return whether a module's class is ``comfy.ldm.<name>`` itself and not a derived class."""
     return _full_name(module) == f"comfy.ldm.{name}"
 
 
 def is_a(module: nn.Module, names: tuple[str, ...]) -> bool:
-    """Return whether a module is of one of some classes named below ``comfy.ldm``, or derived."""
+    """Return whether a module is an instance of one of the classes ``comfy.ldm.<name>``."""
     return any(
         f"{kind.__module__}.{kind.__qualname__}" == f"comfy.ldm.{name}"
         for kind in type(module).__mro__
@@ -114,7 +116,7 @@ def is_a(module: nn.Module, names: tuple[str, ...]) -> bool:
 
 
 def prediction_type(model: ModelPatcher) -> str:
-    """Return what metadata call a MODEL's prediction: ``epsilon``, ``v``, ``flow`` or nothing."""
+    """Return a MODEL's prediction type for metadata: ``epsilon``, ``v``, ``flow``, or empty."""
     return _PREDICTIONS.get(model.model.model_type, "")
 
 
@@ -123,14 +125,14 @@ def _full_name(instance: object) -> str:
 
 
 def identify_for_training(model: ModelPatcher) -> Family:
-    """Return the family of a MODEL that gradients can flow through.
+    """Return the family of a MODEL that can be differentiated.
 
     Raises:
-        ValueError: As ``identify``, or the base is a GGUF, Nunchaku or other quantised one
-            without a backward.
+        ValueError: The family is not supported, or the base is a GGUF, Nunchaku or otherwise
+            quantised model without a backward pass.
     """
     family = identify(model)
-    kind = _foreign_kind(model)
+    kind = _undifferentiable_kind(model)
     if kind is not None:
         raise ValueError(
             f"training needs a base in fp32, bf16, fp16 or fp8, got {kind}; "
@@ -139,8 +141,8 @@ def identify_for_training(model: ModelPatcher) -> Family:
     return family
 
 
-def _foreign_kind(model: ModelPatcher) -> str | None:
-    """Return what a base is that gradients can't flow through, ``None`` for an ordinary one."""
+def _undifferentiable_kind(model: ModelPatcher) -> str | None:
+    """Return a description of a base that can't be differentiated; None for other bases."""
     network = model.model.diffusion_model
     if (
         "nunchaku" in type(network).__module__.lower()
@@ -153,7 +155,7 @@ def _foreign_kind(model: ModelPatcher) -> str | None:
         if "ggml" in type(getattr(module, "weight", None)).__name__.lower():
             return f"a GGUF base ({type(module.weight).__name__})"
         quantised = getattr(module, "quant_format", None)
-        # Core has a backward for the formats whose kernels also quantise the layer's input.
+        # ComfyUI has a backward only for formats whose kernels also quantise the layer's input.
         if quantised is not None and not QUANT_ALGOS[quantised].get("quantize_input", True):
             return f"a base quantised as {quantised}"
     if model.model.model_config.optimizations.get("fp8"):

@@ -1,4 +1,4 @@
-"""Texts and pictures that ComfyUI shows below a node."""
+"""Show texts and pictures below a node."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from torch import Tensor
 
 
 def show_text(node_id: str | None, text: str) -> None:
-    """Show a text below a node, where a server runs."""
+    """Show a text below a node; without a server nothing happens."""
     instance = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if instance is not None and node_id is not None:
         instance.send_progress_text(text, node_id)
 
 
 def warn_on_node(text: str) -> None:
-    """Log a warning and show it below the node that runs, where a server runs."""
+    """Log a warning and, if a server runs, show it below the node that is being executed."""
     logging.warning("Pastiche: %s.", text)
     context = get_executing_context()
     show_text(None if context is None else context.node_id, text)
 
 
 def node_display(node_id: str | None, pictures: Sequence[Tensor], text: str) -> dict[str, Any]:
-    """Return the ``ui`` of a node that shows pictures and a text below itself.
+    """Return the ``ui`` of a node that shows pictures and a text.
 
     Args:
         node_id: The node's id in the graph; ``None`` outside a server.
         pictures: IMAGE batches; each may have its own size.
-        text: Sent as the node's text too, where a server runs: the frontend shows that one.
+        text: Text of the node. It is also sent as progress text, which the frontend displays.
     """
     show_text(node_id, text)
     images = [image for picture in pictures for image in ui.PreviewImage(picture).values]

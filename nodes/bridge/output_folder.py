@@ -1,4 +1,4 @@
-"""The place of training runs in ComfyUI's output folder."""
+"""Locate the training runs in ComfyUI's output folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wrappers and conditioning entries of one sampling run, shared by styles and regions."""
+"""Wrap the model calls of one sampling run; shared by style guidance and regions."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy.samplers import CFGGuider
 
-STYLE_KEY = "pastiche_style_guidance"  # key of the style guidance's wrappers and conditioning
-POSITIVE = "positive"  # what every guider of ComfyUI calls the prompt it follows
+STYLE_KEY = "pastiche_style_guidance"  # key of style guidance's wrappers and conditioning
+POSITIVE = "positive"  # name of the positive prompt in every guider of ComfyUI
+# Option of a style's conditioning entries: whether they keep their prompt inside regions that have
+# another prompt.
 OWN_PROMPT = "pastiche_own_prompt"
-"""Option of a style's entries: whether they keep their prompt where regions have others."""
 
-Wrapped = Callable[..., Any]
-
+Wrapped = Callable[..., Any]  # the function inside a wrapper, which the wrapper calls
 # ``percent_to_sigma`` of a model_sampling, which falls from the first step's sigma to 0.
 PercentToSigma = Callable[[float], float]
-
+# A conditioning entry inside a sampler: text, options and ``model_conds`` in one dictionary.
 Entry = dict[str, Any]
-"""A conditioning entry inside a sampler: text, options and ``model_conds`` in one dictionary."""
 
 
 class ModelSampling(Protocol):
@@ -29,12 +28,12 @@ class ModelSampling(Protocol):
     percent_to_sigma: PercentToSigma
 
 
-def single_gpu_model(guider: CFGGuider, what: str) -> ModelPatcher:
-    """Return a guider's model.
+def single_gpu_model(guider: CFGGuider, feature: str) -> ModelPatcher:
+    """Return a guider's model, which must run on a single GPU.
 
     Args:
-        guider: The sampler's guider, before it samples.
-        what: What needs the model on one GPU, for the message.
+        guider: Guider of the sampler, before it samples.
+        feature: Feature that requires a single GPU, for the message.
 
     Raises:
         ValueError: The model runs on several GPUs.
@@ -42,21 +41,22 @@ def single_gpu_model(guider: CFGGuider, what: str) -> ModelPatcher:
     patcher = guider.model_patcher
     if patcher.get_additional_models_with_key("multigpu"):
         raise ValueError(
-            f"{what} must run on a single GPU, got a model with MultiGPU work units; remove the "
+            f"{feature} must run on a single GPU, got a model with MultiGPU work units; remove the "
             "MultiGPU node"
         )
     return patcher
 
 
 def wrap_model_call(options: dict[str, Any], key: str, wrapper: Callable[..., Any]) -> None:
-    """Put a wrapper around the model's calls, outside of all that are there already.
+    """Add a wrapper around the model's calls, outside all existing wrappers.
 
-    So no other pack's wrapper meets what this one takes out of a call or makes of it.
+    Wrappers of other packs therefore see only the calls that this wrapper makes, without the
+    options that it consumes.
 
     Args:
-        options: The guider's ``model_options``, of this run alone.
-        key: Of the wrapper.
-        wrapper: As ComfyUI calls APPLY_MODEL's.
+        options: The guider's ``model_options``, which belong to this run only.
+        key: Key of the wrapper.
+        wrapper: Wrapper with the signature of ComfyUI's ``APPLY_MODEL``.
     """
     wrappers = options["transformer_options"]["wrappers"]
     others = wrappers.get(WrappersMP.APPLY_MODEL, {})

@@ -1,4 +1,4 @@
-"""Options of a MODEL that act on sampling alone."""
+"""Remove the options of a MODEL that affect only sampling."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SAMPLING_OPTIONS = (
 
 
 def strip_sampling(patcher: ModelPatcher) -> list[str]:
-    """Remove sampling-time patches from a clone and return what they were."""
+    """Remove all sampling-time patches from a clone and return their names."""
     options = patcher.model_options
     transformer = options.get("transformer_options", {})
-    carried = {
+    patches = {
         **{name: options.get(name) for name in _SAMPLING_OPTIONS},
         **{f"transformer_options.{name}": value for name, value in transformer.items()},
         "injections (bypass LoRAs)": patcher.injections,
@@ -32,4 +32,4 @@ def strip_sampling(patcher: ModelPatcher) -> list[str]:
     patcher.injections, patcher.is_injected = {}, False
     patcher.wrappers = WrappersMP.init_wrappers()
     patcher.hook_patches, patcher.additional_models = {}, {}
-    return [name for name, value in carried.items() if value]
+    return [name for name, value in patches.items() if value]

@@ -1,26 +1,25 @@
-"""Socket types of the pack's own."""
+"""Declare the pack's own socket types."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
+# Values are a frozen ``training.TrainingSettings``.
 TrainingSettingsType = io.Custom("PASTICHE_TRAINING")
-"""A frozen ``training.TrainingSettings``."""
 
+# Values are a ``LoraState`` whose metadata contain a ``HalfMetadata``.
 HalfType = io.Custom("PASTICHE_HALF")
-"""A ``LoraState`` whose metadata say which half of which basis it is."""
 
+# Values are a tuple of frozen ``training.files.concept.Concept``.
 ConceptType = io.Custom("PASTICHE_CONCEPT")
-"""A tuple of frozen ``training.files.concept.Concept``."""
 
+# Values are a tuple of frozen ``lora_ops.Region``.
 RegionsType = io.Custom("PASTICHE_REGIONS")
-"""A tuple of frozen ``lora_ops.Region``."""
 
+# Values are a frozen ``RegionPrompts`` of nodes/regions.
 RegionPromptsType = io.Custom("PASTICHE_REGION_PROMPTS")
-"""A frozen ``RegionPrompts``."""
 
+# Values are a frozen ``FusionReport`` of nodes/fusion.
 FusionType = io.Custom("PASTICHE_FUSION_REPORT")
-"""A frozen ``fusion.report.FusionReport``."""
 
-LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
-"""Of ComfyUI's seed widgets."""
+LARGEST_SEED = 0xFFFFFFFFFFFFFFFF  # maximum of ComfyUI's seed widgets

@@ -1,4 +1,4 @@
-"""Checks of what a VAE returns."""
+"""Check the output of a VAE."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def require_finite(values: Tensor, vae: comfy.sd.VAE) -> None:
-    """Check the pixels or the latent that a VAE returned.
+    """Raise unless the pixels or the latent from a VAE are finite.
 
     Raises:
-        RuntimeError: They hold NaN, as those of fp16 VAEs do for some pictures.
+        RuntimeError: A value is NaN or infinite, as fp16 VAEs give for some pictures.
     """
     if not torch.isfinite(values).all():
         raise RuntimeError(

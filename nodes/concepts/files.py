@@ -33,9 +33,9 @@ from ..lora.folders import (
     EMBEDDINGS,
     ENDING,
     candidates,
+    existing_file,
     fingerprint,
     lora_path,
-    taken_by,
     writable_folder,
 )
 
@@ -174,7 +174,7 @@ def _write_embedding(name: PurePosixPath, tensors: Mapping[str, Tensor]) -> str:
     metadata = {"format": "pt"}
     folder = writable_folder(name.parent, EMBEDDINGS)
     for candidate in candidates(name):
-        existing = taken_by(candidate, EMBEDDINGS)
+        existing = existing_file(candidate, EMBEDDINGS)
         if existing is None:
             try:
                 write_new(folder / candidate.name, packed.header(metadata), packed.data)
@@ -188,7 +188,7 @@ def _write_embedding(name: PurePosixPath, tensors: Mapping[str, Tensor]) -> str:
 
 def _companion(companion: str, file: str) -> dict[str, Tensor]:
     """Return the tensors of a concept's companion file among the embeddings."""
-    path = taken_by(PurePosixPath(companion), EMBEDDINGS)
+    path = existing_file(PurePosixPath(companion), EMBEDDINGS)
     if path is None:
         raise ValueError(
             f"the words of {file!r} must lie in {companion!r} in an embeddings folder, got no such "

@@ -16,14 +16,14 @@ from torch import Tensor
 from ...training.files.concept import Concept
 from ..bridge.inputs import (
     concepts_input,
+    connected_concepts,
     filename_input,
-    joined,
     precision_input,
     preview_image_input,
     strength_input,
 )
 from ..bridge.socket_types import ConceptType
-from ..lora.files import saved_files
+from ..lora.files import saved_files_fingerprint
 from ..lora.folders import lora_names
 from ..text.concept_prompt import encode_concept_prompt
 from .apply import apply_concepts
@@ -82,7 +82,7 @@ class EncodeConceptPrompt(io.ComfyNode):
         cls, clip: CLIP, concepts: Mapping[str, Sequence[Concept]], text: str
     ) -> io.NodeOutput:
         """Encode the prompt."""
-        return io.NodeOutput(encode_concept_prompt(clip, joined(concepts), text))
+        return io.NodeOutput(encode_concept_prompt(clip, connected_concepts(concepts), text))
 
 
 class ApplyConcept(io.ComfyNode):
@@ -138,7 +138,7 @@ class ApplyConcept(io.ComfyNode):
         strength_clip: float,
     ) -> io.NodeOutput:
         """Check that the concepts fit and apply them."""
-        connected = joined(concepts)
+        connected = connected_concepts(concepts)
         return io.NodeOutput(*apply_concepts(model, clip, connected, strength_model, strength_clip))
 
 
@@ -200,7 +200,7 @@ class SaveConcept(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, filename: str | None = None, **others: Any) -> object:
         """Return a value that changes if the saved file is gone."""
-        return saved_files(filename)
+        return saved_files_fingerprint(filename)
 
     @classmethod
     def execute(

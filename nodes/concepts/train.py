@@ -31,7 +31,7 @@ from ..pictures.picture import Picture, pictures_of
 from ..text.encoder_layers import TRAINABLE, text_layers
 from ..text.layer_contexts import context_layers
 from ..trainer.preview import PreviewScene
-from ..trainer.target_layers import target_layers, text_readers
+from ..trainer.target_layers import target_layers, text_key_value_layers
 from ..trainer.trainer import KEPT_CAPTIONS, SHOWN_PICTURES, Trainer, picture_pieces
 from .examples import CaptionEncoder, concept_examples
 from .words import (
@@ -127,7 +127,7 @@ class ConceptTrainer(Trainer):
     @cached_property
     def config(self) -> TrainingConfig:
         """Return the configuration of the run with all defaults filled in."""
-        return self.resolved(timesteps=self.base.family.plain.timesteps)
+        return self.resolve_config(timesteps=self.base.family.plain.timesteps)
 
     @cached_property
     def words(self) -> tuple[str, str]:
@@ -195,7 +195,7 @@ class ConceptTrainer(Trainer):
         """
         if not self.text_dropout:
             return []
-        layers = text_readers(self.layers, self.base.family)
+        layers = text_key_value_layers(self.layers, self.base.family)
         if not layers:
             raise ValueError(
                 "text_dropout is for layers that read the text alone, the keys and values of "
@@ -376,10 +376,10 @@ class ConceptTrainer(Trainer):
         rows = {encoder: tensor.clone() for encoder, tensor in loras[WORD_ROWS].items()}
         return Concept(*self.words, rows, loras[CONCEPT])
 
-    def described(self) -> dict[str, Any]:
+    def details(self) -> dict[str, Any]:
         """Return plain values about the run for its folder."""
         name, class_word = self.words
-        return {**super().described(), "concept": f"<{name}> {class_word}"}
+        return {**super().details(), "concept": f"<{name}> {class_word}"}
 
     def pictures(self) -> list[Tensor]:
         """Return the first pictures as they are trained, each as an IMAGE."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...training.families import Family, Sampling
 from ...training.files.concept import Concept
 from ...training.randomness import generator_for
-from ..bridge.drawing import empty_latent, require_own_vae, told_guidance
+from ..bridge.drawing import empty_latent, require_own_vae, with_guidance
 from ..concepts.apply import apply_concepts
 from .activations import InputWatch
 from .text import conditioning_of, drawing_prompts
@@ -86,7 +86,7 @@ def draw_prompts(
         on_step()
 
     for number, prompt in enumerate(drawing_prompts(concept)):
-        positive = told_guidance(conditioning_of(text, concept, prompt), family.samplings)
+        positive = with_guidance(conditioning_of(text, concept, prompt), family.samplings)
         watch.prompt = prompt
         for index, latent in enumerate(pictures):
             where = ("fusion", concept.digest, prompt, number, index)

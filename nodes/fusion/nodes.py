@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...training.files.concept import Concept
 from ...training.files.lora_state import LoraState
-from ..bridge.inputs import concepts_input, joined, lines_of, seed_input, text_input
+from ..bridge.inputs import concepts_input, connected_concepts, lines_of, seed_input, text_input
 from ..bridge.node_output import node_display
 from ..bridge.socket_types import ConceptType, FusionType
 from .as_concept import concept_for_fusion
@@ -191,7 +191,9 @@ class GradientFusion(io.ComfyNode):
         """Fuse the concepts."""
         fusion = fuse(
             FusionRequest(
-                concepts=joined(concepts), prior_prompts=lines_of([prior_prompts]), **inputs
+                concepts=connected_concepts(concepts),
+                prior_prompts=lines_of([prior_prompts]),
+                **inputs,
             )
         )
         text = summary(fusion.report)

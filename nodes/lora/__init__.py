@@ -1,1 +1,1 @@
-"""Load, save and apply LoRAs."""
+"""Load, save and apply LoRA files."""

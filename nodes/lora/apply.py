@@ -1,7 +1,7 @@
-"""A LoRA on a model through ComfyUI's own patching, after a check that it fits.
+"""Apply a LoRA to a model with ComfyUI's own patching, after checking that it fits.
 
-ComfyUI skips keys that it does not know and layers of another shape, with no more than a line
-in the log; here a LoRA of another base is refused.
+ComfyUI only logs keys that it does not know and layers of another shape; here a LoRA that was made
+for another base raises an error.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import comfy.lora
 import comfy.lora_convert
@@ -29,8 +29,14 @@ from ..bridge.node_output import warn_on_node
 
 
 @dataclass(frozen=True)
-class _Misfit:
-    """A layer whose change has another shape than the weight."""
+class _ShapeMismatch:
+    """A weight whose shape differs from that of the LoRA's change.
+
+    Args:
+        key: Key of the weight in the model.
+        lora: Shape of the LoRA's change.
+        model: Shape of the weight; empty if the model has no such weight.
+    """
 
     key: str
     lora: tuple[int, ...]
@@ -44,17 +50,17 @@ def apply_lora(
     strength_model: float,
     strength_clip: float,
 ) -> tuple[ModelPatcher, comfy.sd.CLIP | None]:
-    """Return the model and the CLIP with the LoRA on them, as ComfyUI's Load LoRA would.
+    """Return clones of the model and the CLIP with the LoRA applied, like ComfyUI's Load LoRA.
 
-    Layers that the model lacks are left out with one warning, as are those of the text encoder
-    where no CLIP is given.
+    Layers that the model lacks are skipped with one warning, and so are layers of the text encoder
+    if there is no CLIP. If both strengths are 0, model and CLIP are returned unchanged.
 
     Args:
         model: Any MODEL.
-        clip: Its CLIP, or None.
-        lora: What travels on the wire; a plain dict serves too.
-        strength_model: Of the change to the model.
-        strength_clip: Of the change to the text encoder.
+        clip: Text encoder of the model, or None.
+        lora: Tensors of the LoRA, with or without metadata.
+        strength_model: Strength of the change to the model.
+        strength_clip: Strength of the change to the text encoder.
 
     Raises:
         ValueError: The LoRA was made for another base: no layer fits, or a shape does not.
@@ -72,41 +78,43 @@ def apply_lora(
     base = base_name(model, family)
     made_for = _other_base(family, lora)
     if not known:
-        raise ValueError(_nothing_fits(base, len(layers), len(text), made_for))
+        raise ValueError(_no_layer_fits(base, len(layers), len(text), made_for))
     if unknown and made_for:
         raise ValueError(
             f"the LoRA must be made for this model, {base}, got one{made_for}: {len(unknown)} of "
             f"its {len(layers)} layers are not in this one; choose a LoRA made for it"
         )
-    misfits = []
+    mismatches: list[_ShapeMismatch] = []
     for layer in known:
         parts = {part: tensors[key] for part, key in layers[layer].items()}
-        misfits += _misfits(model, clip, names[layer], parts)
-    if misfits:
-        first = misfits[0]
+        mismatches += _shape_mismatches(model, clip, names[layer], parts)
+    if mismatches:
+        first = mismatches[0]
         raise ValueError(
             f"the LoRA must be made for this model, {base}, got one{made_for} whose shapes differ "
-            f"in {len(misfits)} of {len(known)} layers (first: {first.key}, {first.lora} for a "
+            f"in {len(mismatches)} of {len(known)} layers (first: {first.key}, {first.lora} for a "
             f"weight of {first.model}); choose a LoRA made for it"
         )
     matched = {key: tensors[key] for layer in known for key in layers[layer].values()}
-    _warn_of_the_rest(layers, unknown, text, made_for)
+    _warn_about_skipped_layers(layers, unknown, text, made_for)
     if strength_model == 0 and strength_clip == 0:
         return model, clip
-    return comfy.sd.load_lora_for_models(
+    patched = comfy.sd.load_lora_for_models(
         model, clip, matched, strength_model, strength_clip, lora_metadata=metadata_of(lora)
     )
+    # ComfyUI returns None only in the place of an argument that is None.
+    return cast("tuple[ModelPatcher, comfy.sd.CLIP | None]", patched)
 
 
 def _other_base(family: Family | None, lora: Mapping[str, Tensor]) -> str:
-    """Return the family the LoRA's metadata name, in words, if it is not the model's."""
+    """Return a phrase with the family in the LoRA's metadata; empty if it is the model's family."""
     made_for = family_of(metadata_of(lora))
     if family is None or made_for in (None, family):
         return ""
     return f" made for {made_for.name}"
 
 
-def _nothing_fits(model: str, layers: int, text: int, made_for: str) -> str:
+def _no_layer_fits(model: str, layers: int, text: int, made_for: str) -> str:
     if text == layers:
         return (
             f"clip must be connected, got a LoRA{made_for} whose {layers} layers all belong to "
@@ -118,19 +126,19 @@ def _nothing_fits(model: str, layers: int, text: int, made_for: str) -> str:
     )
 
 
-def _misfits(
+def _shape_mismatches(
     model: ModelPatcher,
     clip: comfy.sd.CLIP | None,
     target: str | tuple[Any, ...],
     parts: Mapping[str, Tensor],
-) -> Iterable[_Misfit]:
-    """Yield what of a layer's change does not fit the weight and the bias that it names.
+) -> Iterable[_ShapeMismatch]:
+    """Yield the weight and the bias of a layer if the LoRA's change has another shape.
 
     Args:
-        model: The MODEL.
-        clip: Its CLIP, or None.
-        target: As ComfyUI's key maps have it: a weight's key, or a key and a slice of it.
-        parts: The layer's tensors.
+        model: Any MODEL.
+        clip: Text encoder of the model, or None.
+        target: Entry of ComfyUI's key map: the key of a weight, or a key and a slice.
+        parts: Tensors of the layer by their part.
     """
     key, offset = (target, None) if isinstance(target, str) else (target[0], target[1])
     shape = _weight_shape(model, clip, key)
@@ -139,22 +147,23 @@ def _misfits(
     change, bias = change_of(parts), bias_shape(parts)
     if change is not None and not (shape and change.fits(shape)):
         columns = math.prod(shape[1:])
-        # A convolution's factors may be stored flat, and a linear layer's as a 1x1 convolution's.
+        # Factors of a convolution may be stored flat, and those of a linear layer as a 1x1
+        # convolution.
         flat = not change.exact and len(shape) > 2 and change.shape[1:] == (columns,)
         whole = (change.shape[0], *shape[1:]) if flat else change.shape
-        yield _Misfit(key, whole, tuple(shape))
+        yield _ShapeMismatch(key, whole, tuple(shape))
     if bias is not None:
-        # ComfyUI names no bias of a slice.
+        # ComfyUI has no key for the bias of a slice.
         key = f"{key.removesuffix('.weight')}.bias"
         shape = [] if offset is not None else _weight_shape(model, clip, key)
         if bias != tuple(shape):
-            yield _Misfit(key, bias, tuple(shape))
+            yield _ShapeMismatch(key, bias, tuple(shape))
 
 
 def _weight_shape(model: ModelPatcher, clip: comfy.sd.CLIP | None, key: str) -> list[int]:
-    """Return a parameter's shape, empty if there is none of that name.
+    """Return the shape of a parameter, or an empty list if there is no such parameter.
 
-    Of the parameter, not of its entry in the state dict, which is packed where it is quantised.
+    The state dict can't be used, because its entries are packed if the weight is quantised.
     """
     root = model.model if key.startswith(NATIVE_PREFIX) or clip is None else clip.cond_stage_model
     try:
@@ -164,7 +173,7 @@ def _weight_shape(model: ModelPatcher, clip: comfy.sd.CLIP | None, key: str) -> 
     return [] if weight is None else list(weight.shape)
 
 
-def _warn_of_the_rest(
+def _warn_about_skipped_layers(
     layers: Mapping[str, object], unknown: list[str], text: list[str], made_for: str
 ) -> None:
     if unknown:

@@ -1,11 +1,10 @@
-"""LoRAs to files and back: names, folders, metadata and the rule that nothing is overwritten."""
+"""Load and save LoRA files with their metadata; existing files are never overwritten."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from itertools import takewhile
 from pathlib import Path
 
 from comfy.model_patcher import ModelPatcher
@@ -17,17 +16,17 @@ from ...training.files.lora_state import LoraState, metadata_of
 from ...training.files.metadata import DATES, FileMetadata, file_metadata
 from ...training.files.tensor_file import holds, pack_tensors, write_new
 from ..bridge.families import identify, prediction_type
-from .folders import ENDING, announce, candidates, lora_path, taken_by, writable_folder
+from .folders import ENDING, candidates, existing_file, lora_path, notify_pages, writable_folder
 from .preview import PREVIEW_ENDING, thumbnail, write_preview
 
 LONGEST_HEADER = 900_000  # ComfyUI shows no metadata of a file whose header exceeds 1 MiB
 
 
 def load_lora(name: str) -> LoraState:
-    """Return a LoRA of ComfyUI's list.
+    """Return a LoRA by its name in ComfyUI's list.
 
     Raises:
-        ValueError: It is missing, damaged or no LoRA.
+        ValueError: The file is missing, damaged or not a LoRA.
     """
     return read_lora(lora_path(name))
 
@@ -44,25 +43,25 @@ def save_lora(
 ) -> str:
     """Write a LoRA into the first writable LoRA folder and return its name in ComfyUI's lists.
 
-    An existing file is never overwritten: the name gets a number, unless the file holds the
-    same tensors and metadata, which is then what is returned.
+    An existing file is never overwritten. If it has the same tensors and metadata, its name is
+    returned; otherwise a number is appended to the new name.
 
     Args:
-        lora: What travels on the wire.
+        lora: Tensors of the LoRA, with or without metadata.
         filename: ``name`` or ``subfolder/name``.
-        precision: Of the factors, one of ``lora_file.PRECISIONS``.
-        model: Names the base where the LoRA's own metadata do not.
-        trigger: Words that call the LoRA up.
-        style_words: The style phrase it was trained with.
-        image: Thumbnail and preview.
+        precision: Precision of the factors, one of ``lora_file.PRECISIONS``.
+        model: Base model, used if the LoRA's metadata do not name one.
+        trigger: Trigger words.
+        style_words: Style phrase of the training.
+        image: Picture for the thumbnail and the preview.
 
     Raises:
-        ValueError: The name or the LoRA is no good.
+        ValueError: The name or the LoRA is not valid.
         RuntimeError: No folder can be written to, or the disk is full; nothing is written.
     """
     name = relative_name(filename.strip().removesuffix(ENDING), "filename")
     packed = pack_tensors(in_precision(lora, precision))
-    facts = FileMetadata(
+    details = FileMetadata(
         title=name.name,
         date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         tensor_digest=packed.digest,
@@ -73,7 +72,7 @@ def save_lora(
         style_words=style_words.strip(),
         thumbnail=thumbnail(image),
     )
-    metadata = file_metadata(metadata_of(lora), facts)
+    metadata = file_metadata(metadata_of(lora), details)
     header = packed.header(metadata)
     if len(header) > LONGEST_HEADER:
         longest = max(metadata, key=lambda key: len(metadata[key]))
@@ -84,39 +83,45 @@ def save_lora(
     folder = writable_folder(name.parent)
     for candidate in candidates(name):
         path = folder / candidate.name
-        existing = taken_by(candidate)
+        existing = existing_file(candidate)
         if existing is not None and holds(existing, packed, metadata, DATES):
             write_preview(existing, image)
             return str(Path(candidate))
-        if existing is None and not _blocked(path, image):
+        if existing is None and not _is_taken(path, image):
             try:
                 write_new(path, header, packed.data)
             except FileExistsError:
                 continue
-            announce(str(Path(candidate)))
+            notify_pages(str(Path(candidate)))
             write_preview(path, image)
             logging.info("Pastiche: saved %s", path)
             return str(Path(candidate))
     raise AssertionError("unreachable: names never run out")
 
 
-def saved_files(filename: str | None) -> object:
-    """Return what changes when a saved file is removed or another is put in its place.
+def saved_files_fingerprint(filename: str | None) -> object:
+    """Return a value that changes if a saved file is removed or replaced.
 
     Args:
-        filename: As Save LoRA has it; None where it comes from another node.
+        filename: Value of the node's input; None if it is connected to another node.
 
     Returns:
-        Times and sizes of the files of that name and its numbers; without any, what is never the
-        same twice, so that the node writes the file again.
+        Times and sizes of all files with this name, numbered ones included. Without any file it is
+        NaN, which never equals itself, so that the node runs and writes the file again.
     """
     if filename is None:
         return None
     name = relative_name(filename.strip().removesuffix(ENDING), "filename")
-    found = [path.stat() for path in takewhile(bool, map(taken_by, candidates(name)))]
-    return [(status.st_mtime_ns, status.st_size) for status in found] or float("nan")
+    found: list[tuple[int, int]] = []
+    for candidate in candidates(name):
+        path = existing_file(candidate)
+        if path is None:
+            break
+        status = path.stat()
+        found.append((status.st_mtime_ns, status.st_size))
+    return found or float("nan")
 
 
-def _blocked(path: Path, image: Tensor | None) -> bool:
-    """Return whether something lies under a file's or its preview's name."""
+def _is_taken(path: Path, image: Tensor | None) -> bool:
+    """Return whether the path of a file or of its preview already exists."""
     return path.exists() or (image is not None and path.with_suffix(PREVIEW_ENDING).exists())

@@ -1,4 +1,4 @@
-"""ComfyUI's LoRA folders: what lies in them, where a new file may go, and the page's lists."""
+"""Find files in ComfyUI's LoRA and embedding folders, and find a place for new ones."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ from pathlib import Path, PurePosixPath
 import folder_paths
 from server import PromptServer
 
+# ComfyUI's names of the folders that the pack writes to.
 KIND = "loras"
 EMBEDDINGS = "embeddings"
-"""ComfyUI's names of the folders that the pack writes to."""
 
-CHANGED = "pastiche.loras_changed"
-"""Message that makes every open page read its lists of LoRAs anew."""
+CHANGED = "pastiche.loras_changed"  # message that makes every open page reload its list of LoRAs
 
 ENDING = ".safetensors"
 _FOLDERS = {KIND: "LoRA", EMBEDDINGS: "embedding"}
 
 
 def lora_names() -> list[str]:
-    """Return the LoRAs as ComfyUI's own loader lists them."""
+    """Return the names of all LoRAs, as ComfyUI's own loader lists them."""
     return folder_paths.get_filename_list(KIND)
 
 
 def lora_path(name: str) -> Path:
-    """Return where a listed LoRA lies.
+    """Return the path of a LoRA by its name in the list.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: There is no LoRA with this name.
     """
     path = folder_paths.get_full_path(KIND, name)
     if path is None:
@@ -41,7 +40,7 @@ def lora_path(name: str) -> Path:
 
 
 def fingerprint(name: str, kind: str = KIND) -> tuple[int, int] | None:
-    """Return what changes when the file behind a name does: its time and its size."""
+    """Return modification time and size of a listed file; None if there is none."""
     path = folder_paths.get_full_path(kind, name)
     if path is None:
         return None
@@ -50,14 +49,14 @@ def fingerprint(name: str, kind: str = KIND) -> tuple[int, int] | None:
 
 
 def writable_folder(below: PurePosixPath, kind: str = KIND) -> Path:
-    """Return the folder ``below`` the first folder that can be written to; it exists then.
+    """Create and return the subfolder ``below`` of the first folder that can be written to.
 
     Args:
-        below: Of a kind's folder.
+        below: Path of the subfolder.
         kind: ``KIND`` or ``EMBEDDINGS``.
 
     Raises:
-        RuntimeError: None of the kind's folders can be written to.
+        RuntimeError: No folder of this kind can be written to.
     """
     reasons = []
     for root in map(Path, folder_paths.get_folder_paths(kind)):
@@ -75,7 +74,7 @@ def writable_folder(below: PurePosixPath, kind: str = KIND) -> Path:
 
 
 def candidates(name: PurePosixPath) -> Iterator[PurePosixPath]:
-    """Yield the name with its ending, then the same with ``_2``, ``_3`` and so on."""
+    """Yield the name with its ending, then with ``_2``, ``_3`` and so on appended."""
     stem = name.name.removesuffix(ENDING)
     yield name.with_name(stem + ENDING)
     number = 2
@@ -84,14 +83,14 @@ def candidates(name: PurePosixPath) -> Iterator[PurePosixPath]:
         number += 1
 
 
-def taken_by(name: PurePosixPath, kind: str = KIND) -> Path | None:
-    """Return the file that ComfyUI would load under a name, from whichever folder of a kind."""
+def existing_file(name: PurePosixPath, kind: str = KIND) -> Path | None:
+    """Return the file that ComfyUI would load under a name from any folder of a kind, or None."""
     path = folder_paths.get_full_path(kind, str(name))
     return None if path is None else Path(path)
 
 
-def announce(name: str) -> None:
-    """Tell the open pages that there is a new LoRA."""
+def notify_pages(name: str) -> None:
+    """Notify all open pages of a new LoRA."""
     server = getattr(PromptServer, "instance", None)
     if server is not None:
         server.send_sync(CHANGED, {"name": name})

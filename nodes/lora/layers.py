@@ -1,16 +1,17 @@
-"""The layers of a model that a LoRA file names, and the LoRA's factors there."""
+"""Read from a LoRA which layers of a model it changes, and its factors at these layers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import comfy.lora
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.weight_adapter import LoRAAdapter
+from comfy.weight_adapter import LoRAAdapter, WeightAdapterBase
 from torch import Tensor, nn
 
 from ...lora_ops import LowRank
@@ -21,18 +22,18 @@ from ..bridge.families import identify
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Return whether a module is a linear layer, ComfyUI's own kinds of it included."""
-    return hasattr(module, "in_features") and module.weight.ndim == 2
+    """Return whether a module is a linear layer, including ComfyUI's own linear classes."""
+    return hasattr(module, "in_features") and bool(module.weight.ndim == 2)
 
 
 class FixedFactors:
     """An adapter with the factors of a finished LoRA.
 
-    Factors follow the device and dtype of the layer's input and are kept there, so an instance
-    lives for one sampling run.
+    Factors are copied to the device and dtype of the layer's input and stay there, so an instance
+    should be used for only one sampling run.
 
     Args:
-        layers: Factors by site name, on the CPU.
+        layers: Factors on the CPU, by site name.
     """
 
     def __init__(self, layers: Mapping[str, LowRank]):
@@ -40,7 +41,7 @@ class FixedFactors:
         self._placed: dict[tuple[str, torch.device, torch.dtype], LowRank] = {}
 
     def factors(self, site: str, frozen: frozenset[str], like: Tensor) -> LowRank | None:
-        """Return the factors at ``site`` beside ``like``, ``None`` off the LoRA's sites."""
+        """Return the factors at ``site`` on the device of ``like``; None at other sites."""
         layer = self.layers.get(site)
         if layer is None:
             return None
@@ -53,12 +54,12 @@ class FixedFactors:
 
 @dataclass(frozen=True, eq=False)
 class LoraLayers:
-    """What a LoRA changes of a model, worked out of its file once.
+    """The layers of a model that a LoRA changes, with their factors.
 
     Args:
-        layers: The changed layers by the model's own names, so that several LoRAs can be merged.
-        factors: The factors at each of them.
-        unmatched: Layers of the file's image model part that the model doesn't have.
+        layers: Changed layers by the model's own names, so that several LoRAs can be merged.
+        factors: Factors of every layer, by the same names.
+        unmatched: Layers of the file that the model does not have, without the text encoder's.
     """
 
     layers: Mapping[str, Layer]
@@ -66,23 +67,24 @@ class LoraLayers:
     unmatched: Sequence[str] = ()
 
     def on(self, model: ModelPatcher) -> tuple[dict[str, Site], FixedFactors]:
-        """Return the layers as they lie in a model, and an adapter for one sampling run."""
+        """Return the layers' sites in a model, and an adapter for one sampling run."""
         sites = {name: layer.on(model.model) for name, layer in self.layers.items()}
         return sites, FixedFactors(self.factors)
 
 
 def lora_layers(model: ModelPatcher, lora: Mapping[str, Tensor]) -> LoraLayers:
-    """Return what a LoRA changes of a model.
+    """Return the layers of a model that a LoRA changes.
 
-    Names, alpha, slices of fused layers and convolutions are read as ComfyUI's own loader reads
-    them.
+    Names, alpha, slices of fused layers and convolutions are interpreted as ComfyUI's own loader
+    does it.
 
     Raises:
-        ValueError: No key matches the model, a shape doesn't, or a layer is not low-rank.
+        ValueError: No key matches the model, a shape does not fit, or a layer is not low-rank.
     """
     names = comfy.lora.model_lora_keys_unet(model.model, {})
     file_layers = parts_by_layer(lora)
     require_named_once(file_layers, names)
+    patches: dict[str | tuple[Any, ...], WeightAdapterBase | tuple[Any, ...]]
     patches = comfy.lora.load_lora(dict(lora), names, log_missing=False)
     own = sorted(layer for layer in file_layers if not changes_text_encoder(layer))
     if not patches:
@@ -91,12 +93,11 @@ def lora_layers(model: ModelPatcher, lora: Mapping[str, Tensor]) -> LoraLayers:
             f"the LoRA must be made for this architecture, {identify(model).name}, got a LoRA "
             f"without any matching key ({what}); choose a LoRA made for it"
         )
-    layers, factors = {}, {}
+    layers: dict[str, Layer] = {}
+    factors: dict[str, LowRank] = {}
     for target, patch in patches.items():
-        key, offset, function = (
-            (target, None, None) if isinstance(target, str) else (*target, None)[:3]
-        )
-        _require_low_rank(key, patch)
+        key, offset, function = _target_parts(target)
+        patch = _require_low_rank(key, patch)
         layer = _layer(model, key, offset)
         name = (
             key if layer.start is None else f"{key}[{layer.start}:{layer.start + layer.shape[0]}]"
@@ -106,15 +107,29 @@ def lora_layers(model: ModelPatcher, lora: Mapping[str, Tensor]) -> LoraLayers:
     return LoraLayers(layers, factors, [layer for layer in own if layer not in names])
 
 
-def _require_low_rank(key: str, patch: object) -> None:
+def _target_parts(
+    target: str | tuple[Any, ...],
+) -> tuple[str, tuple[int, int, int] | None, Callable[[Tensor], Tensor] | None]:
+    """Return key, slice and row function of a target of ComfyUI's patches; both may be missing."""
+    if isinstance(target, str):
+        return target, None, None
+    return target[0], target[1], target[2] if len(target) > 2 else None
+
+
+def _require_low_rank(key: str, patch: WeightAdapterBase | tuple[Any, ...]) -> LoRAAdapter:
+    """Return the patch, which must be an ordinary low-rank one.
+
+    Raises:
+        ValueError: The patch is of another kind.
+    """
     if not isinstance(patch, LoRAAdapter):
-        kind = getattr(patch, "name", None) or patch[0]
+        kind = patch.name if isinstance(patch, WeightAdapterBase) else patch[0]
     elif patch.weights[4] is not None:
         kind = "DoRA"
     elif patch.weights[5] is not None:
         kind = "reshaped (a control LoRA)"
     else:
-        return
+        return patch
     raise ValueError(
         "a LoRA that is switched on for single rows must hold ordinary low-rank layers, got a "
         f"layer of kind {kind} ({key}); use Apply LoRA (Pastiche) with it instead"
@@ -142,20 +157,25 @@ def _layer(model: ModelPatcher, key: str, offset: tuple[int, int, int] | None) -
 
 
 def patch_factors(
-    key: str, patch: LoRAAdapter, shape: tuple[int, ...], function: object
+    key: str,
+    patch: LoRAAdapter,
+    shape: tuple[int, ...],
+    function: Callable[[Tensor], Tensor] | None,
 ) -> LowRank:
-    """Return the factors of a low-rank patch of ComfyUI's, in the layout of the layer's weight.
+    """Return the factors of ComfyUI's low-rank patch in the layout of the layer's weight.
 
     Args:
-        key: Of the weight.
-        patch: As ComfyUI's loader made it.
-        shape: Shape of the layer's weight, or of the slice of it that is changed.
-        function: What ComfyUI applies to the change's rows, or None.
+        key: Key of the weight.
+        patch: Patch from ComfyUI's loader.
+        shape: Shape of the layer's weight, or of the slice that is changed.
+        function: Function that ComfyUI applies to the rows of the change, or None.
 
     Raises:
-        ValueError: The factors don't fit the weight.
+        ValueError: The factors do not fit the weight.
     """
-    up, down, alpha, mid = patch.weights[:4]
+    # ComfyUI declares a list of tensors; alpha is a number, and alpha and mid may be None.
+    weights = cast("tuple[Tensor, Tensor, float | None, Tensor | None]", tuple(patch.weights[:4]))
+    up, down, alpha, mid = weights
     if mid is not None:  # Tucker form: the kernel sits between two 1x1 layers
         down = torch.einsum("jkhw,ki->jihw", mid, down.flatten(1))
     rank = down.shape[0]

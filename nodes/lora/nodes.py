@@ -1,169 +1,199 @@
-"""Nodes that load, save and apply LoRAs."""
+"""The nodes Load LoRA, Save LoRA and Apply LoRA."""
+
+# ComfyUI declares ``execute(**kwargs)`` but passes every declared input by name.
+# pyright: reportIncompatibleMethodOverride=false
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..bridge.inputs import filename_input, precision_input, preview_image_input, strength_input
 from .apply import apply_lora
-from .files import load_lora, save_lora, saved_files
+from .files import load_lora, save_lora, saved_files_fingerprint
 from .folders import fingerprint, lora_names
 
 
 class LoadLora(io.ComfyNode):
-    """A LoRA file as LORA_MODEL."""
+    """Loads a LoRA file as LORA_MODEL."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PasticheLoadLora",
             display_name="Load LoRA (Pastiche)",
             category="Pastiche/io",
             description=(
-                "Reads a LoRA file: this pack's, ComfyUI's Train LoRA's, kohya's, those of "
-                "diffusers and PEFT, and the released Pair Customization code's. A damaged file "
-                "is refused, never loaded in part."
+                "Loads a LoRA file made by this pack, ComfyUI's Train LoRA, kohya's scripts, "
+                "diffusers, PEFT or the released Pair Customization code. A damaged file raises "
+                "an error and is never loaded in part."
             ),
             search_aliases=["load lora", "lora loader", "open lora", "style lora"],
             inputs=[
                 io.Combo.Input(
                     "lora_name",
                     options=lora_names(),
-                    tooltip="A .safetensors file in one of the LoRA folders.",
+                    tooltip="LoRA file to load, a .safetensors file in one of the LoRA folders.",
                 ),
             ],
             outputs=[
                 io.LoraModel.Output(
-                    display_name="lora", tooltip="The LoRA with its metadata, not yet on a model."
+                    display_name="lora",
+                    tooltip="LoRA with its metadata, not yet applied to a model.",
                 )
             ],
         )
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str) -> object:
-        """Return what changes when the file does."""
+        """Return a value that changes whenever the file changes."""
         return fingerprint(lora_name)
 
     @classmethod
     def execute(cls, lora_name: str) -> io.NodeOutput:
-        """Read the file."""
+        """Load the file."""
         return io.NodeOutput(load_lora(lora_name))
 
 
 class ApplyLora(io.ComfyNode):
-    """A LoRA on a MODEL and its CLIP."""
+    """Applies a LoRA to a MODEL and its CLIP."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PasticheApplyLora",
             display_name="Apply LoRA (Pastiche)",
             category="Pastiche/io",
             description=(
-                "Applies a trained or loaded LoRA as ComfyUI's own Load LoRA does, and says so "
-                "when it was made for another model."
+                "Applies a trained or loaded LoRA like ComfyUI's own Load LoRA, but raises an "
+                "error if it was made for another model."
             ),
             search_aliases=["apply lora", "lora loader", "use lora", "lora strength"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that the LoRA was made for."),
-                io.LoraModel.Input("lora", tooltip="From a training node or Load LoRA (Pastiche)."),
+                io.Model.Input(
+                    "model",
+                    tooltip="Model to apply the LoRA to; it must be of the family the LoRA was "
+                    "made for.",
+                ),
+                io.LoraModel.Input(
+                    "lora", tooltip="LoRA from a training node or from Load LoRA (Pastiche)."
+                ),
                 strength_input(
                     "strength_model",
-                    "How strongly the model is changed: 0 not at all, 1 as trained.",
+                    "Strength of the change to the model: 0 is off, 1 is the trained strength.",
                     most=100.0,
                 ),
                 strength_input(
                     "strength_clip",
-                    "How strongly the text encoder is changed, if the LoRA changes it.",
+                    "Strength of the change to the text encoder. It matters only if the LoRA was "
+                    "trained with the text encoder.",
                     most=100.0,
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="The text encoder; only LoRAs that change it need it.",
+                    tooltip="Text encoder of the model. Connect it if the LoRA was trained with "
+                    "the text encoder.",
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The model with the LoRA on it."),
-                io.Clip.Output(
-                    display_name="clip", tooltip="The text encoder with the LoRA on it."
-                ),
+                io.Model.Output(display_name="model", tooltip="Model with the LoRA applied."),
+                io.Clip.Output(display_name="clip", tooltip="Text encoder with the LoRA applied."),
             ],
         )
 
     @classmethod
-    def execute(cls, model, lora, strength_model, strength_clip, clip=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: ModelPatcher,
+        lora: Mapping[str, Tensor],
+        strength_model: float,
+        strength_clip: float,
+        clip: CLIP | None = None,
+    ) -> io.NodeOutput:
         """Check that the LoRA fits and apply it."""
         return io.NodeOutput(*apply_lora(model, clip, lora, strength_model, strength_clip))
 
 
 class SaveLora(io.ComfyNode):
-    """A LORA_MODEL as a file among ComfyUI's LoRAs."""
+    """Saves a LORA_MODEL as a file in ComfyUI's LoRA folders."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PasticheSaveLora",
             display_name="Save LoRA (Pastiche)",
             category="Pastiche/io",
             description=(
-                "Writes a LoRA into the first LoRA folder that can be written to, with its base, "
-                "words, settings and picture, so that every LoRA loader finds it at once. An "
-                "existing file is never overwritten."
+                "Saves a LoRA in the first LoRA folder that can be written to, with its base, "
+                "trigger words, training settings and picture. It appears in every LoRA loader "
+                "at once. An existing file is never overwritten."
             ),
             search_aliases=["save lora", "export lora", "write lora", "lora safetensors"],
             is_output_node=True,
             inputs=[
-                io.LoraModel.Input("lora", tooltip="From a training node."),
+                io.LoraModel.Input("lora", tooltip="LoRA to save, from a training node."),
                 filename_input("my_style", "LoRA", "LoRA"),
                 precision_input(
-                    "fp16 halves the file and rounds a trained LoRA's numbers eight times "
-                    "finer than bf16; bf16 also holds very large and very small numbers; "
-                    "fp32 keeps every bit."
+                    "Precision of the stored numbers. fp16 halves the size of the file and rounds "
+                    "eight times finer than bf16, which covers a wider range; fp32 is lossless."
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
                     tooltip=(
-                        "The model it was trained on, for LoRAs that do not say so themselves, "
-                        "such as those of ComfyUI's Train LoRA."
+                        "Model the LoRA was trained on. Connect it if the LoRA's metadata do not "
+                        "name the base, as with ComfyUI's Train LoRA."
                     ),
                 ),
                 io.String.Input(
                     "trigger",
                     default="",
                     optional=True,
-                    tooltip="Words that call the LoRA up; empty: its style words.",
+                    tooltip="Trigger words to store in the file. If empty, the style words are "
+                    "used.",
                 ),
                 io.String.Input(
                     "style_words",
                     default="",
                     optional=True,
-                    tooltip="Its style phrase; empty: the one it was trained with.",
+                    tooltip="Style phrase to store in the file. If empty, the one of the training "
+                    "is used.",
                 ),
                 preview_image_input(),
             ],
             outputs=[
                 io.String.Output(
                     display_name="lora_name",
-                    tooltip="The file's name as the LoRA loaders list it.",
+                    tooltip="Name of the file as the LoRA loaders list it.",
                 )
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, filename=None, **others) -> object:
-        """Return what changes when the saved file is gone."""
-        return saved_files(filename)
+    def fingerprint_inputs(cls, filename: str | None = None, **others: object) -> object:
+        """Return a value that changes if the saved file is removed."""
+        return saved_files_fingerprint(filename)
 
     @classmethod
     def execute(
-        cls, lora, filename, precision, model=None, trigger="", style_words="", image=None
+        cls,
+        lora: Mapping[str, Tensor],
+        filename: str,
+        precision: str,
+        model: ModelPatcher | None = None,
+        trigger: str = "",
+        style_words: str = "",
+        image: Tensor | None = None,
     ) -> io.NodeOutput:
-        """Write the file."""
+        """Save the file."""
         name = save_lora(
             lora,
             filename,

@@ -1,4 +1,4 @@
-"""A LoRA's picture: the thumbnail inside its file and the preview beside it."""
+"""Make a LoRA's thumbnail, stored in its file, and the preview picture next to the file."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ...training.files.tensor_file import write_new
 
-_THUMBNAIL_SIDE = 256  # what the modelspec recommends
+_THUMBNAIL_SIDE = 256  # recommended by the modelspec
 _PREVIEW_SIDE = 512
+# ComfyUI and common model managers show ``name.png`` as the preview of ``name.safetensors``.
 PREVIEW_ENDING = ".png"
-"""Of ``name.png`` beside ``name.safetensors``: ComfyUI and the usual managers look for it."""
 
 
 def thumbnail(image: Tensor | None) -> str:
@@ -27,7 +27,7 @@ def thumbnail(image: Tensor | None) -> str:
 
 
 def write_preview(lora: Path, image: Tensor | None) -> None:
-    """Write an IMAGE's first picture beside a LoRA file, unless a picture lies there."""
+    """Write an IMAGE's first picture next to a LoRA file, unless there is a picture already."""
     path = lora.with_suffix(PREVIEW_ENDING)
     if image is not None and not path.exists():
         write_new(path, _encoded(image, _PREVIEW_SIDE, "PNG"))

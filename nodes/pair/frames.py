@@ -1,4 +1,4 @@
-"""Before/after pictures as a pair is trained: both on one frame, beside each other."""
+"""Fit the before and the after picture of a pair onto one frame."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from ..pictures.fitted_image import FittedImage, onto_frame, single_images, to_r
 
 @dataclass(frozen=True)
 class FittedPair:
-    """Both pictures of a pair on one frame, and a note in plain words on how they got there."""
+    """The two pictures of a pair on one frame.
+
+    Args:
+        before: Picture before the style.
+        after: Picture in the style.
+        note: Sentence about the frame and the fitting, for the node.
+    """
 
     before: FittedImage
     after: FittedImage
@@ -27,9 +33,9 @@ def fit_pairs(
 
     Args:
         before: IMAGE batches ``(batch, height, width, channel)``; sizes may differ.
-        after: The same number of pictures.
-        resolution: Shorter side to resize to; smaller pictures keep their size.
-        multiple: The frame's sides are multiples of this.
+        after: IMAGE batches with the same number of pictures.
+        resolution: Shorter side of the frames; smaller pictures are not enlarged.
+        multiple: Divisor of the frames' sides in pixels.
 
     Raises:
         ValueError: The counts differ, or a picture is too small or holds no picture.
@@ -52,17 +58,18 @@ def fit_pair(
     """Return one pair on the frame of its before picture.
 
     The before picture is resized so that its shorter side is ``resolution``. The after picture is
-    resized to cover the same size and cropped to it at its centre. Both are then cropped at their
-    centre to the multiple below. Sizes shrink until neither picture is enlarged.
+    resized to cover the same size and cropped to it at its centre. Both are then center-cropped to
+    multiples of ``multiple``. If a picture is too small, the frame is made smaller, so that neither
+    picture is enlarged.
 
-    # Differs from the paper: it crops a random square; here all of the picture is seen.
+    Note: The paper crops a random square; here the whole picture is used.
 
     Args:
         before: ``(height, width, channel)``.
         after: ``(height, width, channel)``.
-        resolution: Shorter side of the frame at most.
-        multiple: Of the frame's sides.
-        number: Of the pair, for messages.
+        resolution: Maximum of the frame's shorter side.
+        multiple: Divisor of the frame's sides in pixels.
+        number: Number of the pair, for messages.
     """
     before, after = to_rgb(before, f"before {number}"), to_rgb(after, f"after {number}")
     full = _common_size(before.shape[:2], after.shape[:2], resolution, multiple)
@@ -71,7 +78,7 @@ def fit_pair(
 
 
 def side_by_side(pair: FittedPair, mirrored: bool) -> Tensor:
-    """Return before and after beside each other as an IMAGE, ``(1, height, 2 * width, 3)``."""
+    """Return before and after side by side as an IMAGE, ``(1, height, 2 * width, 3)``."""
     images = [
         image.pixels.flip(1) if mirrored else image.pixels for image in (pair.before, pair.after)
     ]
@@ -79,9 +86,9 @@ def side_by_side(pair: FittedPair, mirrored: bool) -> Tensor:
 
 
 def _common_size(
-    before: tuple[int, int], after: tuple[int, int], resolution: int, multiple: int
+    before: Sequence[int], after: Sequence[int], resolution: int, multiple: int
 ) -> tuple[int, int]:
-    """Return height and width that both pictures are brought to before the last crop."""
+    """Return height and width to which both pictures are resized before the last crop."""
     scale = min(1.0, resolution / min(before))
     for ours, theirs in zip(before, after, strict=True):
         scale = min(scale, theirs / ours)

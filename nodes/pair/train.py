@@ -1,4 +1,4 @@
-"""Pair Customization from pictures to LoRAs: the inputs, their check and the training."""
+"""The trainer of Pair Customization: inputs, checks, recipe and results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...training.runs.run_store import StoredRun
 from ..bridge.digests import content_digest
 from ..bridge.inputs import list_input, one_or_each
 from ..pictures.fitted_image import FittedImage, single_images
-from ..trainer.examples import VIEWS, example, picture_views, preview_scene, read_caption
+from ..trainer.examples import VIEWS, example, picture_views, preview_scene, training_caption
 from ..trainer.preview import PreviewScene
 from ..trainer.trainer import Trainer
 from .frames import FittedPair, fit_pairs, side_by_side
@@ -28,15 +28,15 @@ _STYLE_START_STEP = "pastiche.style_start_step"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PairTrainer(Trainer):
-    """The pair trainer with its node's inputs.
+    """Trainer of a style and of one content per pair.
 
     Args:
         before: Pictures before the style.
         after: The same pictures in the style.
-        content_prompt: One prompt for all pairs or one each.
-        style_words: What follows a content prompt to name the style.
-        style_start: Share of the steps before the style is learnt.
-        packing: How a step's rows are run.
+        content_prompt: One prompt for all pairs, or one per pair.
+        style_words: Words for the style, which are appended to the content prompts.
+        style_start: Fraction of the steps before the training of the style starts.
+        packing: Packing of a step's rows into forward passes.
     """
 
     method: ClassVar[str] = "pair"
@@ -50,13 +50,13 @@ class PairTrainer(Trainer):
 
     @property
     def defaults(self) -> PairDefaults:
-        """Return the method's defaults for the family."""
+        """Return the defaults of the method for the base's family."""
         return self.base.family.pair
 
     @cached_property
     def config(self) -> TrainingConfig:
-        """Return the run with every default in its place."""
-        return self.resolved(packing=self.packing)
+        """Return the configuration of the run with all defaults filled in."""
+        return self.resolve_config(packing=self.packing)
 
     @cached_property
     def pairs(self) -> list[FittedPair]:
@@ -81,18 +81,18 @@ class PairTrainer(Trainer):
         return [f"{prompt} {self.style_words.strip()}" for prompt in self.content_prompts]
 
     def style_start_step(self, begun_for: int) -> int:
-        """Return the first step, from 0, that learns the style."""
+        """Return the first step that trains the style, counted from 0."""
         return round(self.style_start * begun_for)
 
-    def decided_by(self, begun_for: int) -> int:
-        """Return what the steps wished for at the beginning decide: when the style starts."""
+    def choices_at_start(self, begun_for: int) -> int:
+        """Return the first step that trains the style; it stays the same if a run is extended."""
         return self.style_start_step(begun_for)
 
     def check(self) -> None:
-        """Check all inputs before anything is encoded.
+        """Raise unless all inputs are valid.
 
         Raises:
-            ValueError: An input is not what it must be; the message says which and what to do.
+            ValueError: An input is not valid.
         """
         steps = self.config.steps
         self.base.require_clip()
@@ -110,7 +110,7 @@ class PairTrainer(Trainer):
         _ = self.content_prompts
 
     def _require_narrow(self) -> None:
-        """Check that both bases fit every layer to train."""
+        """Raise unless the bases of content and style fit into every layer together."""
         rank = self.config.rank
         name, narrowest = min(self.layers.items(), key=lambda entry: entry[1].shape[1])
         width = narrowest.shape[1]
@@ -121,9 +121,9 @@ class PairTrainer(Trainer):
             )
 
     def pieces(self) -> dict[str, Any]:
-        """Return what decides the result, by name, excluding the number of steps.
+        """Return all values that determine the result, by name, except the number of steps.
 
-        ``style_start`` is a piece as a share; its step lies beside the result.
+        They contain ``style_start`` as a fraction; its step is in the metadata of the result.
         """
         pieces = self.base_pieces(prompts=[*self.content_prompts, *self.style_prompts])
         pieces["before"] = [content_digest(image) for image in single_images(self.before)]
@@ -136,7 +136,7 @@ class PairTrainer(Trainer):
         return pieces
 
     def prepare(self, begun_for: int) -> tuple[Pair, PreviewScene]:
-        """Return the encoded recipe and what previews show."""
+        """Return the encoded recipe and the scene of the previews."""
         pairs, *mirrored = self._examples()
         recipe = Pair(
             pairs=pairs,
@@ -150,11 +150,11 @@ class PairTrainer(Trainer):
         return recipe, preview_scene(self.base, self.settings, self.style_prompts, gates, latent)
 
     def _examples(self) -> list[list[tuple[Example, Example]]]:
-        """Return all pairs encoded, once for every view."""
+        """Return the encoded pairs, one list for every view."""
         base, settings = self.base, self.settings
         prompts = dict.fromkeys((*self.content_prompts, *self.style_prompts))
-        texts = {prompt: read_caption(base, prompt, settings) for prompt in prompts}
-        empty = read_caption(base, "", settings) if settings.caption_dropout else None
+        texts = {prompt: training_caption(base, prompt, settings) for prompt in prompts}
+        empty = training_caption(base, "", settings) if settings.caption_dropout else None
 
         def examples(image: FittedImage, prompt: str) -> list[Example]:
             return [
@@ -172,7 +172,7 @@ class PairTrainer(Trainer):
         return views
 
     def results(self, trained: Trained, begun_for: int, identity: str) -> dict[str, LoraState]:
-        """Return the style and the content LoRAs by name, with their metadata."""
+        """Return the style and the content LoRAs with their metadata, by name."""
         shared = {
             **self.metadata(trained.steps, identity),
             "pastiche.style_words": self.style_words.strip(),
@@ -189,16 +189,16 @@ class PairTrainer(Trainer):
             loras[content_file(pair)] = lora_state(layers, as_metadata(content))
         return loras
 
-    def described(self) -> dict[str, Any]:
-        """Return plain values about the run for its folder."""
-        return {**super().described(), "pictures": [pair.note for pair in self.pairs]}
+    def details(self) -> dict[str, Any]:
+        """Return further values about the run, which are stored in its folder as JSON."""
+        return {**super().details(), "pictures": [pair.note for pair in self.pairs]}
 
     def pictures(self) -> list[Tensor]:
-        """Return each pair as it was trained, before beside after."""
+        """Return each pair in the form it was trained, before and after side by side."""
         return [side_by_side(pair, self.settings.flip == "always") for pair in self.pairs]
 
     def lines(self, run: StoredRun) -> list[str]:
-        """Return the lines that the node shows: values with the source of defaults, pictures."""
+        """Return the lines that the node shows: the used values, then the pictures."""
         start = _style_start(int(run.loras[STYLE].metadata[_STYLE_START_STEP]) + 1, run.steps)
         return [
             self.values_line(run.steps),
@@ -213,7 +213,7 @@ def content_file(pair: int) -> str:
 
 
 def _style_start(first: int, steps: int) -> str:
-    """Return since when the style was learnt; a run that was stopped early has not begun to."""
+    """Return a phrase with the step at which the style starts, if the run has reached it."""
     if first > steps:
         return f"stopped at step {steps}, before the style begins at step {first}"
     return f"style from step {first} of {steps}"

@@ -1,4 +1,4 @@
-"""Read the latents and conditioning of ComfyUI's training datasets picture by picture."""
+"""Split the latents and conditioning of ComfyUI's training datasets into single pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from ..bridge.conditioning import Conditioning
 
 @dataclass(frozen=True)
 class EncodedPicture:
-    """One picture of a training dataset: a VAE's latent ``(1, channel, ...)`` and its caption's."""
+    """One picture of a training dataset.
+
+    Args:
+        latent: ``(1, channel, ...)``, latent from a VAE.
+        conditioning: Encoded caption.
+    """
 
     latent: Tensor
     conditioning: Conditioning
@@ -26,15 +31,16 @@ def encoded_pictures(
     latents: Sequence[Mapping[str, Any]],
     conditioning: Sequence[Conditioning],
 ) -> list[EncodedPicture]:
-    """Return the single pictures of core's training datasets, bucketed ones too.
+    """Return the single pictures of ComfyUI's training datasets, including bucketed ones.
 
     Args:
-        model: The base.
+        model: Base model.
         latents: LATENTs of a VAE, ``(batch, channel, ...)`` each.
-        conditioning: As many; each has one entry for all of its batch, or one for each.
+        conditioning: One CONDITIONING per LATENT, with one entry for the whole batch or one for
+            each latent.
 
     Raises:
-        ValueError: The counts differ, or the latents are another model's.
+        ValueError: The counts differ, or the latents belong to another model.
     """
     if len(latents) != len(conditioning):
         raise ValueError(

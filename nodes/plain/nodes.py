@@ -1,4 +1,4 @@
-"""The node Train LoRA."""
+"""The node Train Plain LoRA."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from .train import PlainTrainer
 
 
 class TrainPlainLora(io.ComfyNode):
-    """The ordinary LoRA from captioned pictures."""
+    """Trains an ordinary LoRA from captioned pictures."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Return the node's inputs and outputs."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PasticheTrainPlainLora",
             display_name="Train Plain LoRA",
             category="Pastiche/train",
             description=(
-                "Learns an ordinary LoRA from any number of captioned pictures of any sizes: a "
-                "subject, a style, a concept. The result is kept below output/pastiche: an equal "
-                "graph is not trained twice, and more steps go on from where it stopped."
+                "Trains an ordinary LoRA of a subject, a style or a concept from any number of "
+                "captioned pictures of any sizes. The result is saved below output/pastiche: an "
+                "equal graph is not trained twice, and a run with more steps is resumed."
             ),
             search_aliases=[
                 "train lora",
@@ -51,64 +51,69 @@ class TrainPlainLora(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                *base_inputs("The base's text encoder, for the captions."),
+                *base_inputs("Text encoder of the base, which encodes the captions."),
                 text_input(
                     "captions",
-                    "What the pictures show, with the word that will call the LoRA up. "
-                    "One text serves all pictures; a list gives each its own. Not used with "
-                    "latents, which bring their conditioning.",
+                    "Description of the pictures, including the trigger word of the LoRA. One "
+                    "text is used for all pictures; a list has one text per picture. Captions "
+                    "are not used with latents, which come with their conditioning.",
                     placeholder="a photo of a sbu dog",
                 ),
                 steps_input(
-                    "Training steps; each takes the next pictures of a shuffled round. 0 "
+                    "Number of training steps; each uses the next pictures of a shuffled epoch. 0 "
                     "is the model family's default: 1000 for SD1.5, SD2 and SDXL, 1500 for the "
                     "others (ours)."
                 ),
-                rank_input("Size of the LoRA; alpha is the same. 0 is the default of 16 (ours)."),
+                rank_input(
+                    "Rank of the LoRA; alpha is equal to it. 0 is the default of 16 (ours)."
+                ),
                 rate_input(
                     "learning_rate",
-                    "How far a step goes. 0 is the default of 0.0001, that of diffusers' "
-                    "DreamBooth LoRA.",
+                    "Learning rate. 0 is the default of 0.0001, as in diffusers' DreamBooth LoRA.",
                 ),
                 seed_input("Seed for all noise and noise levels; the same seed repeats the run."),
                 run_name_input("my_lora"),
                 io.Image.Input(
                     "images",
                     optional=True,
-                    tooltip="The pictures, one or a list or batch of them, such as Load Training "
-                    "Images (Pastiche) gives. Large ones are resized, none is enlarged.",
+                    tooltip="Training pictures: one picture, a list or a batch, for example from "
+                    "Load Training Images (Pastiche). Large pictures are resized; none is "
+                    "enlarged.",
                 ),
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="One per picture and of its size: what is white counts. Training "
-                    "Settings (Pastiche) says what the rest counts.",
+                    tooltip="One mask per picture, of the same size; white parts are trained. The "
+                    "weight of the rest is outside_mask in Training Settings (Pastiche).",
                 ),
                 settings_input(),
                 io.Latent.Input(
                     "latents",
                     optional=True,
-                    tooltip="Instead of images: from core's Make, Load Training Dataset or "
-                    "Resolution Bucket.",
+                    tooltip="Encoded pictures instead of images, from ComfyUI's Make Training "
+                    "Dataset, Load Training Dataset or Resolution Bucket.",
                 ),
                 io.Conditioning.Input(
                     "conditioning",
                     optional=True,
-                    tooltip="From the same node as the latents; as many.",
+                    tooltip="Encoded captions of the latents, from the same node.",
                 ),
             ],
             outputs=[
-                io.LoraModel.Output(display_name="lora", tooltip="For applying or saving."),
+                io.LoraModel.Output(
+                    display_name="lora", tooltip="Trained LoRA, for applying or saving."
+                ),
                 io.LossMap.Output(
                     display_name="losses",
-                    tooltip="Curves loss and lora, here the same; core's Plot Loss Graph draws it.",
+                    tooltip="Loss curves loss and lora, which are equal here; ComfyUI's Plot Loss "
+                    "Graph draws loss.",
                 ),
             ],
         )
 
     @classmethod
     def execute(cls, **inputs: list[Any]) -> io.NodeOutput:
-        """Train, or take an equal run's result."""
+        """Train, or return the result of an equal finished run."""
         trainer = read_request(PlainTrainer, inputs, cls.hidden.unique_id)
         output = run_training(trainer)
         display = node_display(trainer.node_id, output.pictures, output.text)

@@ -1,4 +1,4 @@
-"""The ordinary LoRA from captioned pictures: the inputs, their check and the training."""
+"""The trainer of ordinary LoRAs: inputs, checks, recipe and results."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from ..pictures.buckets import size_summary
 from ..pictures.fitted_image import single_images
 from ..pictures.picture import Picture, pictures_of
 from ..text.training_cond import training_cond, training_latent
-from ..trainer.examples import captioned_examples, example, preview_scene, read_caption
+from ..trainer.examples import captioned_examples, example, preview_scene, training_caption
 from ..trainer.preview import PreviewScene
 from ..trainer.trainer import KEPT_CAPTIONS, SHOWN_PICTURES, Trainer, picture_pieces
 from .encoded_dataset import EncodedPicture, encoded_pictures
 
-KEPT_TAGS = 200
-_CUT = 0.15  # the node names pictures that lose more than this share
+KEPT_TAGS = 200  # most frequent parts of captions in a file's metadata
+_REPORTED_CROP = 0.15  # the node lists pictures of which cropping removes more than this fraction
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PlainTrainer(Trainer):
-    """The plain LoRA trainer with its node's inputs.
+    """Trainer of an ordinary LoRA.
 
-    Pictures come as ``images`` or, encoded, as ``latents`` and ``conditioning``.
+    Pictures are given as ``images``, or encoded as ``latents`` and ``conditioning``.
 
     Args:
-        captions: One for all pictures or one each.
+        captions: One caption for all pictures, or one per picture.
         images: IMAGE batches.
-        masks: MASK batches, one mask per picture, or none.
-        latents: LATENTs of core's training datasets.
-        conditioning: Their conditioning; as many.
+        masks: MASK batches with one mask per picture, or none.
+        latents: LATENTs of ComfyUI's training datasets.
+        conditioning: One CONDITIONING per LATENT.
     """
 
     method: ClassVar[str] = "plain"
@@ -56,22 +56,22 @@ class PlainTrainer(Trainer):
 
     @property
     def defaults(self) -> PlainDefaults:
-        """Return the method's defaults for the family."""
+        """Return the defaults of the method for the base's family."""
         return self.base.family.plain
 
     @cached_property
     def resolution(self) -> int:
-        """Return the side of the square whose area large pictures are brought to."""
+        """Return the side of the square to whose area large pictures are resized."""
         return self.settings.resolution or self.defaults.resolution
 
     @cached_property
     def config(self) -> TrainingConfig:
-        """Return the run with every default in its place."""
-        return self.resolved(timesteps=self.defaults.timesteps)
+        """Return the configuration of the run with all defaults filled in."""
+        return self.resolve_config(timesteps=self.defaults.timesteps)
 
     @cached_property
     def dataset(self) -> list[Picture]:
-        """Return the pictures to be encoded; none where they come encoded."""
+        """Return the pictures to encode; none if latents are given."""
         if self.latents:
             return []
         multiple = self.base.family.multiple
@@ -79,19 +79,19 @@ class PlainTrainer(Trainer):
 
     @cached_property
     def encoded(self) -> list[EncodedPicture]:
-        """Return the pictures of core's training datasets."""
+        """Return the encoded pictures of ComfyUI's training datasets."""
         return encoded_pictures(self.base.model, self.latents, self.conditioning)
 
     @property
     def distinct_captions(self) -> list[str]:
-        """Return every caption once, in order."""
+        """Return all distinct captions, in order."""
         return list(dict.fromkeys(picture.caption for picture in self.dataset))
 
     def check(self) -> None:
-        """Check all inputs before anything is encoded.
+        """Raise unless all inputs are valid.
 
         Raises:
-            ValueError: An input is not what it must be; the message says which and what to do.
+            ValueError: An input is not valid.
         """
         _ = self.config
         self._require_one_source()
@@ -124,7 +124,8 @@ class PlainTrainer(Trainer):
             )
         if self.latents and self.settings.text_encoder_rate:
             raise ValueError(
-                "a text encoder is trained on captions, got conditioning that is encoded already and "
+                "a text encoder is trained on captions, got conditioning that is encoded already "
+                "and "
                 f"text_encoder_rate {self.settings.text_encoder_rate:g}; set it to 0 in Training "
                 "Settings or connect the images instead"
             )
@@ -135,28 +136,28 @@ class PlainTrainer(Trainer):
             )
 
     def pieces(self) -> dict[str, Any]:
-        """Return what decides the result, by name, excluding the number of steps.
+        """Return all values that determine the result, by name, except the number of steps.
 
-        What encoded nothing is no piece: the VAE, and without caption dropout the text encoder,
-        where latents and conditioning were given.
+        If latents are given, the VAE is not included, and neither is the text encoder without
+        caption dropout, because they encode nothing.
         """
         if not self.encoded:
             captions = [picture.caption for picture in self.dataset]
             return {**self.base_pieces(captions=captions), **picture_pieces(self.dataset)}
-        unread = {"vae"} if self.settings.caption_dropout else {"vae", "clip"}
+        unused = {"vae"} if self.settings.caption_dropout else {"vae", "clip"}
         return {
-            **self.base_pieces(unread, captions=[]),
+            **self.base_pieces(unused, captions=[]),
             "latents": [content_digest(one.latent) for one in self.encoded],
-            "conditioning": [content_digest(self._read_of(one)) for one in self.encoded],
+            "conditioning": [content_digest(self._model_inputs(one)) for one in self.encoded],
         }
 
-    def _read_of(self, picture: EncodedPicture) -> dict[str, Any]:
-        """Return what the model reads of a caption: SD1.5 leaves the pooled vector unread."""
+    def _model_inputs(self, picture: EncodedPicture) -> dict[str, Any]:
+        """Return the parts of a caption that the model uses; SD1.5 ignores the pooled vector."""
         cond = training_cond(self.base.model, picture.conditioning, picture.latent[0])
         return {name: value.cond for name, value in cond.model_conds.items()}
 
     def prepare(self, begun_for: int) -> tuple[Single, PreviewScene]:
-        """Return the encoded recipe and what previews show."""
+        """Return the encoded recipe and the scene of the previews."""
         examples, *mirrored = self._examples()
         recipe = Single(examples, self.settings.samples, mirrored[0] if mirrored else ())
         gates = {LORA: Gate()}
@@ -165,11 +166,11 @@ class PlainTrainer(Trainer):
         return recipe, preview_scene(self.base, self.settings, prompts, (gates, gates), latent)
 
     def _examples(self) -> list[list[Example]]:
-        """Return all pictures encoded, once for every view."""
+        """Return the encoded pictures, one list for every view."""
         base, settings = self.base, self.settings
         if not self.encoded:
             return captioned_examples(base, self.dataset, settings)
-        empty = read_caption(base, "", settings) if settings.caption_dropout else None
+        empty = training_caption(base, "", settings) if settings.caption_dropout else None
         latents = [training_latent(base.model, one.latent)[0] for one in self.encoded]
         return [
             [
@@ -192,18 +193,18 @@ class PlainTrainer(Trainer):
         }
         return {LORA: lora_state(trained.adapters[LORA], as_metadata(metadata))}
 
-    def described(self) -> dict[str, Any]:
-        """Return plain values about the run for its folder."""
-        return {**super().described(), "pictures": self._picture_lines()}
+    def details(self) -> dict[str, Any]:
+        """Return further values about the run, which are stored in its folder as JSON."""
+        return {**super().details(), "pictures": self._picture_lines()}
 
     def pictures(self) -> list[Tensor]:
-        """Return the first pictures as they were trained."""
+        """Return the first pictures in the form they were trained."""
         shown = [picture.fitted()[0].pixels for picture in self.dataset[:SHOWN_PICTURES]]
         always = self.settings.flip == "always"
         return [(pixels.flip(1) if always else pixels)[None] for pixels in shown]
 
     def lines(self, run: StoredRun) -> list[str]:
-        """Return the lines that the node shows: values with the source of defaults, pictures."""
+        """Return the lines that the node shows: the used values, then the pictures."""
         return [self.values_line(run.steps), *self._picture_lines()]
 
     def _picture_lines(self) -> list[str]:
@@ -224,13 +225,13 @@ class PlainTrainer(Trainer):
         lines += [
             f"picture {picture.number} is cut to {picture.kept:.0%} of itself; crop it yourself"
             for picture in pictures
-            if picture.kept < 1 - _CUT
+            if picture.kept < 1 - _REPORTED_CROP
         ]
         return lines
 
 
 def _tags(run: str, captions: Sequence[str]) -> dict[str, Any]:
-    """Return how often which part of a caption stood, where other programs look for it."""
+    """Return the frequency of each comma-separated part of the captions, in kohya's format."""
     parts = (part.strip() for caption in captions for part in caption.split(","))
     counts = Counter(part for part in parts if part)
     return {"ss_tag_frequency": {run: dict(counts.most_common(KEPT_TAGS))}} if counts else {}

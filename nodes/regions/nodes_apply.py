@@ -16,7 +16,7 @@ from ...lora_ops import Region
 from ...training.files.concept import Concept
 from ...training.files.lora_state import LoraState
 from ..bridge.conditioning import Conditioning
-from ..bridge.inputs import concepts_input, joined, text_input
+from ..bridge.inputs import concepts_input, connected_concepts, text_input
 from ..bridge.socket_types import RegionPromptsType, RegionsType
 from .layout.sets import CELL_RULES, KEEPS_A_CELL
 from .sampling.apply import with_regions
@@ -147,7 +147,7 @@ class RegionPrompt(io.ComfyNode):
             strength=strength,
             clip=clip,
             lora=lora,
-            concepts=joined(concepts),
+            concepts=connected_concepts(concepts),
             positive_conditioning=positive_conditioning,
             negative_conditioning=negative_conditioning,
         )

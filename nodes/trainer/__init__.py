@@ -1,1 +1,1 @@
-"""What all training nodes share: settings, the run, its memory, previews and panel."""
+"""Code shared by all training nodes: settings, run, memory check, previews and panel."""

@@ -1,4 +1,4 @@
-"""The base that a run trains on, and all that is worked out of it once."""
+"""The base model of a run, with values that are computed from it once and then cached."""
 
 from __future__ import annotations
 
@@ -18,23 +18,22 @@ from ..bridge.families import identify_for_training
 from ..pictures.fitted_image import FittedImage, encode_picture
 from ..text.live_caption import TokenizedCaption
 from ..text.training_cond import training_latent
-from .target_layers import OfferedLayer, offered_layers
+from .target_layers import TrainableLayer, trainable_layers
 
-Caption = Conditioning | TokenizedCaption
-"""A caption encoded once, or to be encoded in every step."""
+Caption = Conditioning | TokenizedCaption  # the latter is encoded again in every step
 
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """MODEL, CLIP and VAE, never changed, with what a run needs to know of them.
+    """MODEL, CLIP and VAE of a run, which are never changed.
 
-    Each property is worked out when it is first asked for, each caption and picture encoded once,
-    for all stages that share the base.
+    Properties are computed at their first use. Captions and pictures are encoded only once, also if
+    several stages share the base.
 
     Args:
-        model: The model that is trained on.
-        clip: Its text encoder.
-        vae: Its VAE.
+        model: Model that is trained on.
+        clip: Text encoder of the model.
+        vae: VAE of the model.
     """
 
     model: ModelPatcher
@@ -48,28 +47,28 @@ class Base:
         """Return the model's family.
 
         Raises:
-            ValueError: It can't be trained.
+            ValueError: The model can't be trained.
         """
         return identify_for_training(self.model)
 
     @cached_property
-    def layers(self) -> Mapping[str, OfferedLayer]:
-        """Return all layers of the model that can be trained, by their names in a LoRA file."""
-        return offered_layers(self.model, self.family)
+    def layers(self) -> Mapping[str, TrainableLayer]:
+        """Return all layers of the model that can be trained, by their names in LoRA files."""
+        return trainable_layers(self.model, self.family)
 
     @cached_property
     def model_digest(self) -> dict[str, str]:
-        """Return what the model is, for a run's id."""
+        """Return the digests of the model."""
         return model_digest(self.model)
 
     @cached_property
     def clip_digest(self) -> dict[str, str]:
-        """Return what the text encoder is, for a run's id."""
+        """Return the digests of the text encoder."""
         return clip_digest(self.clip)
 
     @cached_property
     def vae_digest(self) -> dict[str, str]:
-        """Return what the VAE is, for a run's id."""
+        """Return the digests of the VAE."""
         return vae_digest(self.vae)
 
     def caption(self, text: str) -> Conditioning:
@@ -83,7 +82,7 @@ class Base:
         return self._captions[text]
 
     def latent(self, image: FittedImage, mirrored: bool) -> Tensor:
-        """Return a picture's latent as the model trains on it, ``(channel, ...)``.
+        """Return a picture's latent in the form the model is trained on, ``(channel, ...)``.
 
         Raises:
             RuntimeError: The VAE gives NaN.
@@ -96,9 +95,9 @@ class Base:
         return self._latents[key]
 
     def require_clip(self) -> None:
-        """Check that there is a text encoder.
+        """Raise unless there is a text encoder.
 
         Raises:
-            ValueError: There is none.
+            ValueError: The CLIP is missing.
         """
         require_clip(self.clip)

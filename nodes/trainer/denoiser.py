@@ -1,10 +1,11 @@
-"""A MODEL as the training loop's Denoiser: loaded, differentiable, restored afterwards."""
+"""Load a MODEL as a differentiable denoiser for the training loop, and restore it afterwards."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, MutableMapping, Sequence, Sized
 from contextlib import ExitStack, contextmanager
+from typing import Protocol
 
 import comfy.model_management
 import comfy.samplers
@@ -28,20 +29,34 @@ from ..text.training_cond import TrainingCond
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+class SavedTensors(Protocol):
+    """The value of ``allow_mutation_on_saved_tensors``, whose class is private in torch."""
+
+    @property
+    def tid_to_weakhandle(self) -> Sized:
+        """Return the handles of all tensors that live graphs have saved."""
+        ...
+
+    @property
+    def sid_to_tid(self) -> MutableMapping[tuple[int, int], set[tuple[int, int, int]]]:
+        """Return the ids of saved tensors by the id of their storage."""
+        ...
+
+
 class ComfyDenoiser:
-    """A loaded base model as ``(x, sigma, conds) -> denoised``, fulfilling ``training.Denoiser``.
+    """A loaded base model that implements ``training.Denoiser``.
 
     Args:
-        patcher: A patcher whose model is loaded; ``open_denoiser`` makes one.
-        saved: What ``allow_mutation_on_saved_tensors`` yields, where it is in force.
-        offloaded: Whether the weights stay in ordinary memory.
-        text: The text encoder, where captions are encoded anew in every step.
+        patcher: Patcher whose model is loaded; see ``open_denoiser``.
+        saved: Value of ``allow_mutation_on_saved_tensors`` if it is active.
+        offloaded: Whether the weights stay in CPU memory.
+        text: Text encoder, if captions are encoded in every step.
     """
 
     def __init__(
         self,
         patcher: ModelPatcher,
-        saved: object | None = None,
+        saved: SavedTensors | None = None,
         offloaded: bool = False,
         text: TrainableTextEncoder | None = None,
     ):
@@ -52,12 +67,12 @@ class ComfyDenoiser:
         self._saved = saved
 
     def sigma_at(self, share: Tensor) -> Tensor:
-        """Return the noise levels at ``share`` in [0, 1) of the model's table, ``(batch,)``."""
+        """Return the sigmas at the fractions ``share`` in [0, 1) of the schedule, ``(batch,)``."""
         table = self.model.model_sampling.sigmas.to(share.device)
         return table[(share * len(table)).long().clamp(0, len(table) - 1)].float()
 
     def noised(self, latent: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """Return the model's own forward process, all ``(batch, channel, ...)``."""
+        """Return the latent noised by the model's forward process, ``(batch, channel, ...)``."""
         return self.model.model_sampling.noise_scaling(sigma, noise, latent, False)
 
     def output_scale(self, sigma: Tensor, like: Tensor) -> Tensor:
@@ -66,53 +81,53 @@ class ComfyDenoiser:
         return self.model.model_sampling.calculate_denoised(sigma, ones, torch.zeros_like(like))
 
     def pack_key(self, example: Example) -> Hashable:
-        """Return a key that is equal for examples that fit into one forward."""
+        """Return a key that is equal for examples that can share a forward pass."""
         return example.cond.shape_key()
 
     def encoded(self, conds: Sequence[TrainingCond | LiveCaption]) -> list[TrainingCond]:
-        """Return conditions of one forward as the model takes them, differentiable.
+        """Return the encoded, differentiable conditions of one forward pass.
 
         Raises:
-            RuntimeError: Captions are to be encoded, but no text encoder was opened.
+            RuntimeError: Captions must be encoded, but there is no text encoder.
         """
         learnt = [cond for cond in conds if isinstance(cond, LiveCaption)]
-        if learnt and self.text is None:
+        if not learnt:
+            return [cond for cond in conds if not isinstance(cond, LiveCaption)]
+        if self.text is None:
             raise RuntimeError(
                 "captions that are encoded in every step need a text encoder, got none; open the "
                 "denoiser with one"
             )
-        if not learnt:
-            return list(conds)
         return encode_live_captions(self.text, self.model, learnt, self.device)
 
     def attention(self) -> Sequence[Tensor]:
-        """Return the maps of the last ``denoise``, ``(row, word, h, w)`` for each size."""
+        """Return the last ``denoise``'s attention maps, ``(row, word, h, w)`` per resolution."""
         return self._maps
 
     def denoise(
         self, x: Tensor, sigma: Tensor, conds: Sequence[TrainingCond | LiveCaption]
     ) -> Tensor:
-        """Return the prediction of the clean latent, differentiable, one cond per row.
+        """Return the differentiable prediction of the clean latent, with one cond per row.
 
         Raises:
-            ValueError: The conds of the rows can't share a forward.
-            RuntimeError: As ``encoded``.
+            ValueError: The conditions of the rows can't share a forward pass.
+            RuntimeError: Captions must be encoded, but there is no text encoder.
         """
         comfy.model_management.throw_exception_if_processing_interrupted()
         self._forget_finished_graphs()
         watched = [getattr(cond, "watched_positions", ()) for cond in conds]
-        conds = self.encoded(conds)
+        encoded = self.encoded(conds)
         rows = [
             {
                 name: cond.process_cond(batch_size=1, area=None)
                 for name, cond in cond.model_conds.items()
             }
-            for cond in conds
+            for cond in encoded
         ]
         if not all(comfy.samplers.cond_equal_size(rows[0], row) for row in rows):
             raise ValueError(
                 "the conditions of one forward must have equal shapes, got "
-                f"{sorted({str(cond.shape_key()) for cond in conds})}; group rows by pack_key"
+                f"{sorted({str(cond.shape_key()) for cond in encoded})}; group rows by pack_key"
             )
         options = {
             "cond_or_uncond": [0] * len(rows),
@@ -129,25 +144,25 @@ class ComfyDenoiser:
         return denoised
 
     def reload(self) -> None:
-        """Bring the base back to where it was loaded, should another model have taken its place."""
-        make_differentiable(self.patcher)  # what was moved under inference mode
+        """Load the base again, in case another model has taken its place on the device."""
+        make_differentiable(self.patcher)  # moving under inference mode made inference tensors
         text = [self.text.clip.patcher] if self.text else []
         if not self._offloaded:
             _load_whole([self.patcher, *text])
             return
         _load_whole(text)
-        held = comfy.model_management.current_loaded_models
-        if not any(loaded.model is self.patcher for loaded in held):
+        loaded_models = comfy.model_management.current_loaded_models
+        if not any(loaded.model is self.patcher for loaded in loaded_models):
             _load_offloaded(self.patcher)
 
     def _forget_finished_graphs(self) -> None:
-        # torch 2.11 keeps the address of every tensor ever saved; without a live graph none counts.
+        # torch 2.11 keeps the ids of all tensors ever saved; without a live graph none is needed.
         if self._saved is not None and not self._saved.tid_to_weakhandle:
             self._saved.sid_to_tid.clear()
 
 
 def _load_whole(patchers: Sequence[ModelPatcher]) -> None:
-    """Load patchers side by side, whole, over ordinary tensors."""
+    """Load patchers completely and at the same time, with differentiable tensors."""
     if patchers:
         comfy.model_management.load_models_gpu(list(patchers), force_full_load=True)
     for patcher in patchers:
@@ -163,28 +178,30 @@ def open_denoiser(
     clip: comfy.sd.CLIP | None = None,
     family: Family | None = None,
 ) -> Iterator[ComfyDenoiser]:
-    """Load a MODEL for training and yield it as a Denoiser; everything is restored at the end.
+    """Load a MODEL for training and yield it as a denoiser; everything is restored at the end.
 
-    Forward and backward both belong inside the block. The MODEL's weight patches and object
-    patches are honoured, its sampling-time patches ignored with one warning.
+    Forward and backward must both run inside the block. Weight patches and object patches of the
+    MODEL apply; its sampling-time patches are ignored with one warning.
 
     Args:
-        model: The base; never changed.
-        precision: ``auto`` keeps the compute dtype, except that fp16, whose small gradients
-            vanish, becomes bf16 where the device has it and fp32 elsewhere; ``fp32``; ``bf16``,
-            in which a text encoder computes too: otherwise it stays in ComfyUI's fp32.
-        checkpointing: Recompute each block in backward instead of keeping its activations.
-        offload: Keep the base's weights in ordinary memory, on the device only while in use.
-            Implies checkpointing: backward would otherwise hold every weight on the device.
-        clip: A text encoder that takes part in the training, beside the denoiser; never changed.
-        family: The base's family where it is known; ``None`` looks at the base.
+        model: Base model; never changed.
+        precision: ``fp32``, ``bf16`` or ``auto``, which keeps the compute dtype of the base, except
+            that fp16, whose small gradients underflow, becomes bf16 if the device supports it and
+            fp32 otherwise. Only ``bf16`` also applies to the text encoder, which is fp32 otherwise.
+        checkpointing: Whether each block is recomputed in backward instead of keeping its
+            activations.
+        offload: Whether the base's weights stay in CPU memory and are copied to the device only
+            while in use. It implies checkpointing, because backward would otherwise keep every
+            weight on the device.
+        clip: Text encoder that is trained or encodes captions in every step; never changed.
+        family: Family of the base; None identifies it.
 
     Raises:
-        ValueError: The base can't be trained on; see ``identify_for_training``.
-        RuntimeError: It can't be loaded a second time, which dynamic VRAM would need.
+        ValueError: The base can't be trained; see ``identify_for_training``.
+        RuntimeError: Dynamic VRAM requires a second copy of the base, which can't be loaded.
     """
     family = family or identify_for_training(model)
-    # Before inference mode is left: torch loses the versions of inference tensors moved outside it.
+    # This must run under inference mode, as inference tensors moved outside it lose their versions.
     comfy.model_management.unload_all_models()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -218,7 +235,7 @@ def open_denoiser(
 
 @contextmanager
 def in_training() -> Iterator[None]:
-    """Switch off ComfyUI's kernels that have no backward."""
+    """Disable ComfyUI's kernels that have no backward inside the block."""
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True
     try:
@@ -229,10 +246,10 @@ def in_training() -> Iterator[None]:
 
 @contextmanager
 def _no_cast_streams() -> Iterator[None]:
-    """Bring offloaded weights over on the stream that computes.
+    """Copy offloaded weights on the compute stream inside the block.
 
-    On their own streams ComfyUI hands the memory of a weight to the next one as soon as forward
-    has used it; backward uses it again.
+    On separate streams, ComfyUI reuses the memory of a weight for the next one as soon as forward
+    has used it, but backward needs it again.
     """
     before = comfy.model_management.NUM_STREAMS
     comfy.model_management.NUM_STREAMS = 0
@@ -243,18 +260,18 @@ def _no_cast_streams() -> Iterator[None]:
 
 
 def _load_offloaded(patcher: ModelPatcher) -> None:
-    """Load a patcher as ComfyUI does when memory is short, with room for no layer at all."""
-    make_differentiable(patcher)  # before loading, which pins the weights where they lie
+    """Load a patcher like ComfyUI's low-VRAM mode, with no layer kept on the device."""
+    make_differentiable(patcher)  # before loading, which pins the weights in memory
     loaded = comfy.model_management.LoadedModel(patcher)
     loaded.model_load(lowvram_model_memory=1)
     comfy.model_management.current_loaded_models.insert(0, loaded)
 
 
 def make_differentiable(patcher: ModelPatcher) -> None:
-    """Replace the network's inference tensors, which backward refuses, by ordinary ones.
+    """Replace the network's inference tensors by ordinary tensors with the same values.
 
-    Loader nodes run under inference mode. The values stay; other patchers over the same network
-    are served equally well by ordinary tensors.
+    Loader nodes run under inference mode, and autograd refuses its tensors. Other patchers of the
+    same network work with ordinary tensors too.
     """
     for module in patcher.model.modules():
         for name, value in list(module._parameters.items()):
@@ -266,11 +283,11 @@ def make_differentiable(patcher: ModelPatcher) -> None:
 
 
 def _plain_patcher(model: ModelPatcher, family: Family) -> ModelPatcher:
-    """Return a patcher with ordinary tensors, without what the MODEL carries for sampling."""
+    """Return a clone without the MODEL's sampling-time patches and without dynamic VRAM."""
     if not model.is_dynamic():
         patcher = model.clone()
     elif model.cached_patcher_init is not None:
-        # Dynamic VRAM may evict a weight between forward and backward: a second copy is loaded.
+        # Dynamic VRAM may evict a weight between forward and backward, so a copy is loaded.
         patcher = model.clone(disable_dynamic=True, force_deepcopy=True)
     else:
         raise RuntimeError(
@@ -285,10 +302,10 @@ def _plain_patcher(model: ModelPatcher, family: Family) -> ModelPatcher:
 
 
 def keeps_casts(patcher: ModelPatcher) -> bool:
-    """Return whether the weights lie in less than they compute in: fp8 or quantised.
+    """Return whether weights are stored in fp8 or quantised, and are cast for every use.
 
-    Without checkpointing backward would hold a cast copy of every one of them, the whole base in
-    twice its size.
+    Without checkpointing, backward would keep the cast copies of all weights, which together are at
+    least twice as large as the base.
     """
     return any(
         isinstance(weight, QuantizedTensor) or weight.dtype.itemsize == 1
@@ -297,7 +314,12 @@ def keeps_casts(patcher: ModelPatcher) -> bool:
 
 
 def set_compute_dtype(patcher: ModelPatcher, precision: str) -> None:
-    """Let a patcher compute in a precision, one of ``PRECISIONS``, from its next loading on."""
+    """Set the compute dtype of a patcher, which applies when it is loaded next.
+
+    Args:
+        patcher: Patcher that is changed.
+        precision: One of ``training.settings.PRECISIONS``.
+    """
     weights = patcher.model_dtype()
     current = patcher.get_model_object("manual_cast_dtype") or weights
     wanted = _DTYPES.get(precision, current)

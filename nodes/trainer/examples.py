@@ -1,4 +1,4 @@
-"""Pictures and captions as the rows of a training see them: encoded, framed, masked."""
+"""Encode pictures and captions into training examples."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..text.training_cond import Framing, TrainingCond, training_cond
 from .base import Base, Caption
 from .preview import PreviewScene
 
+# For every value of the setting ``flip``: whether each view of a picture is mirrored.
 VIEWS = {"never": (False,), "always": (True,), "random": (False, True)}
-"""Whether a picture is mirrored, once for every way that the setting ``flip`` shows it."""
 
 
-def read_caption(base: Base, text: str, settings: TrainingSettings) -> Caption:
-    """Return a caption: encoded, unless the text encoder is trained."""
+def training_caption(base: Base, text: str, settings: TrainingSettings) -> Caption:
+    """Return an encoded caption, or its tokens if the text encoder is trained."""
     return (
         TokenizedCaption.of(base.clip, text) if settings.text_encoder_rate else base.caption(text)
     )
@@ -31,7 +31,7 @@ def read_caption(base: Base, text: str, settings: TrainingSettings) -> Caption:
 def caption_cond(
     model: ModelPatcher, caption: Caption, latent: Tensor, framing: Framing | None = None
 ) -> TrainingCond | LiveCaption:
-    """Return a caption's conditions for one picture ``(channel, ...)``."""
+    """Return the conditions of a caption for one latent, ``(channel, ...)``."""
     if isinstance(caption, TokenizedCaption):
         return caption.cond(latent, framing)
     return training_cond(model, caption, latent, framing)
@@ -40,13 +40,13 @@ def caption_cond(
 def picture_views(
     base: Base, image: FittedImage, flip: str, mask: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Framing, Tensor | None]]:
-    """Yield a picture's latent, framing and latent mask, once for every view.
+    """Yield latent, framing and latent mask of every view of a picture.
 
     Args:
-        base: Encodes the picture; need not be loaded.
-        image: The picture on its frame.
-        flip: One of ``VIEWS``.
-        mask: What each pixel counts, ``(height, width)`` of the frame.
+        base: Base whose VAE encodes the picture; it need not be loaded.
+        image: Picture, resized and cropped.
+        flip: Setting ``flip``, a key of ``VIEWS``.
+        mask: ``(height, width)``, weight of each pixel in 0..1.
 
     Raises:
         RuntimeError: The VAE gives NaN.
@@ -64,20 +64,20 @@ def picture_views(
 def captioned_examples(
     base: Base, pictures: Sequence[Picture], settings: TrainingSettings
 ) -> list[list[Example]]:
-    """Return pictures with their captions as rows, encoded one by one, once for every view.
+    """Return the encoded examples of captioned pictures, one list for every view.
 
     Args:
-        base: Encodes pictures and captions; need not be loaded.
-        pictures: Pictures in order.
-        settings: Whether pictures are mirrored and captions dropped.
+        base: Base whose text encoder and VAE encode the pictures; it need not be loaded.
+        pictures: Pictures with their captions, in order.
+        settings: Training settings; mirroring and caption dropout are used.
 
     Raises:
-        ValueError: All that a mask lets count is cut away.
+        ValueError: Cropping leaves nothing of what a mask selects.
         RuntimeError: The VAE gives NaN.
     """
-    empty = read_caption(base, "", settings) if settings.caption_dropout else None
+    empty = training_caption(base, "", settings) if settings.caption_dropout else None
     captions = dict.fromkeys(picture.caption for picture in pictures)
-    texts = {text: read_caption(base, text, settings) for text in captions}
+    texts = {text: training_caption(base, text, settings) for text in captions}
     examples: list[list[Example]] = [[] for _ in VIEWS[settings.flip]]
     for picture in pictures:
         image, mask = picture.fitted()
@@ -96,20 +96,20 @@ def example(
     framing: Framing | None = None,
     mask: Tensor | None = None,
 ) -> Example:
-    """Return an encoded picture ``(channel, ...)`` with its caption's conditions."""
+    """Return the example of a latent ``(channel, ...)`` and its captions."""
     dropped = None if uncond is None else caption_cond(model, uncond, latent, framing)
     return Example(latent, caption_cond(model, text, latent, framing), mask, dropped)
 
 
 def latent_mask(mask: Tensor, latent: Tensor) -> Tensor:
-    """Return what each cell of a latent counts: the mean of the pixels under it.
+    """Return the weight of each latent cell, which is the mean weight of its pixels.
 
     Args:
         mask: ``(height, width)`` in 0..1.
         latent: ``(channel, ..., height, width)``; only its shape is read.
     """
     shrunk = F.interpolate(mask[None, None].float(), size=latent.shape[-2:], mode="area")[0]
-    frames = latent.shape[1:-2]  # of a video; one mask serves all
+    frames = latent.shape[1:-2]  # frames of a video share one mask
     return (
         shrunk.reshape(1, *[1] * len(frames), *shrunk.shape[-2:])
         .expand(1, *latent.shape[1:])
@@ -124,18 +124,18 @@ def preview_scene(
     gates: tuple[RowGates, RowGates],
     latent: Tensor,
 ) -> PreviewScene:
-    """Return what previews show: the settings' prompt, or the first of the trainer's own.
+    """Return the scene of the previews, for the settings' prompt or else the trainer's first.
 
     Args:
-        base: Encodes the prompts and decodes the pictures; need not be loaded.
-        settings: The user's settings.
-        prompts: The trainer's prompts.
-        gates: Gates of the prompt's row and of the empty prompt's.
+        base: Base that encodes the prompts and decodes the pictures; it need not be loaded.
+        settings: Training settings.
+        prompts: Prompts of the trainer.
+        gates: Gates of the prompt's row and of the empty prompt's row.
         latent: ``(channel, ...)``; only its shape is read.
     """
     prompt = settings.preview_prompt.strip() or prompts[0]
     cond, uncond = (
-        caption_cond(base.model, read_caption(base, text, settings), latent)
+        caption_cond(base.model, training_caption(base, text, settings), latent)
         for text in (prompt, "")
     )
     return PreviewScene(base.vae, cond, uncond, *gates, latent.shape)

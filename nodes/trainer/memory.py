@@ -1,10 +1,11 @@
-"""Presets for cards, and what a run needs of the device's memory, said before step 1."""
+"""GPU memory presets, and the check before step 1 that a run fits into memory."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import cast
 
 import comfy.model_management
 import torch
@@ -12,21 +13,20 @@ from comfy.model_patcher import ModelPatcher
 
 from ...training import TrainingConfig, TrainingSettings
 from ...training.memory import MemoryNeed
-from .rehearsal import Rehearsal
+from .memory_estimator import MemoryEstimator
 
 _GB = 1024**3
-# The forecast is right within a fifth; beyond this a run is bound to fail.
-_HOPELESS = 1.3
+_REFUSE_ABOVE = 1.3  # multiple of the free memory; the estimate is accurate to about 20 %
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What a memory preset sets.
+    """A memory preset.
 
     Args:
-        size: Of the card.
-        checkpointing: Recompute blocks whatever the base.
-        rows_per_pass: Rows in one forward; 0 is no limit.
+        size: Memory of the card in bytes.
+        checkpointing: Whether blocks are recomputed even for small bases.
+        rows_per_pass: Maximum number of rows in one forward pass; 0 is no limit.
     """
 
     size: int
@@ -34,30 +34,32 @@ class Preset:
     rows_per_pass: int
 
 
-# Forecasts for SDXL in fp16, computing in bf16, a pair at 1024 pixels, rank 64.
+# The sizes are estimates for SDXL in fp16, computing in bf16, a pair at 1024 pixels and rank 64.
 PRESETS = {
-    # 6.4 GB would be too near to what such a card has free; 1.6 GB with the weights elsewhere.
+    # 6.4 GB would leave too little free memory; with offloaded weights it is 1.6 GB.
     "8 GB": Preset(8 * _GB, checkpointing=True, rows_per_pass=1),
     # 6.9 GB with both rows in one pass.
     "12 GB": Preset(12 * _GB, checkpointing=True, rows_per_pass=2),
-    # 20.0 GB without recomputing, which is faster.
+    # 20.0 GB without checkpointing, which is faster.
     "24 GB": Preset(24 * _GB, checkpointing=False, rows_per_pass=0),
 }
-_LARGE_BASE = 0.3  # of the card: what a step keeps grows with the base and outgrows what is left
-_TOO_LARGE_BASE = 0.5  # of the card: what a step needs no longer fits beside the weights
+# Fractions of the card's memory. Above the first, activations without checkpointing no longer fit;
+# above the second, a step no longer fits together with the weights.
+_LARGE_BASE = 0.3
+_TOO_LARGE_BASE = 0.5
 
 
 def with_preset(
     settings: TrainingSettings, config: TrainingConfig, model: ModelPatcher
 ) -> tuple[TrainingSettings, TrainingConfig]:
-    """Return settings and run with the memory preset's choices in their places.
+    """Return settings and configuration with the values of the memory preset.
 
-    Offload implies checkpointing: backward would otherwise hold every weight on the device.
+    Offload implies checkpointing, because backward would otherwise keep every weight on the device.
 
     Args:
-        settings: Of the user.
-        config: Of the loop.
-        model: The base, whose size decides whether its weights may stay on the card.
+        settings: Training settings of the user.
+        config: Configuration of the run.
+        model: Base model, whose size decides about checkpointing and offload.
     """
     if settings.memory in PRESETS:
         preset = PRESETS[settings.memory]
@@ -73,62 +75,63 @@ def with_preset(
 
 
 def check_memory(
-    rehearsal: Rehearsal,
+    estimator: MemoryEstimator,
     config: TrainingConfig,
     settings: TrainingSettings,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> None:
-    """Say what the run will need, what is free, and which setting would make it fit.
+    """Report the memory that the run needs and, if it does not fit, a setting that makes it fit.
 
     Args:
-        rehearsal: What is trained; not loaded yet.
-        config: The run.
-        settings: Settings with the preset in place.
-        tell: Shows a sentence on the node.
+        estimator: Memory estimator of the run, whose base is not loaded yet.
+        config: Configuration of the run.
+        settings: Training settings with the values of the preset.
+        report: Function that shows a sentence on the node.
 
     Raises:
-        RuntimeError: The run can't fit onto a GPU by a clear margin.
+        RuntimeError: The run needs clearly more memory than is free on the GPU.
     """
-    model = rehearsal.base.model
+    model = estimator.base.model
     device = torch.device(model.load_device)
     try:
-        need = rehearsal.need(config, settings)
-    except Exception as error:  # a forecast that fails is no reason not to train
+        need = estimator.estimate(config, settings)
+    except Exception as error:  # the run may fit even if its memory can't be estimated
         logging.warning("Pastiche: the memory forecast failed", exc_info=True)
-        tell(f"memory: not foretold for this model ({type(error).__name__}: {error})")
+        report(f"memory: not foretold for this model ({type(error).__name__}: {error})")
         return
-    wanted, free = _wanted(need, model), _free(device)
-    tell(_forecast(need, free, device))
-    if wanted <= free:
+    needed, free = _needed(need, model), _free(device)
+    report(_summary(need, free, device))
+    if needed <= free:
         return
-    remedy = _remedy(rehearsal, config, settings, free)
-    if device.type != "cpu" and wanted > _HOPELESS * free:
+    remedy = _remedy(estimator, config, settings, free)
+    if device.type != "cpu" and needed > _REFUSE_ABOVE * free:
         raise RuntimeError(
             f"training must fit into the {free / _GB:.1f} GB that are free on {device}, but needs "
             f"about {need.total / _GB:.1f} GB; {remedy}"
         )
-    tell(f"memory may run out: {remedy}")
+    report(f"memory may run out: {remedy}")
 
 
-def _forecast(need: MemoryNeed, free: int, device: torch.device) -> str:
+def _summary(need: MemoryNeed, free: int, device: torch.device) -> str:
     parts = (
         f"base {need.weights / _GB:.1f}, what is learnt {need.learnt / _GB:.1f}, "
         f"a step {need.activations / _GB:.1f}"
     )
     return (
         f"memory: about {need.total / _GB:.1f} GB on {device} ({parts}); "
-        f"{free / _GB:.1f} GB are free{' beside the base' if device.type == 'cpu' else ''}"
+        f"{free / _GB:.1f} GB are free{' in addition to the base' if device.type == 'cpu' else ''}"
     )
 
 
-def _wanted(need: MemoryNeed, model: ModelPatcher) -> int:
-    """Return what has to be free: on a CPU the base is there already."""
+def _needed(need: MemoryNeed, model: ModelPatcher) -> int:
+    """Return the bytes that must be free; on a CPU the base is loaded already."""
     return need.total - (need.weights if torch.device(model.load_device).type == "cpu" else 0)
 
 
 def _free(device: torch.device) -> int:
-    """Return what is free on the device once other models have made way, as training has them."""
-    free = comfy.model_management.get_free_memory(device)
+    """Return the free bytes on the device after all loaded models are unloaded, as for training."""
+    # ComfyUI returns a pair only on request.
+    free = cast(int, comfy.model_management.get_free_memory(device))
     if device.type == "cpu":
         return int(free)
     loaded = comfy.model_management.current_loaded_models
@@ -143,13 +146,13 @@ def _free(device: torch.device) -> int:
 
 
 def _remedy(
-    rehearsal: Rehearsal, config: TrainingConfig, settings: TrainingSettings, free: int
+    estimator: MemoryEstimator, config: TrainingConfig, settings: TrainingSettings, free: int
 ) -> str:
-    """Return what to set so that the run fits, without a full stop."""
-    model = rehearsal.base.model
+    """Return advice for making the run fit, without a full stop."""
+    model = estimator.base.model
     for names, changed, run in _savings(settings, config, model):
-        need = rehearsal.need(run, changed)
-        if _wanted(need, model) <= free:
+        need = estimator.estimate(run, changed)
+        if _needed(need, model) <= free:
             return f"set {names} in Training Settings, then it needs {need.total / _GB:.1f} GB"
     return "lower resolution, rank or batch_size, close other programs, or take a smaller base"
 
@@ -157,8 +160,8 @@ def _remedy(
 def _savings(
     settings: TrainingSettings, config: TrainingConfig, model: ModelPatcher
 ) -> Iterator[tuple[str, TrainingSettings, TrainingConfig]]:
-    """Yield settings that need less and less, by what is to be set; each includes those before."""
-    # A preset would overrule them.
+    """Yield advice, settings and configuration that need less and less memory, cumulatively."""
+    # A preset would override these settings.
     names = ["memory to as set"] if settings.memory in PRESETS else []
     if not settings.checkpointing:
         settings, names = replace(settings, checkpointing=True), [*names, "checkpointing on"]

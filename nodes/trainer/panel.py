@@ -1,4 +1,4 @@
-"""A run on its node's panel: what it shows, and the buttons it obeys."""
+"""The live panel of a training run: the state that pages show, and its buttons."""
 
 from __future__ import annotations
 
@@ -25,62 +25,59 @@ MESSAGE = "pastiche.training"
 BUTTONS = ("sample", "save", "stop")
 RUNNING, FINISHED, STOPPED, BROKEN = "running", "finished", "stopped", "broken"
 
-_PAUSE = 0.25
-"""Seconds between two messages on steps; steps may be faster."""
-_REMEMBERED = 16
-"""Runs that a reloaded page may ask for, ended ones among them."""
-_TIMED_STEPS = 100
-MOST_POINTS = 2000
-_SMOOTHING = 0.97
-"""Of the running mean: about the last thirty steps count."""
+_SEND_INTERVAL = 0.25  # minimum seconds between two messages about steps
+_MAX_RUNS = 16  # number of runs, ended ones included, that a reloaded page can show
+_TIMED_STEPS = 100  # number of latest steps from which the remaining time is estimated
+MOST_POINTS = 2000  # maximum number of points that a curve keeps
+_SMOOTHING = 0.97  # decay of the smoothed loss, which averages about thirty steps
 
-Point = tuple[int, float, float]
-"""Step, loss and smoothed loss."""
+Point = tuple[int, float, float]  # step, loss and smoothed loss
 
 _runs: dict[str, LivePanel] = {}
 _runs_lock = threading.Lock()
 
 
 def known_runs() -> list[LivePanel]:
-    """Return the running and the latest ended runs, oldest first."""
+    """Return the running runs and the latest ended ones, oldest first."""
     with _runs_lock:
         return list(_runs.values())
 
 
 def find_run(run: str) -> LivePanel | None:
-    """Return the run of that id, ``None`` for an unknown one."""
+    """Return the run with this id, or None if it is unknown."""
     with _runs_lock:
         return _runs.get(run)
 
 
-def live_id(folder: RunFolder, node_id: str | None) -> str:
-    """Return the id by which the page knows a run: 12 hex digits, its own for every trainer.
+def panel_id(folder: RunFolder, node_id: str | None) -> str:
+    """Return the id of a run on a node's panel, 12 hexadecimal digits.
 
-    Two trainers may make the same run in turn, the second with more steps.
+    The node is part of the id, because two trainers may execute the same run one after the other,
+    the second with more steps.
     """
     return hashlib.sha256(f"{folder.path.name}/{node_id}".encode()).hexdigest()[:12]
 
 
-def _remember(panel: LivePanel) -> None:
-    """Hold a run among those that are known, in place of an older one that is equal."""
+def _register(panel: LivePanel) -> None:
+    """Add a run to the known runs; it replaces an older one with the same id."""
     with _runs_lock:
         _runs.pop(panel.run, None)
         _runs[panel.run] = panel
         ended = [run for run, known in _runs.items() if not known.running]
-        for run in ended[: max(0, len(_runs) - _REMEMBERED)]:
+        for run in ended[: max(0, len(_runs) - _MAX_RUNS)]:
             del _runs[run]
 
 
 class LivePanel:
-    """The callback that tells the page of every step and passes its buttons on.
+    """The training callback that sends every step to the pages and receives their buttons.
 
-    The run's thread writes, the server's thread reads and presses buttons.
+    The training thread writes the state; the server's thread reads it and presses buttons.
 
     Args:
-        node_id: Of the node in the graph; ``None`` outside a server.
-        folder: Of the run.
-        config: Of the loop.
-        start: What the run goes on from.
+        node_id: Id of the node in the graph; None outside a server.
+        folder: Folder of the run.
+        config: Configuration of the run.
+        start: Checkpoint from which the run is resumed, or None.
     """
 
     def __init__(
@@ -90,14 +87,14 @@ class LivePanel:
         config: TrainingConfig,
         start: Checkpoint | None,
     ):
-        self.run, self.node_id = live_id(folder, node_id), node_id
+        self.run, self.node_id = panel_id(folder, node_id), node_id
         self.notes: list[str] = []
         self._lock = threading.Lock()
         self._pressed: set[str] = set()
         self._curve = Curve()
         self._times: deque[float] = deque(maxlen=_TIMED_STEPS)
         self._sent_step, self._sent_at, self._messages = 0, 0.0, 0
-        self._shown: dict[str, Any] = {
+        self._state: dict[str, Any] = {
             "run": self.run,
             "name": folder.name,
             "node_id": node_id,
@@ -118,30 +115,30 @@ class LivePanel:
 
     @property
     def running(self) -> bool:
-        """Return whether the run obeys its buttons."""
-        return self._shown["state"] == RUNNING
+        """Return whether the run has not ended, so that its buttons work."""
+        return self._state["state"] == RUNNING
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Hold the run among those that the page may ask for."""
-        _remember(self)
+        """Register the run inside the block, and mark it as ended at the end."""
+        _register(self)
         self._change(doing="preparing")
         end = BROKEN
         try:
             yield
-            end = FINISHED if self._shown["step"] >= self._shown["steps"] else STOPPED
+            end = FINISHED if self._state["step"] >= self._state["steps"] else STOPPED
         finally:
             with self._lock:
                 self._pressed.clear()
             self._change(state=end, doing="", seconds_left=None)
 
     def __call__(self, event: Event) -> bool:
-        """Tell the page of a step; true ends the run as the user asked."""
-        stop = self.asked("stop")
+        """Send a step to the pages; return true if the user has pressed *Stop*."""
+        stop = self.take_press("stop")
         self._times.append(time.monotonic())
         with self._lock:
             self._curve.add(event.step, event.loss)
-            self._shown |= {
+            self._state |= {
                 "doing": "",
                 "step": event.step,
                 "loss": event.loss,
@@ -149,20 +146,20 @@ class LivePanel:
                 "learning_rate": event.session.optimizer.param_groups[0]["lr"],
                 "seconds_left": self._seconds_left(event),
             }
-        # The last step is told of by the end of the run.
-        if time.monotonic() - self._sent_at >= _PAUSE:
+        # The end of the run sends the last step in any case.
+        if time.monotonic() - self._sent_at >= _SEND_INTERVAL:
             self._send()
         return stop
 
     def _seconds_left(self, event: Event) -> float | None:
-        """Return an estimate from the latest steps, pictures and checkpoints among them."""
+        """Return the estimated remaining time, from the duration of the latest steps."""
         if len(self._times) < 2:
             return None
         pace = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
         return round(pace * (event.steps - event.step), 1)
 
     def press(self, button: str) -> bool:
-        """Remember a button until the run's next step; false where the run has ended."""
+        """Keep a button press until the run's next step; return false if the run has ended."""
         with self._lock:
             if not self.running:
                 return False
@@ -170,25 +167,25 @@ class LivePanel:
         self._send()
         return True
 
-    def asked(self, button: str) -> bool:
-        """Return whether a button (``sample``, ``save`` or ``stop``) was pressed since last asked."""
+    def take_press(self, button: str) -> bool:
+        """Return whether a button of ``BUTTONS`` was pressed since the last call, and reset it."""
         with self._lock:
             pressed = button in self._pressed
             self._pressed.discard(button)
         return pressed
 
-    def doing(self, what: str) -> None:
-        """Show what keeps the run from its next step."""
-        self._change(doing=what)
+    def show_activity(self, activity: str) -> None:
+        """Show an activity that delays the next step; an empty text removes it."""
+        self._change(doing=activity)
 
     def show_picture(self, file: Path, step: int) -> None:
-        """Show a picture below ComfyUI's output folder."""
-        place = file.parent.relative_to(folder_paths.get_output_directory()).as_posix()
-        address = {"filename": file.name, "subfolder": place, "type": "output"}
+        """Show a picture that is stored below ComfyUI's output folder."""
+        subfolder = file.parent.relative_to(folder_paths.get_output_directory()).as_posix()
+        address = {"filename": file.name, "subfolder": subfolder, "type": "output"}
         self._change(picture={**address, "step": step}, doing="")
 
     def note(self, text: str) -> None:
-        """Show a sentence on the node, now and when the run is over."""
+        """Show a sentence on the node, during the run and after it; repeated ones are ignored."""
         if text in self.notes:
             return
         with self._lock:
@@ -197,18 +194,19 @@ class LivePanel:
         self._send()
 
     def warn(self, text: str) -> None:
-        """Show a sentence about something that went wrong without ending the run."""
+        """Log a sentence about a problem that does not end the run, and show it on the node."""
         logging.warning("Pastiche: %s", text)
         self.note(text)
 
     def snapshot(self) -> dict[str, Any]:
-        """Return all that a page needs to show the run, as plain values."""
+        """Return the complete state for a page, as plain values."""
         with self._lock:
-            return self._described(0)
+            return self._message(0)
 
-    def _described(self, after: int) -> dict[str, Any]:
+    def _message(self, after: int) -> dict[str, Any]:
+        """Return the state with the curve's points after a step; the lock must be held."""
         return {
-            **self._shown,
+            **self._state,
             "notes": list(self.notes),
             "pressed": sorted(self._pressed),
             "message": self._messages,
@@ -217,25 +215,25 @@ class LivePanel:
 
     def _change(self, **values: Any) -> None:
         with self._lock:
-            self._shown |= values
+            self._state |= values
         self._send()
 
     def _send(self) -> None:
-        """Send what is shown and the curve's new points to every open page."""
+        """Send the state and the curve's new points to every open page."""
         with self._lock:
             self._messages += 1
-            described = self._described(self._sent_step)
-            self._sent_step, self._sent_at = self._shown["step"], time.monotonic()
+            message = self._message(self._sent_step)
+            self._sent_step, self._sent_at = self._state["step"], time.monotonic()
         server = getattr(PromptServer, "instance", None)
         if server is not None and self.node_id is not None:
-            server.send_sync(MESSAGE, described)
+            server.send_sync(MESSAGE, message)
 
 
 def _workflow_id() -> str | None:
-    """Return the id of the page's workflow that runs now, ``None`` where no page queued it.
+    """Return the id of the workflow that is being executed; None if no page queued it.
 
-    Two workflows may have a trainer of equal node id. One that was never saved may have no id yet,
-    which the page writes as zeros.
+    It tells trainers of different workflows apart, whose node ids may be equal. A workflow that was
+    never saved may have no id yet; the page then sends zeros, which count as None.
     """
     server, context = getattr(PromptServer, "instance", None), get_executing_context()
     if server is None or context is None:
@@ -249,7 +247,7 @@ def _workflow_id() -> str | None:
 
 
 class Curve:
-    """Points of which every second goes, from the first to the last, when they become too many."""
+    """A loss curve that drops every second point whenever it has too many."""
 
     def __init__(self) -> None:
         self._points: list[Point] = []
@@ -258,10 +256,10 @@ class Curve:
         self._sum = self._weight = 0.0
 
     def add(self, step: int, loss: float) -> None:
-        """Take the loss of the next step up."""
+        """Add the loss of the next step."""
         self._sum = _SMOOTHING * self._sum + (1 - _SMOOTHING) * loss
         self._weight = _SMOOTHING * self._weight + (1 - _SMOOTHING)
-        self._latest = step, _short(loss), _short(self._sum / self._weight)
+        self._latest = step, _rounded(loss), _rounded(self._sum / self._weight)
         if step % self._every == 0:
             self._points.append(self._latest)
         if len(self._points) >= MOST_POINTS:
@@ -269,13 +267,13 @@ class Curve:
             self._points = [point for point in self._points if point[0] % self._every == 0]
 
     def since(self, step: int) -> list[Point]:
-        """Return the points after ``step`` and always the latest one."""
+        """Return the points after ``step``, always including the latest one."""
         points = [point for point in self._points if point[0] > step]
         if self._latest is not None and self._latest[0] > step and points[-1:] != [self._latest]:
             points.append(self._latest)
         return points
 
 
-def _short(number: float) -> float:
-    """Return the number with six digits: thousands of them travel to the page."""
+def _rounded(number: float) -> float:
+    """Return the number rounded to six digits, as thousands of them are sent to the page."""
     return float(f"{number:.6g}")

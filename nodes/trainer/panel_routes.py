@@ -1,4 +1,4 @@
-"""What a page may ask of the runs, on ComfyUI's own port: their curves, and their buttons."""
+"""HTTP routes through which pages read the training runs and press their buttons."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ from .panel import BUTTONS, find_run, known_runs
 RUNS = "/pastiche/runs"
 ACTION = RUNS + "/{run}/{action}"
 
-_LARGEST_BODY = 64 * 1024
-"""In bytes; a button says all in its address."""
+_LARGEST_BODY = 64 * 1024  # in bytes; a button needs no body, as its address names it
 
 
 def register_routes() -> None:
-    """Add the routes to the server that loads the pack, where there is one."""
+    """Add the routes to ComfyUI's server, if there is one."""
     server = getattr(PromptServer, "instance", None)
     if server is not None:
-        # All methods: ComfyUI's files below "/" would answer the wrong ones with "not found".
+        # All methods are routed; otherwise ComfyUI's static files would answer wrong ones with 404.
         server.routes.route("*", RUNS)(show_runs)
         server.routes.route("*", ACTION)(press_button)
 
 
 async def show_runs(request: web.Request) -> web.Response:
-    """Answer with the running and the latest ended runs, curves included."""
+    """Respond with the running and the latest ended runs, including their curves."""
     if request.method not in ("GET", "HEAD"):
         return _refused(405, f"the runs are asked for by GET, got {request.method}", "GET, HEAD")
     return web.json_response({"runs": [run.snapshot() for run in known_runs()]})
 
 
 async def press_button(request: web.Request) -> web.Response:
-    """Pass a button on to a run and answer with the run as it is now."""
+    """Press a button of a run and respond with the run's current state."""
     if request.method != "POST":
         return _refused(405, f"a button is pressed by POST, got {request.method}", "POST")
     if await _is_large(request):
@@ -48,7 +47,7 @@ async def press_button(request: web.Request) -> web.Response:
 
 
 async def _is_large(request: web.Request) -> bool:
-    """Return whether the body is above the limit; it is never held, nor read beyond."""
+    """Return whether the body exceeds the limit; it is neither stored nor read beyond it."""
     if (request.content_length or 0) > _LARGEST_BODY:
         return True
     size = 0

@@ -1,4 +1,4 @@
-"""Preview pictures while a run lasts."""
+"""Draw preview pictures during a training run."""
 
 from __future__ import annotations
 
@@ -29,21 +29,20 @@ from .denoiser import ComfyDenoiser
 from .panel import LivePanel
 
 FOLDER = "previews"
-_LARGEST_SIDE = 512
-"""Of the picture that ComfyUI's own progress bar carries."""
+_LARGEST_SIDE = 512  # longest side of the preview that ComfyUI's progress bar sends, in pixels
 
 
 @dataclass(frozen=True)
 class PreviewScene:
-    """What a preview shows.
+    """The prompt and the gates of a preview.
 
     Args:
-        vae: Decodes it.
-        cond: Of the prompt.
-        uncond: Of the empty prompt.
-        gates: Of the prompt's row.
-        uncond_gates: Of the empty prompt's row.
-        shape: Of the latent, ``(channel, ...)``.
+        vae: VAE that decodes the picture.
+        cond: Conditions of the prompt.
+        uncond: Conditions of the empty prompt.
+        gates: Gates of the prompt's row.
+        uncond_gates: Gates of the empty prompt's row.
+        shape: Shape of the latent, ``(channel, ...)``.
     """
 
     vae: comfy.sd.VAE
@@ -55,16 +54,16 @@ class PreviewScene:
 
 
 class Previews:
-    """The callback that draws a picture every so many steps, or when the user asks for one.
+    """The training callback that draws a picture at regular steps, or at the user's request.
 
-    Noise, steps and guidance are always the same, so that two pictures differ by what was learnt
-    between them. Nothing that training uses is changed: neither parameters nor random numbers.
+    Noise, steps and guidance are the same for all pictures, so that they differ only by what was
+    learnt between them. Drawing changes neither parameters nor random numbers of the training.
 
     Args:
-        scene: What is drawn; ``None`` draws nothing.
-        settings: How often, and the seed of the noise.
-        folder: Of the run.
-        panel: Asked for the button; shows the pictures.
+        scene: Scene to draw; None draws nothing.
+        settings: Training settings; the interval and the seed of the noise are used.
+        folder: Folder of the run.
+        panel: Panel that shows the pictures and has the button.
         samplings: Sampling settings of the base's family.
     """
 
@@ -82,39 +81,39 @@ class Previews:
         self._unseen: Image.Image | None = None
 
     def latest(self) -> Any:
-        """Return what ComfyUI's progress bar takes as the node's preview, once per picture."""
+        """Return a new picture in the form of ComfyUI's progress bar, or None; each one once."""
         picture, self._unseen = self._unseen, None
         return None if picture is None else ("JPEG", picture, _LARGEST_SIDE)
 
     def __call__(self, event: Event) -> None:
-        """Draw, where it is time to; a picture that fails is said and does no harm."""
-        asked = self.panel.asked("sample")
+        """Draw a picture if one is due; a failure is reported and the training goes on."""
+        requested = self.panel.take_press("sample")
         every = self.settings.preview_every
-        if not asked and not (every and event.step % every == 0):
+        if not requested and not (every and event.step % every == 0):
             return
         if self.scene is None:
             self.panel.note("a preview picture needs the trainer's clip and vae: connect both")
             return
-        self.panel.doing("drawing a picture")
+        self.panel.show_activity("drawing a picture")
         file = self.folder / f"step_{event.step:06d}.png"
         try:
-            picture = draw(self.scene, event, self.settings, self.samplings)
+            picture = draw_preview(self.scene, event, self.settings, self.samplings)
             png = io.BytesIO()
             picture.save(png, "PNG")
             file.parent.mkdir(parents=True, exist_ok=True)
             replace_file(file, png.getvalue())
-        except Exception as error:  # the interrupt is no Exception and does end the run
-            self.panel.doing("")
+        except Exception as error:  # the user's interrupt is not one and still ends the run
+            self.panel.show_activity("")
             self.panel.warn(f"training goes on without a preview picture: {error}")
             return
         self._unseen = picture
         self.panel.show_picture(file, event.step)
 
 
-def draw(
+def draw_preview(
     scene: PreviewScene, event: Event, settings: TrainingSettings, samplings: Samplings
 ) -> Image.Image:
-    """Return a picture of what the run has learnt so far, in the size of its latents.
+    """Return a picture drawn with the present state of the run, in the size of its latents.
 
     Raises:
         RuntimeError: The VAE gives NaN, or there is not enough memory.
@@ -127,7 +126,7 @@ def draw(
         try:
             pixels = _decoded(scene.vae, latent)
         finally:
-            # The VAE may have needed the denoiser's place on the device.
+            # ComfyUI may have unloaded the denoiser to make room for the VAE.
             denoiser.reload()
     require_finite(pixels, scene.vae)
     return Image.fromarray((pixels.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
@@ -136,7 +135,7 @@ def draw(
 def _sample(
     scene: PreviewScene, event: Event, settings: TrainingSettings, samplings: Samplings
 ) -> Tensor:
-    """Return a latent as the VAE takes it, ``(1, channel, ...)``, drawn as a KSampler would."""
+    """Return a latent for the VAE, ``(1, channel, ...)``, sampled like KSampler with Euler."""
     session = event.session
     denoiser = cast(ComfyDenoiser, session.denoiser)
     model, preview = denoiser.model, samplings.preview
@@ -145,10 +144,10 @@ def _sample(
         for cond, gates in ((scene.cond, scene.gates), (scene.uncond, scene.uncond_gates))
     ]
     if samplings.distilled_guidance is not None:
-        told = CONDRegular(torch.tensor([samplings.distilled_guidance]))
-        rows = [(TrainingCond({**rows[0][0].model_conds, "guidance": told}), scene.gates)]
-    apart = settings.rows_per_pass == 1 or len({cond.shape_key() for cond, _ in rows}) > 1
-    passes = [[row] for row in rows] if apart else [rows]
+        guidance = CONDRegular(torch.tensor([samplings.distilled_guidance]))
+        rows = [(TrainingCond({**rows[0][0].model_conds, "guidance": guidance}), scene.gates)]
+    separate = settings.rows_per_pass == 1 or len({cond.shape_key() for cond, _ in rows}) > 1
+    passes = [[row] for row in rows] if separate else [rows]
 
     def guided(x: Tensor, sigma: Tensor) -> Tensor:
         found = []
@@ -173,22 +172,22 @@ def _sample(
 
 
 def _encoded(event: Event, cond: TrainingCond | LiveCaption, gates: RowGates) -> TrainingCond:
-    """Return a prompt as the model takes it, of what is learnt by now."""
+    """Return the conditions of a prompt, encoded with the present state of the run."""
     session = event.session
     with session.gates.gated([gates]):
         return cast(ComfyDenoiser, session.denoiser).encoded([session.words.conditioning(cond)])[0]
 
 
 def _is_first(sampling: Any, sigmas: Tensor) -> bool:
-    """Return whether sampling begins at the model's strongest noise, as ComfyUI decides it."""
+    """Return whether sampling begins at the model's maximum noise, by ComfyUI's own criterion."""
     return float(sigmas[0]) >= float(sampling.sigma_max) * (1 - 1e-5)
 
 
 def _decoded(vae: comfy.sd.VAE, latent: Tensor) -> Tensor:
     """Return the VAE's picture of a latent, ``(height, width, 3)``, the first frame of a video.
 
-    In a thread of its own: there, as in a node, ComfyUI's tensors are inference tensors, which the
-    modes that training has set in this one don't bear.
+    The VAE runs in a separate thread under inference mode, as in a node, because the modes that
+    training has set in this thread do not allow inference tensors.
     """
 
     def decode() -> Tensor:

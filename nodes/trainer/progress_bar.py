@@ -1,4 +1,4 @@
-"""A training run's part of its node's progress bar."""
+"""Show the steps of a training run on its node's progress bar."""
 
 from __future__ import annotations
 
@@ -14,23 +14,28 @@ from ...training.progress import Callback, Event
 
 @dataclass(frozen=True)
 class ProgressRange:
-    """A run's part of a node's progress bar: steps before it, and steps in all."""
+    """The part of a node's progress bar that one run fills.
 
-    before: int
+    Args:
+        offset: Number of steps before the run.
+        total: Total number of steps.
+    """
+
+    offset: int
     total: int
 
 
 def progress_bar(progress: ProgressRange, picture: Callable[[], Any] = lambda: None) -> Callback:
-    """Return a callback that moves the node's progress bar and ends the run on an interrupt.
+    """Return a callback that updates the node's progress bar and raises on the user's interrupt.
 
     Args:
-        progress: The run's part of the bar.
-        picture: Gives what ComfyUI shows as the node's preview, or ``None``.
+        progress: Part of the bar that the run fills.
+        picture: Function that returns the node's preview in ComfyUI's form, or None.
     """
     bar = comfy.utils.ProgressBar(progress.total)
 
     def on_step(event: Event) -> None:
-        bar.update_absolute(progress.before + event.step, progress.total, picture())
+        bar.update_absolute(progress.offset + event.step, progress.total, picture())
         comfy.model_management.throw_exception_if_processing_interrupted()
 
     return on_step

@@ -1,4 +1,4 @@
-"""The inputs that all training nodes have, and how a node's lists become them."""
+"""The inputs that all training nodes share, and their construction from a node's lists."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Request = TypeVar("Request", bound="TrainRequest")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainRequest:
-    """The inputs of a training node, each under its own name.
+    """The inputs of a training node; fields have the names of the inputs.
 
     Args:
-        base: MODEL, CLIP and VAE.
+        base: Base with MODEL, CLIP and VAE.
         steps: Training steps; 0 is the family's default.
         rank: LoRA rank; 0 is the family's default.
         learning_rate: Learning rate; 0 is the family's default.
-        seed: Seed of every draw.
+        seed: Seed of all random numbers.
         run_name: Name of the run's folder.
-        settings: The user's settings.
-        node_id: The node's id in the graph; ``None`` outside a server.
+        settings: Training settings of the user.
+        node_id: Id of the node in the graph; None outside a server.
     """
 
     base: Base
@@ -41,15 +41,15 @@ class TrainRequest:
 def read_request(
     kind: type[Request], inputs: Mapping[str, Sequence[Any]], node_id: str | None
 ) -> Request:
-    """Return a request of what ComfyUI hands to a node that takes lists.
+    """Return a request from the inputs that ComfyUI passes to a node that accepts lists.
 
     Args:
-        kind: What is asked for.
-        inputs: Values by the name of their input.
-        node_id: The node's id in the graph; ``None`` outside a server.
+        kind: Class of the request.
+        inputs: Lists of values by input name.
+        node_id: Id of the node in the graph; None outside a server.
 
     Raises:
-        ValueError: A list is connected where one value is needed.
+        ValueError: A list is connected to an input that accepts a single value.
     """
     values = read_inputs(kind, inputs)
     base = Base(*(values.pop(name, None) for name in ("model", "clip", "vae")))

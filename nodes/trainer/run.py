@@ -1,4 +1,4 @@
-"""The run that all trainers share: reuse a finished one, lock, resume, checkpoint, save."""
+"""The run lifecycle shared by all trainers: reuse a finished run, lock, resume, save."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ...training.runs.run_store import StoredRun, checked_run_name, require_spac
 from ..bridge.output_folder import runs_root
 from .denoiser import open_denoiser
 from .memory import check_memory, with_preset
+from .memory_estimator import MemoryEstimator
 from .panel import LivePanel
 from .preview import Previews
 from .progress_bar import ProgressRange, progress_bar
-from .rehearsal import Rehearsal
 from .target_layers import sites_on
 from .trainer import Trainer, TrainerOutput
 
 
 def run_training(trainer: Trainer, progress: ProgressRange | None = None) -> TrainerOutput:
-    """Return a trainer's output: an equal run's, or what training, begun or resumed, gives.
+    """Return the output of an equal finished run, or else train, from a checkpoint if possible.
 
     Args:
-        trainer: The method with its inputs.
-        progress: The run's part of the node's progress bar; ``None`` is all of it.
+        trainer: Training method with its inputs.
+        progress: Part of the node's progress bar that the run fills; None is all of it.
 
     Raises:
-        ValueError: An input is not what it must be; the message says which and what to do.
-        RuntimeError: The folder is in use or can't be written, or the training broke off; the
-            message names the last step that is kept.
+        ValueError: An input is not valid.
+        RuntimeError: The folder is in use or can't be written, or the training failed; the message
+            names the last step that is saved.
     """
     trainer.check()
     config = trainer.config
@@ -47,7 +47,7 @@ def run_training(trainer: Trainer, progress: ProgressRange | None = None) -> Tra
     if run is not None:
         return _output(trainer, run, [f"trained before, taken from {folder.result(run.steps)}"])
     with folder.held():
-        start = folder.starting_point(config.steps, trainer.decided_by)
+        start = folder.starting_point(config.steps, trainer.choices_at_start)
         if changed := folder.describe(pieces):
             start.notes.append(changed)
         started = time.monotonic()
@@ -58,13 +58,13 @@ def run_training(trainer: Trainer, progress: ProgressRange | None = None) -> Tra
             losses={curve: list(values) for curve, values in trained.losses.items()},
             loras=trainer.results(trained, start.begun_for, folder.identity),
             facts={
-                **trainer.described(),
+                **trainer.details(),
                 "begun_for": start.begun_for,
                 "seconds": round(time.monotonic() - started, 1),
             },
         )
-        where = keep(folder, run, config.steps)
-    return _output(trainer, run, [*notes, where])
+        stored = store_run(folder, run, config.steps)
+    return _output(trainer, run, [*notes, stored])
 
 
 def _output(trainer: Trainer, run: StoredRun, notes: Sequence[str]) -> TrainerOutput:
@@ -94,7 +94,7 @@ def _train(
             for note in start.notes:
                 panel.note(note)
             recipe, scene = trainer.prepare(start.begun_for)
-            check_memory(Rehearsal(base, layers, clip, recipe), config, settings, panel.note)
+            check_memory(MemoryEstimator(base, layers, clip, recipe), config, settings, panel.note)
             with open_denoiser(
                 base.model,
                 settings.precision,
@@ -108,7 +108,7 @@ def _train(
                     scene, settings, folder.path, panel, trainer.base.family.samplings
                 )
                 saves = _save_now(trainer, start.begun_for, folder, panel, keeper)
-                # The bar comes after the pictures that it carries.
+                # The bar comes after the previews, because it sends their latest picture.
                 bar = progress_bar(progress, previews.latest)
                 callbacks: list[Callback] = [keeper, previews, bar, saves, panel]
                 trained = train(
@@ -121,7 +121,7 @@ def _train(
                     warn=panel.note,
                 )
             keeper.finish()
-    except BaseException as error:  # the interrupt is no Exception
+    except BaseException as error:  # the user's interrupt is not an Exception
         kept = keeper.rescue()
         if kept is not None:
             panel.warn(f"training broke off; {kept}")
@@ -130,13 +130,13 @@ def _train(
         ran_out = comfy.model_management.is_oom(error)
         if kept is None and not ran_out:
             raise
-        what = _out_of_memory(settings) if ran_out else str(error).rstrip(".")
-        raise RuntimeError("; ".join(filter(None, (what, kept)))) from error
+        reason = _out_of_memory(settings) if ran_out else str(error).rstrip(".")
+        raise RuntimeError("; ".join(filter(None, (reason, kept)))) from error
     return trained, panel.notes
 
 
 def _out_of_memory(settings: TrainingSettings) -> str:
-    """Return what to do about it in one sentence, without a full stop."""
+    """Return the error message with advice, without a full stop."""
     advice = "lower rank, resolution or batch_size"
     if not settings.checkpointing:
         advice = "turn on checkpointing in Training Settings, or choose a memory preset"
@@ -148,7 +148,7 @@ def _out_of_memory(settings: TrainingSettings) -> str:
 def _bytes_needed(
     layers: Mapping[str, Layer], config: TrainingConfig, settings: TrainingSettings
 ) -> int:
-    """Return what the results and the kept checkpoints take on disk, generously counted."""
+    """Return an upper estimate of the disk space for results and checkpoints, in bytes."""
     numbers = sum(config.rank * (layer.shape[0] + layer.shape[1]) for layer in layers.values())
     moments = 1 if settings.optimizer in ("Adafactor", "SGD", "Scaled SGD") else 2
     states = 1 + moments + bool(settings.ema_decay)
@@ -158,12 +158,12 @@ def _bytes_needed(
 def _save_now(
     trainer: Trainer, begun_for: int, folder: RunFolder, panel: LivePanel, keeper: Keeper
 ) -> Callback:
-    """Return the callback that answers *Save now*: a checkpoint, and the LoRAs as files."""
+    """Return the callback for *Save now*, which writes a checkpoint and the LoRAs as files."""
 
     def save(event: Event) -> None:
-        if not panel.asked("save"):
+        if not panel.take_press("save"):
             return
-        panel.doing("saving")
+        panel.show_activity("saving")
         place = folder.path / "saved" / f"step {event.step}"
         try:
             keeper.keep_now()
@@ -177,20 +177,21 @@ def _save_now(
     return save
 
 
-def keep(folder: RunFolder, run: StoredRun, wished: int) -> str:
-    """Store a finished run and return a sentence that says where it lies.
+def store_run(folder: RunFolder, run: StoredRun, requested: int) -> str:
+    """Store a finished run and return a sentence with its path.
 
-    A disk that fills up at the very end must not cost the training: the result travels on, and
-    the sentence on the node says that it was not stored.
+    If the result can't be written, for example because the disk is full, no error is raised, so
+    that the training is not lost: the node still outputs the result, and the sentence says that it
+    was not stored.
 
     Args:
-        folder: Of the run.
-        run: What was learnt.
-        wished: Steps that were asked for; more than the run's where the user stopped it.
+        folder: Folder of the run.
+        run: Result of the run.
+        requested: Number of requested steps, which is larger than the run's if the user stopped it.
     """
     place = folder.result(run.steps)
     try:
-        folder.store(run, wished)
+        folder.store(run, requested)
     except (OSError, RuntimeError) as error:
         text = (
             f"trained, but not stored in {place}: {error}; "

@@ -1,4 +1,4 @@
-"""The layers of a model that a training changes, by the names that LoRA files give them."""
+"""Find the layers of a model to train, by their names in LoRA files."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ ATTENTION, _, ALL_LINEAR = TARGETS
 
 
 @dataclass(frozen=True)
-class OfferedLayer(Layer):
+class TrainableLayer(Layer):
     """A layer of a model that can be trained.
 
     Args:
-        targets: Those of ``training.settings.TARGETS`` to which it belongs.
+        targets: Entries of ``training.settings.TARGETS`` that include the layer.
     """
 
     targets: frozenset[str] = frozenset()
 
 
-def offered_layers(model: ModelPatcher, family: Family) -> dict[str, OfferedLayer]:
-    """Return the layers that can be trained by the name they get in a LoRA file.
+def trainable_layers(model: ModelPatcher, family: Family) -> dict[str, TrainableLayer]:
+    """Return the layers that can be trained, by their names in LoRA files.
 
     Args:
-        model: The base.
-        family: Its family.
+        model: Base model.
+        family: Family of the base.
     """
     patterns = family.layers
     names = _file_names(model, family)
@@ -48,17 +48,17 @@ def offered_layers(model: ModelPatcher, family: Family) -> dict[str, OfferedLaye
         shape = tuple(module.weight.shape)
         targets = _targets_of(path, patterns)
         if targets:
-            found[names[path]] = OfferedLayer(path, shape, targets=targets)
+            found[names[path]] = TrainableLayer(path, shape, targets=targets)
         if ATTENTION not in targets and matches(patterns.fused_attention, path):
             slice_shape = (3 * shape[1], shape[1])
-            found[names[path] + patterns.fused_suffix] = OfferedLayer(
+            found[names[path] + patterns.fused_suffix] = TrainableLayer(
                 path, slice_shape, start=0, targets=frozenset({ATTENTION})
             )
     return found
 
 
 def _targets_of(path: str, patterns: TargetLayers) -> frozenset[str]:
-    """Return those of ``training.settings.TARGETS`` to which the layer of a path belongs."""
+    """Return the entries of ``training.settings.TARGETS`` that include a layer."""
     attention = matches(patterns.attention, path)
     feed_forward = matches(patterns.feed_forward, path)
     members = (attention, attention or feed_forward, matches(patterns.blocks, path))
@@ -66,30 +66,31 @@ def _targets_of(path: str, patterns: TargetLayers) -> frozenset[str]:
 
 
 def target_layers(
-    offered: Mapping[str, OfferedLayer], targets: str, target_pattern: str = ""
-) -> dict[str, OfferedLayer]:
+    trainable: Mapping[str, TrainableLayer], targets: str, target_pattern: str = ""
+) -> dict[str, TrainableLayer]:
     """Return the layers to train.
 
     Args:
-        offered: All layers that can be trained.
+        trainable: All layers that can be trained.
         targets: One of ``training.settings.TARGETS``. ``attention`` means q, k, v and the output
-            projection; in Flux's single blocks the q, k, v slice of ``linear1`` and ``linear2``.
-        target_pattern: Layers by name instead: globs over module paths and file names, parted by
-            spaces or commas; one with ``-`` in front leaves layers out. Only the blocks' linear
-            layers are offered.
+            projection; in Flux's single blocks it means the q, k, v slice of ``linear1``, and
+            ``linear2``.
+        target_pattern: Glob patterns of module paths or file names, separated by spaces or commas,
+            which replace ``targets``. A pattern with ``-`` in front excludes layers. Only linear
+            layers of the blocks can be selected.
 
     Raises:
         ValueError: The pattern matches no layer.
     """
     chosen = ALL_LINEAR if target_pattern.strip() else targets
-    found = {name: layer for name, layer in offered.items() if chosen in layer.targets}
+    found = {name: layer for name, layer in trainable.items() if chosen in layer.targets}
     return _matching(found, target_pattern) if target_pattern.strip() else found
 
 
 def sites_on(
     layers: Mapping[str, Layer], model: ModelPatcher, clip: CLIP | None = None
 ) -> dict[str, Site]:
-    """Return layers as they lie in a loaded model and its text encoder."""
+    """Return the layers' sites in a loaded model and its text encoder."""
     network = model.model.diffusion_model
     text = None if clip is None else clip.cond_stage_model
     return {
@@ -99,29 +100,29 @@ def sites_on(
 
 
 def training_sites(model: ModelPatcher, targets: str, target_pattern: str = "") -> dict[str, Site]:
-    """Return the sites to train of a model that stands alone, as ``target_layers`` chooses them."""
-    offered = offered_layers(model, identify(model))
-    return sites_on(target_layers(offered, targets, target_pattern), model)
+    """Return the sites to train in a model, as ``target_layers`` chooses them."""
+    trainable = trainable_layers(model, identify(model))
+    return sites_on(target_layers(trainable, targets, target_pattern), model)
 
 
-def text_readers(sites: Iterable[str], family: Family) -> list[str]:
-    """Return those layers that make keys and values of the text alone, as LoRA files name them."""
+def text_key_value_layers(sites: Iterable[str], family: Family) -> list[str]:
+    """Return the names of layers that make keys and values of the text only."""
     return [name for name in sites if matches(family.layers.text_keys_values, name)]
 
 
-def _matching(layers: Mapping[str, OfferedLayer], pattern: str) -> dict[str, OfferedLayer]:
-    """Return the layers whose module path or file name a pattern names."""
+def _matching(layers: Mapping[str, TrainableLayer], pattern: str) -> dict[str, TrainableLayer]:
+    """Return the layers whose module path or file name matches a pattern."""
     globs = pattern.replace(",", " ").split()
-    wanted = [glob for glob in globs if not glob.startswith("-")] or ["*"]
-    unwanted = [glob[1:] for glob in globs if glob.startswith("-")]
+    included = [glob for glob in globs if not glob.startswith("-")] or ["*"]
+    excluded = [glob[1:] for glob in globs if glob.startswith("-")]
 
-    def named(name: str, layer: Layer, patterns: list[str]) -> bool:
+    def matches_any(name: str, layer: Layer, patterns: list[str]) -> bool:
         return any(fnmatchcase(text, glob) for glob in patterns for text in (name, layer.path))
 
     found = {
         name: layer
         for name, layer in layers.items()
-        if named(name, layer, wanted) and not named(name, layer, unwanted)
+        if matches_any(name, layer, included) and not matches_any(name, layer, excluded)
     }
     if not found:
         example = next((layer.path for layer in layers.values()), "none")
@@ -133,7 +134,7 @@ def _matching(layers: Mapping[str, OfferedLayer], pattern: str) -> dict[str, Off
 
 
 def _file_names(model: ModelPatcher, family: Family) -> dict[str, str]:
-    """Return the layer name in a LoRA file of every module path that has one."""
+    """Return the layer name in LoRA files by module path."""
     if family.kohya_keys:
         to_native = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
         return {

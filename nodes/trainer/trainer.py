@@ -1,4 +1,4 @@
-"""What the generic run asks of a training method."""
+"""The base class of training methods, as the shared run uses them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ KEPT_CAPTIONS = 20  # distinct captions in a file's metadata
 
 @dataclass(frozen=True)
 class TrainerOutput:
-    """What every trainer hands on and shows.
+    """The results of a trainer and the display of its node.
 
     Args:
-        loras: Results by name.
-        losses: Curves by name.
-        pictures: Training pictures as they were trained, each an IMAGE.
-        text: What was trained, from which defaults, and where it lies.
+        loras: Resulting LoRAs by name.
+        losses: Loss curves by name.
+        pictures: Training pictures in the form they were trained, each an IMAGE.
+        text: Report with the used values and defaults, the pictures and the path of the result.
     """
 
     loras: Mapping[str, LoraState]
@@ -45,68 +45,67 @@ class TrainerOutput:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trainer(TrainRequest, ABC):
-    """A training method: a node's inputs, and what the run makes of them step by step.
+    """A training method with the inputs of its node.
 
-    Properties are worked out once. ``check`` refuses wrong inputs before anything is encoded.
+    Properties are computed once. ``check`` raises for invalid inputs before anything is encoded.
     """
 
-    method: ClassVar[str]
-    """Name of the method in metadata and run ids."""
+    method: ClassVar[str]  # name of the method in metadata and run ids
 
     @property
     @abstractmethod
     def defaults(self) -> MethodDefaults:
-        """Return the method's defaults for the family."""
+        """Return the defaults of the method for the base's family."""
 
     @abstractmethod
     def check(self) -> None:
-        """Check all inputs.
+        """Raise unless all inputs are valid.
 
         Raises:
-            ValueError: One is not what it must be; the message says which and what to do.
+            ValueError: An input is not valid.
         """
 
     @abstractmethod
     def pieces(self) -> dict[str, Any]:
-        """Return what decides the result, by name, excluding the number of steps."""
+        """Return all values that determine the result, by name, except the number of steps."""
 
     @abstractmethod
     def prepare(self, begun_for: int) -> tuple[Recipe, PreviewScene]:
-        """Return the encoded recipe and what previews show; the denoiser is not loaded yet.
+        """Return the encoded recipe and the scene of the previews, before the denoiser is loaded.
 
         Args:
-            begun_for: Steps that were wished for when the run began.
+            begun_for: Number of steps that was requested when the run began.
         """
 
     @abstractmethod
     def results(self, trained: Trained, begun_for: int, identity: str) -> dict[str, LoraState]:
-        """Return the results by name.
+        """Return the resulting LoRAs by name.
 
         Args:
-            trained: What was learnt.
-            begun_for: Steps that were wished for when the run began.
-            identity: The run's id.
+            trained: Trained adapters.
+            begun_for: Number of steps that was requested when the run began.
+            identity: Id of the run.
         """
 
     @abstractmethod
     def lines(self, run: StoredRun) -> list[str]:
-        """Return the lines that the node shows of a finished run."""
+        """Return the lines about a finished run that the node shows."""
 
     @abstractmethod
     def pictures(self) -> list[Tensor]:
-        """Return training pictures as they were trained, each an IMAGE."""
+        """Return training pictures in the form they were trained, each an IMAGE."""
 
-    def described(self) -> dict[str, Any]:
-        """Return plain values about the run for its folder."""
+    def details(self) -> dict[str, Any]:
+        """Return further values about the run, which are stored in its folder as JSON."""
         return {"family": self.base.family.name}
 
-    def decided_by(self, begun_for: int) -> object:
-        """Return what the steps wished for at the beginning decide of a run."""
+    def choices_at_start(self, begun_for: int) -> object:
+        """Return the choices that depend on the number of steps requested when the run began."""
         return None
 
     @cached_property
     def run_settings(self) -> TrainingSettings:
-        """Return the user's settings with what the method sets in their place."""
+        """Return the user's settings, changed where the method overrides them."""
         return self.settings
 
     @cached_property
@@ -116,24 +115,24 @@ class Trainer(TrainRequest, ABC):
 
     @cached_property
     def config(self) -> TrainingConfig:
-        """Return the run with every default in its place."""
-        return self.resolved()
+        """Return the configuration of the run with all defaults filled in."""
+        return self.resolve_config()
 
-    def resolved(
+    def resolve_config(
         self,
         rank: int = 0,
         timesteps: str = "uniform",
         packing: Literal["batched", "sequential"] = "batched",
     ) -> TrainingConfig:
-        """Return the run with every default in its place.
+        """Return the configuration of the run with all defaults filled in.
 
         Args:
-            rank: LoRA rank; 0 is the input's, or the default.
-            timesteps: How noise levels are drawn where the settings leave it to the method.
-            packing: How a step's rows are run.
+            rank: LoRA rank; 0 uses the input, or else the default.
+            timesteps: Distribution of the timesteps if the settings leave it to the method.
+            packing: Packing of a step's rows into forward passes.
 
         Raises:
-            ValueError: A value is outside its range; the message names it.
+            ValueError: A value is outside its range.
         """
         defaults = self.defaults
         return TrainingConfig.of(
@@ -149,30 +148,30 @@ class Trainer(TrainRequest, ABC):
 
     @property
     def text_encoder(self) -> CLIP | None:
-        """Return the text encoder where it takes part in every step."""
+        """Return the text encoder if it takes part in every step, or None."""
         return self.base.clip if self.settings.text_encoder_rate else None
 
     @cached_property
     def layers(self) -> Mapping[str, Layer]:
-        """Return the layers that are trained: the denoiser's, then the text encoder's."""
+        """Return the layers to train: those of the denoiser, then those of the text encoder."""
         settings, rate = self.run_settings, self.settings.text_encoder_rate
         return {
             **target_layers(self.base.layers, settings.targets, settings.target_pattern),
             **(text_layers(self.base.clip, rate) if rate else {}),
         }
 
-    def base_pieces(self, unread: Collection[str] = (), **texts: Sequence[str]) -> dict[str, Any]:
-        """Return the pieces of a run's id that all methods have.
+    def base_pieces(self, unused: Collection[str] = (), **texts: Sequence[str]) -> dict[str, Any]:
+        """Return the pieces of a run's id that all methods share.
 
-        The tokens are a piece because they hold the embeddings that a text names.
+        Tokens are included because they contain the embeddings that a text refers to.
 
         Args:
-            unread: What encodes nothing in this run, of ``clip`` and ``vae``.
-            texts: What the text encoder reads, by the piece's name.
+            unused: Those of ``clip`` and ``vae`` that encode nothing in this run.
+            texts: Texts that the text encoder encodes, by the piece's name.
         """
         base, config = self.base, self.config
-        read = {text for several in texts.values() for text in several}
-        tokens = {text: content_digest(base.clip.tokenize(text)) for text in read}
+        distinct = {text for several in texts.values() for text in several}
+        tokens = {text: content_digest(base.clip.tokenize(text)) for text in distinct}
         return {
             "method": self.method,
             **{name: list(several) for name, several in texts.items()},
@@ -187,16 +186,16 @@ class Trainer(TrainRequest, ABC):
             },
             "seed": self.seed,
             "model": base.model_digest,
-            **({} if "clip" in unread else {"clip": base.clip_digest}),
-            **({} if "vae" in unread else {"vae": base.vae_digest}),
+            **({} if "clip" in unused else {"clip": base.clip_digest}),
+            **({} if "vae" in unused else {"vae": base.vae_digest}),
         }
 
     def metadata(self, steps: int, identity: str) -> dict[str, Any]:
-        """Return the metadata that the LoRAs of every trainer have.
+        """Return the metadata that the LoRAs of all trainers share.
 
         Args:
-            steps: Steps that the run took.
-            identity: The run's id.
+            steps: Number of steps that the run took.
+            identity: Id of the run.
         """
         family, config = self.base.family, self.config
         return {
@@ -220,7 +219,7 @@ class Trainer(TrainRequest, ABC):
         }
 
     def values_line(self, steps: int) -> str:
-        """Return the line of values, with the source of those that are the family's defaults."""
+        """Return the line with the used values, and with the origin of defaults among them."""
 
         def shown(label: str, value: str, given: float) -> str:
             return f"{label} {value}" if given else f"{label} {value} (default: {source})"
@@ -234,14 +233,14 @@ class Trainer(TrainRequest, ABC):
         return f"{self.base.family.name}: {', '.join(values)}"
 
     def warnings(self) -> list[str]:
-        """Return what a user must know of training on this family."""
+        """Return warnings about training on this family."""
         if self.base.family.distilled:
             return ["if this model is guidance-distilled, training it may lower its quality"]
         return []
 
 
 def picture_pieces(pictures: Sequence[Picture]) -> dict[str, Any]:
-    """Return the pieces of a run's id that say its pictures and masks."""
+    """Return the pieces of a run's id for its pictures and masks."""
     pieces = {"pictures": [content_digest(picture.image) for picture in pictures]}
     if any(picture.mask is not None for picture in pictures):
         pieces["masks"] = [content_digest(picture.mask) for picture in pictures]

@@ -94,7 +94,7 @@ def breaking(model, call: int, error: type[BaseException], where: str) -> Iterat
         raise error
 
     def hook(module, args, output):
-        # A training step: no picture, nor its rehearsal that foretells the memory.
+        # A training step: no picture, nor the memory estimate.
         if output.requires_grad and not output.is_meta:
             left[0] -= 1
             if left[0] == 0 and where == "forward":

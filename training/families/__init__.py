@@ -1,4 +1,4 @@
-"""Every supported model family, one file each, by name."""
+"""The supported model families by name; every family has its own file."""
 
 from .family import Family, Sampling, Samplings
 from .flux import FLUX

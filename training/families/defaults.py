@@ -1,4 +1,4 @@
-"""Training defaults of the model families: their fields, and the values that families share."""
+"""Training defaults of the model families, and the values that several families share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class PairDefaults:
         learning_rate: Learning rate of AdamW.
         weight_decay: Weight decay of AdamW.
         basis_seed: Seed of the orthonormal bases.
-        source: Where these values come from, as the node's text says it.
+        source: Origin of these values, as a phrase for the text of the node.
     """
 
     steps: int
@@ -35,9 +35,9 @@ class PlainDefaults:
         rank: LoRA rank.
         learning_rate: Learning rate of AdamW.
         weight_decay: Weight decay of AdamW.
-        timesteps: How noise levels are drawn from the model's own table.
-        resolution: Side of the square whose area large pictures are brought to, in pixels.
-        source: Where these values come from, as the node's text says it.
+        timesteps: Distribution of the training timesteps in the model's own schedule.
+        resolution: Side of the square to whose area large pictures are resized, in pixels.
+        source: Origin of these values, as a phrase for the text of the node.
     """
 
     steps: int
@@ -59,8 +59,8 @@ class HalfDefaults:
         rank: LoRA rank.
         learning_rate: Learning rate of the owned part, and of both parts in the fine-tune.
         weight_decay: Weight decay of the trained parts.
-        partner_rate: What multiplies the partner's learning rate.
-        source: Where these values come from, as the node's text says it.
+        partner_rate: Multiplier of the partner's learning rate.
+        source: Origin of these values, as a phrase for the text of the node.
     """
 
     steps: int
@@ -82,8 +82,8 @@ class ConceptDefaults:
         learning_rate: Learning rate of the adapter in the denoiser.
         text_rate: Learning rate of the adapter in the text encoder.
         word_rate: Learning rate of the words' embeddings.
-        weight_decay: Weight decay of all three.
-        source: Where these values come from, as the node's text says it.
+        weight_decay: Weight decay of both adapters and of the embeddings.
+        source: Origin of these values, as a phrase for the text of the node.
     """
 
     steps: int
@@ -97,7 +97,7 @@ class ConceptDefaults:
 
 MethodDefaults = PairDefaults | PlainDefaults | HalfDefaults | ConceptDefaults
 
-# The paper has one set for all, a thousand steps for persons and scenes.
+# The paper has one set of values for all concepts, with 1000 steps for persons and scenes.
 CONCEPT = ConceptDefaults(1000, 4, 1e-4, 1e-5, 1e-3, 1e-2, "the paper's, for SD1.5")
 
 PAIR_UNET = PairDefaults(750, 64, 1e-5, 1e-4, 123846, "ours, after the paper's for SDXL")
@@ -110,15 +110,16 @@ _TRANSFORMER_SOURCE = "ours; the rate is that of diffusers' DreamBooth LoRA for 
 
 
 def plain_unet(resolution: int) -> PlainDefaults:
-    """Return the ordinary LoRA's settings of a UNet, which is trained on its whole table."""
+    """Return the defaults of an ordinary LoRA on a UNet, with uniform timesteps."""
     return PlainDefaults(1000, 16, 1e-4, 1e-2, "uniform", resolution, _UNET_SOURCE)
 
 
 def plain_transformer(timesteps: str, resolution: int = 1024) -> PlainDefaults:
-    """Return the ordinary LoRA's settings of a flow transformer.
+    """Return the defaults of an ordinary LoRA on a flow transformer.
 
-    A flow model's own table is shifted already: by 3 for SD3 and Z-Image, 8 for Wan 2.1, e^1.15
-    for Flux.1 and Qwen-Image, e^2.02 for Flux.2. Uniform draws from it are "shifted" elsewhere,
-    logit-normal ones are Esser et al.'s, arXiv:2403.03206, for SD3 at 1024 pixels.
+    The schedule of a flow model is already shifted: by 3 for SD3 and Z-Image, 8 for Wan 2.1, e^1.15
+    for Flux.1 and Qwen-Image, and e^2.02 for Flux.2. Uniform timesteps in it are therefore what
+    other trainers call "shifted", and logit-normal ones are those of Esser et al.,
+    arXiv:2403.03206, for SD3 at 1024 pixels.
     """
     return PlainDefaults(1500, 16, 1e-4, 1e-2, timesteps, resolution, _TRANSFORMER_SOURCE)

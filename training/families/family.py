@@ -1,4 +1,4 @@
-"""The facts that the pack needs of a model family, as plain data."""
+"""The properties of a model family that the pack needs, as plain data."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TargetLayers:
     Args:
         attention: q, k, v and output projections of attention.
         feed_forward: Linear layers of the feed-forward parts.
-        blocks: All that may be trained inside the blocks.
+        blocks: All trainable layers inside the blocks.
         text_keys_values: Layers that make keys and values of the text alone, by their path or by
             their name in a LoRA file.
         fused_attention: Layers that hold q, k and v in their first rows, followed by other things.
@@ -59,7 +59,7 @@ class Blocks:
 
     Args:
         lists: Attributes of the network that hold the blocks.
-        classes: Their classes where they lie deeper, each with its module below ``comfy.ldm``.
+        classes: Classes of blocks that are nested deeper, with their modules below ``comfy.ldm``.
         in_place_residuals: Whether the blocks add residuals to their own inputs in place.
     """
 
@@ -80,10 +80,10 @@ class RegionLayers:
         text_and_image: Layers that see text and image tokens in one sequence.
         image_keys_values: Layers that make keys and values of image tokens.
         fused_image: Layers that make q, k and v of image tokens, in this order.
-        text_positions: Coordinates of a text token that count its place in the prompt.
+        text_positions: Coordinates of a text token's position that contain its index in the prompt.
         cross_attention: Attention modules that read the text, in networks of the ``cross`` layout.
-        cross_attention_class: The class they must have, with its module below ``comfy.ldm``.
-        variant: The kind of model that regions work on, where others of the family exist.
+        cross_attention_class: Required class of these modules, with its module below ``comfy.ldm``.
+        variant: Name of the variant that regions support, if the family has several.
     """
 
     without_tokens: str
@@ -134,14 +134,14 @@ class Family:
         architecture: ``modelspec.architecture`` of its LoRA files.
         base_version: ``ss_base_model_version`` of its LoRA files.
         kohya_keys: Whether its LoRA files use kohya's names, or else ``diffusion_model.`` names.
-            It decides nothing but names in files.
+            It affects only names in files.
         classes: ComfyUI's classes of its models.
-        attention_layout: How text reaches the image: ``unet``, cross-attention in a UNet with
-            keys made of the raw context; ``cross``, cross-attention in a transformer that embeds
-            the text once; ``joint``, attention over text and image tokens together.
-        layers: Layers that training and fusion know.
+        attention_layout: Attention between text and image: ``unet`` for cross-attention in a UNet
+            with keys from the raw context, ``cross`` for cross-attention in a transformer that
+            embeds the text once, ``joint`` for attention over text and image tokens together.
+        layers: Layers for training and fusion.
         blocks: Blocks that checkpointing recomputes.
-        regions: Layers as regions treat them; None where regions are not supported.
+        regions: Layers for regions; None where regions are not supported.
         fusion_stages: Stages of gradient fusion, in order.
         text_encoders: ComfyUI's names of its text encoders, where concepts can be trained.
         text_keys: Keys of a CONDITIONING entry that its text encoders write.
@@ -178,7 +178,7 @@ class Family:
 
     @property
     def distilled(self) -> bool:
-        """Whether a model of the family may be guidance-distilled, which deserves a warning."""
+        """Return whether models of the family may be guidance-distilled."""
         return self.samplings.distilled_guidance is not None
 
 

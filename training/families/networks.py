@@ -1,4 +1,4 @@
-"""Facts of networks that several model families share."""
+"""Properties of networks that several model families share."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ UNET_LAYERS = TargetLayers(
     text_keys_values=r"[._]attn2[._]to_[kv]$",
     shared_inputs=((r"(\.attn1\.)to_[qkv]$", r"\1to_q"), (r"(\.attn2\.)to_[kv]$", r"\1to_k")),
 )
-# Small enough that the activations of one block are few, large enough that those kept between
-# blocks are few too; a level of the UNet would be neither.
+# Blocks of this size keep both the activations inside one block and those between blocks small;
+# with whole levels of the UNet neither would be small.
 UNET_BLOCKS = Blocks(
     classes=(
         "modules.diffusionmodules.openaimodel.ResBlock",

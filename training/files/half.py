@@ -25,7 +25,7 @@ ROLE, BASIS, OWNER, TOKEN = (
 HALF_ROLES: dict[str, Role] = {"content half": "content", "style half": "style"}
 IMPORTED = "imported"  # basis of a half from the released code, which records no digest
 
-AS_SAID = "as the file says"  # choice that takes a half's role or owner from its file
+FROM_FILE = "as the file says"  # choice that reads a half's role or owner from its metadata
 
 # Ends of the layers whose ``up`` the released code freezes at a basis; it freezes all others at
 # zero.
@@ -111,7 +111,7 @@ def half_layers(half: Mapping[str, Tensor]) -> dict[str, LowRank]:
     return layers
 
 
-def as_half(lora: LoraState, role: str = AS_SAID, content_owns: str = AS_SAID) -> LoraState:
+def as_half(lora: LoraState, role: str = FROM_FILE, content_owns: str = FROM_FILE) -> LoraState:
     """Return a LoRA as a half, from this pack or from the released code.
 
     A half of this pack is returned unchanged. A half of the released code has no metadata: it gets
@@ -119,27 +119,27 @@ def as_half(lora: LoraState, role: str = AS_SAID, content_owns: str = AS_SAID) -
 
     Args:
         lora: Contents of the file.
-        role: ``content``, ``style`` or ``AS_SAID``.
-        content_owns: ``down``, ``up`` or ``AS_SAID``.
+        role: ``content``, ``style`` or ``FROM_FILE``.
+        content_owns: ``down``, ``up`` or ``FROM_FILE``.
 
     Raises:
         ValueError: The choices contradict the file, the role is missing, or the LoRA is not a half.
     """
     if metadata_of(lora).get(ROLE):
-        facts = half_metadata(lora)
-        _require_match("role", role, facts.role)
-        _require_match("content_owns", content_owns, facts.content_owns)
+        recorded = half_metadata(lora)
+        _require_match("role", role, recorded.role)
+        _require_match("content_owns", content_owns, recorded.content_owns)
         half_layers(lora)
         return lora
-    if role == AS_SAID:
+    if role == FROM_FILE:
         raise ValueError(
-            f"role must be content or style for a file that doesn't say it, got {AS_SAID!r}; open "
-            "an ordinary LoRA with Load LoRA (Pastiche), or choose the role of a half"
+            f"role must be content or style for a file that doesn't say it, got {FROM_FILE!r}; "
+            "open an ordinary LoRA with Load LoRA (Pastiche), or choose the role of a half"
         )
     _require_frozen(half_layers(lora))
-    owner = CONTENT_OWNS if content_owns == AS_SAID else content_owns
-    facts = HalfMetadata(cast(Role, role), IMPORTED, cast(Part, owner))
-    return LoraState(lora, {**lora.metadata, **facts.as_metadata()})
+    owner = CONTENT_OWNS if content_owns == FROM_FILE else content_owns
+    metadata = HalfMetadata(cast(Role, role), IMPORTED, cast(Part, owner))
+    return LoraState(lora, {**lora.metadata, **metadata.as_metadata()})
 
 
 def check_fit(content: Mapping[str, Tensor], style: Mapping[str, Tensor]) -> Part:
@@ -149,10 +149,10 @@ def check_fit(content: Mapping[str, Tensor], style: Mapping[str, Tensor]) -> Par
         ValueError: Roles, bases, architectures, owners, tokens, layers or frozen halves don't fit.
     """
     ours, other = half_metadata(content), half_metadata(style)
-    for name, facts in (("content", ours), ("style", other)):
-        if facts.role != name:
+    for name, metadata in (("content", ours), ("style", other)):
+        if metadata.role != name:
             raise ValueError(
-                f"{name} must be a {name} half, got a {facts.role} half; connect a {name} half "
+                f"{name} must be a {name} half, got a {metadata.role} half; connect a {name} half "
                 "there"
             )
     families = [family_of(metadata_of(half)) for half in (content, style)]
@@ -193,10 +193,11 @@ def check_tokens(content: str, style: str) -> None:
         )
 
 
-def _require_match(what: str, chosen: str, said: str) -> None:
-    if chosen not in (AS_SAID, said):
+def _require_match(name: str, chosen: str, recorded: str) -> None:
+    if chosen not in (FROM_FILE, recorded):
         raise ValueError(
-            f"{what} must be what the half says of itself, {said}, got {chosen}; choose {AS_SAID!r}"
+            f"{name} must be what the half says of itself, {recorded}, got {chosen}; choose "
+            f"{FROM_FILE!r}"
         )
 
 

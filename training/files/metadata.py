@@ -51,25 +51,25 @@ class FileMetadata:
     thumbnail: str = ""
 
 
-def file_metadata(lora: Mapping[str, str], facts: FileMetadata) -> dict[str, str]:
+def file_metadata(lora: Mapping[str, str], details: FileMetadata) -> dict[str, str]:
     """Return the metadata of a file: those of the LoRA, completed by those of the file.
 
     Keys follow the modelspec 1.0.0 of Stability AI and kohya's conventions.
 
     Args:
         lora: Metadata of the LoRA, which take precedence except for the file itself.
-        facts: Metadata of the file.
+        details: Metadata of the file.
     """
     metadata = {key: value for key, value in lora.items() if key not in _STALE}
-    style_words = facts.style_words or metadata.get(STYLE_WORDS, "")
-    trigger = facts.trigger or metadata.get("modelspec.trigger_phrase", "") or style_words
+    style_words = details.style_words or metadata.get(STYLE_WORDS, "")
+    trigger = details.trigger or metadata.get("modelspec.trigger_phrase", "") or style_words
     known = {
         "format": "pt",
-        "modelspec.prediction_type": facts.prediction_type,
+        "modelspec.prediction_type": details.prediction_type,
         "modelspec.usage_hint": f"Trigger: {trigger}" if trigger else "",
         "ss_network_module": "networks.lora",
-        **_base(family_of(lora) or facts.family),
-        **_size(facts.rank_and_alpha),
+        **_base(family_of(lora) or details.family),
+        **_size(details.rank_and_alpha),
         **{key: lora[own] for key, own in _CUSTOMARY.items() if own in lora},
     }
     if "pastiche.resolution" in lora:
@@ -77,15 +77,15 @@ def file_metadata(lora: Mapping[str, str], facts: FileMetadata) -> dict[str, str
         known["modelspec.resolution"] = f"{side}x{side}"
     now = {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.title": facts.title,
-        "modelspec.date": facts.date,
-        "modelspec.hash_sha256": f"0x{facts.tensor_digest}",
+        "modelspec.title": details.title,
+        "modelspec.date": details.date,
+        "modelspec.hash_sha256": f"0x{details.tensor_digest}",
         "modelspec.trigger_phrase": trigger,
-        "ss_output_name": facts.title,
+        "ss_output_name": details.title,
         STYLE_WORDS: style_words,
     }
-    if facts.thumbnail:
-        now["modelspec.thumbnail"] = facts.thumbnail
+    if details.thumbnail:
+        now["modelspec.thumbnail"] = details.thumbnail
     return {key: value for key, value in {**known, **metadata, **now}.items() if value}
 
 

@@ -8,7 +8,7 @@ import torch
 from half_files_case import equal, half_of, load, refusal, save
 from lora_files_case import apply, released_pair_keys
 from pack.nodes.break_for_make.files import load_half
-from pack.nodes.break_for_make.make import made
+from pack.nodes.break_for_make.make import join_halves
 from pack.nodes.lora.nodes import LoadLora
 from pack.training.files.half import IMPORTED, HalfMetadata, half_layers, half_metadata
 from tiny import tiny
@@ -41,7 +41,7 @@ def test_the_authors_files_become_halves_and_make_what_their_code_merges(prefix,
     for role, half in halves.items():
         assert half_metadata(half) == HalfMetadata(role, IMPORTED, "down")
         assert len(half) == len(files[role])
-    (lora,) = made([halves["content"]], [halves["style"]])
+    (lora,) = join_halves([halves["content"]], [halves["style"]])
 
     merged = dict(files["style"])
     for key, tensor in merged.items():
@@ -74,14 +74,14 @@ def test_the_authors_files_can_be_read_with_the_figures_owners(loras):
         safetensors.torch.save_file(tensors, str(loras / f"{role}.safetensors"))
         halves.append(load(f"{role}.safetensors", role, "up"))
         assert half_metadata(halves[-1]).content_owns == "up"
-    (lora,) = made(halves[:1], halves[1:])
+    (lora,) = join_halves(halves[:1], halves[1:])
     for layer, factors in half_layers(lora).items():
         content, style = (half_layers(half)[layer] for half in halves)
         assert torch.equal(factors.up, content.up)
         columns = factors.down.shape[1] // 2
         assert torch.equal(factors.down[:, columns:], style.down[:, columns:])
     with pytest.raises(ValueError, match="agree on what the content owns, got up and down"):
-        made(halves[:1], [load("style.safetensors", "style")])
+        join_halves(halves[:1], [load("style.safetensors", "style")])
 
 
 def test_halves_of_the_authors_with_other_bases_do_not_fit(loras):
@@ -92,7 +92,7 @@ def test_halves_of_the_authors_with_other_bases_do_not_fit(loras):
         safetensors.torch.save_file(tensors, str(loras / f"{role}.safetensors"))
         halves.append(load_half(f"{role}.safetensors", role))
     with pytest.raises(ValueError, match="on one basis, got frozen halves that differ"):
-        made(halves[:1], halves[1:])
+        join_halves(halves[:1], halves[1:])
 
 
 def test_the_authors_files_without_frozen_halves_are_refused(loras):

@@ -12,7 +12,7 @@ from mutations import mutants
 from pack.lora_ops import delta
 from pack.lora_ops.halves import BASIS_TOLERANCE
 from pack.lora_ops.parametrizations.partly_learnable import split
-from pack.nodes.break_for_make.make import made
+from pack.nodes.break_for_make.make import join_halves
 from pack.nodes.break_for_make.nodes_files import LoadHalf, SaveHalf
 from pack.nodes.lora.nodes import LoadLora
 from pack.training.files.half import HalfMetadata, half_layers, half_metadata
@@ -84,7 +84,7 @@ def test_halves_of_any_precision_fit_and_rounding_hardly_moves_what_is_made(
     for half, rounded in zip(halves, saved, strict=True):
         worst = max(moved_basis(half, rounded))
         assert worst < BASIS_TOLERANCE / 5
-    (exact,), (rounded,) = made(halves[:1], halves[1:]), made(saved[:1], saved[1:])
+    (exact,), (rounded,) = join_halves(halves[:1], halves[1:]), join_halves(saved[:1], saved[1:])
     ours, other = half_layers(exact), half_layers(rounded)
     moved = [away(delta(other[layer]), delta(factors)) for layer, factors in ours.items()]
     assert max(moved) <= bound
@@ -97,7 +97,7 @@ def test_rounding_changes_pictures_of_the_made_lora_little(precision, bound, lor
     model = tiny("sd15")
     halves = [half_of(model, role) for role in ("content", "style")]
     saved = [load(save(half, "x", precision)) for half in halves]
-    (exact,), (rounded,) = made(halves[:1], halves[1:]), made(saved[:1], saved[1:])
+    (exact,), (rounded,) = join_halves(halves[:1], halves[1:]), join_halves(saved[:1], saved[1:])
     plain, picture = sampled(model), sampled(apply(model, exact)[0])
     assert (sampled(apply(model, rounded)[0]) - picture).norm() < bound * (picture - plain).norm()
 
@@ -156,7 +156,7 @@ def test_what_is_no_half_is_not_saved_as_one(loras):
     scaled = LoraState(lora, half_of(model).metadata)  # its alpha is half its rank
     with pytest.raises(ValueError, match="alpha equal to its rank, got 2 for rank 4"):
         save(scaled)
-    (both,) = made([half_of(model)], [half_of(model, "style")])
+    (both,) = join_halves([half_of(model)], [half_of(model, "style")])
     with pytest.raises(ValueError, match="got an ordinary LoRA"):
         save(both)
     assert list(loras.iterdir()) == []
@@ -173,7 +173,7 @@ def test_a_choice_that_the_file_contradicts_is_refused(loras):
 
 def test_ordinary_loras_and_made_ones_are_refused_whatever_is_chosen(loras):
     model = tiny("sd15")
-    (both,) = made([half_of(model)], [half_of(model, "style")])
+    (both,) = join_halves([half_of(model)], [half_of(model, "style")])
     alike = {
         k: torch.tensor(4.0) if k.endswith("alpha") else t for k, t in unet_lora(model).items()
     }
@@ -207,7 +207,7 @@ def test_300_spoilt_files_are_halves_that_can_be_made_or_one_sentence(loras):
         (loras / "spoilt.safetensors").write_bytes(mutant.data)
         try:
             half = load("spoilt.safetensors", "content" if number % 2 else "as the file says")
-            (lora,) = made([half], [style])
+            (lora,) = join_halves([half], [style])
         except ValueError as error:
             refused += 1
             said = str(error)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from drawn_by_core import by_core
 from half_sheet_case import HEIGHT, REFUSED, SAMPLING, WIDTH, inputs, shown, two_by_two
-from pack.nodes.break_for_make.make import made
-from pack.nodes.break_for_make.sheet import filled
+from pack.nodes.break_for_make.make import join_halves
+from pack.nodes.break_for_make.sheet import fill_placeholders
 from pack.nodes.lora.nodes import ApplyLora
 from pack.nodes.pictures import contact_sheet as sheets
 from pack.nodes.pictures.contact_sheet import PAPER, contact_sheet, drawable, wrapped
@@ -43,7 +43,7 @@ def test_a_cell_is_what_core_draws_with_that_lora_alone(name):
     with progress() as steps:
         sheet, pictures, loras = shown(name, **given).result
     assert steps[-1] == 4 * SAMPLING.steps
-    halves = made(given["contents"], given["styles"], 1.0, 0.5)
+    halves = join_halves(given["contents"], given["styles"], 1.0, 0.5)
     assert [dict(lora).keys() for lora in loras] == [dict(lora).keys() for lora in halves]
     assert [lora.metadata for lora in loras] == [lora.metadata for lora in halves]
     assert pictures.shape == (4, HEIGHT, WIDTH, 3)
@@ -165,11 +165,11 @@ def test_bad_input_is_one_sentence_and_nothing_is_drawn(case):
     ],
 )
 def test_placeholders_are_filled(prompt, expected):
-    assert filled(prompt, {"content": "dog", "style": "ink"}) == expected
+    assert fill_placeholders(prompt, {"content": "dog", "style": "ink"}) == expected
 
 
 def test_a_word_that_looks_like_a_placeholder_stays_itself():
-    assert filled("{content}", {"content": "{style}", "style": "ink"}) == "{style}"
+    assert fill_placeholders("{content}", {"content": "{style}", "style": "ink"}) == "{style}"
 
 
 def test_a_long_label_is_wrapped_within_its_column_and_ends_in_an_ellipsis():

@@ -14,7 +14,7 @@ from concept_encoders import clip_of
 from headless import Headless, wait_for
 from pack.nodes.concepts.apply import apply_concepts
 from pack.nodes.text.concept_prompt import encode_concept_prompt
-from pack.nodes.trainer.rehearsal import Rehearsal
+from pack.nodes.trainer.memory_estimator import MemoryEstimator
 from pack.training import TrainingSettings
 from pair_inputs import picture, progress
 from resume_case import CANCEL, OFTEN, left_behind
@@ -338,8 +338,8 @@ def test_the_forecast_counts_the_text_encoder():
     trainer = planned("sd15")
     recipe, _ = trainer.prepare(3)
     base = trainer.base
-    rehearsal = Rehearsal(base, trainer.layers, trainer.text_encoder, recipe)
-    need = rehearsal.need(trainer.config, trainer.run_settings)
+    estimator = MemoryEstimator(base, trainer.layers, trainer.text_encoder, recipe)
+    need = estimator.estimate(trainer.config, trainer.run_settings)
     assert need.weights == base.model.model_size() + base.clip.patcher.model_size()
     sizes = sum(rows.numel() for rows in recipe.words().starts.values())
     assert need.learnt > 4 * 4 * sizes  # rows, gradients and two moments beside the LoRA's

@@ -13,7 +13,7 @@ from gated_loras import hook_count
 from pack.nodes.bridge.conditioning import encode_prompt
 from pack.nodes.trainer import panel as live
 from pack.nodes.trainer import preview
-from pack.nodes.trainer.panel import MOST_POINTS, Curve, LivePanel, live_id
+from pack.nodes.trainer.panel import MOST_POINTS, Curve, LivePanel, panel_id
 from pack.training import TrainingConfig, TrainingSettings
 from pack.training.runs.run_folder import RunFolder
 from pair_inputs import identity, progress, queue, vae_for
@@ -37,7 +37,7 @@ def moved_output(folder: Path, monkeypatch) -> Path:
 def run_id(**changes) -> str:
     """Return the id by which the page would know the run."""
     name = changes.get("run_name", "test")
-    return live_id(RunFolder(Path(), name, identity(**changes)), None)
+    return panel_id(RunFolder(Path(), name, identity(**changes)), None)
 
 
 @contextmanager

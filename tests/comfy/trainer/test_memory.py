@@ -9,7 +9,7 @@ from pack.nodes.trainer import memory
 from pack.nodes.trainer.base import Base
 from pack.nodes.trainer.denoiser import open_denoiser
 from pack.nodes.trainer.memory import check_memory, with_preset
-from pack.nodes.trainer.rehearsal import Rehearsal
+from pack.nodes.trainer.memory_estimator import MemoryEstimator
 from pack.nodes.trainer.target_layers import target_layers, training_sites
 from pack.training import TrainingConfig, TrainingSettings
 from pack.training.denoiser import Example
@@ -30,13 +30,13 @@ def example(model, seed=0, size=16) -> Example:
     return Example(latent, training_cond(model, tiny_cond(model, 12, seed=seed), latent))
 
 
-def rehearsal(model, recipe) -> Rehearsal:
+def estimator(model, recipe) -> MemoryEstimator:
     base = Base(model, None, None)
-    return Rehearsal(base, target_layers(base.layers, "attention"), None, recipe)
+    return MemoryEstimator(base, target_layers(base.layers, "attention"), None, recipe)
 
 
-def rehearse(model, recipe, config, settings) -> MemoryNeed:
-    return rehearsal(model, recipe).need(config, settings)
+def estimate(model, recipe, config, settings) -> MemoryNeed:
+    return estimator(model, recipe).estimate(config, settings)
 
 
 def counted(model, recipe, config, settings) -> int:
@@ -59,7 +59,7 @@ def test_forecast_is_what_a_real_step_takes(name, settings):
     """A real step on the CPU, its tensors counted; the forecast has computed nothing."""
     model = tiny(name)
     recipe = Single([example(model)], batch_size=2)
-    need = rehearse(model, recipe, CONFIG, settings)
+    need = estimate(model, recipe, CONFIG, settings)
     moments = 2 * need.learnt // 4  # AdamW's, beside the parameters and their gradients
     forecast = need.learnt + need.activations - moments - 32 * 1024**2
     assert need.weights == model.model_size()
@@ -71,8 +71,8 @@ def test_cast_weights_that_backward_keeps_are_foreseen():
     model = tiny("sdxl", torch.float16)
     recipe = Single([example(model)])
     settings = TrainingSettings(precision="fp32")
-    plain = rehearse(model, recipe, CONFIG, settings)
-    spared = rehearse(model, recipe, CONFIG, TrainingSettings("fp32", checkpointing=True))
+    plain = estimate(model, recipe, CONFIG, settings)
+    spared = estimate(model, recipe, CONFIG, TrainingSettings("fp32", checkpointing=True))
     assert plain.activations > 1.5 * model.model_size()
     assert spared.activations < model.model_size()
     found = counted(model, recipe, CONFIG, settings)
@@ -81,7 +81,7 @@ def test_cast_weights_that_backward_keeps_are_foreseen():
 
 def test_an_fp8_base_is_foreseen_unpacked_one_block_at_a_time():
     model = tiny_scaled_fp8("flux", "qkv")
-    need = rehearse(model, Single([example(model)]), CONFIG, PLAIN)
+    need = estimate(model, Single([example(model)]), CONFIG, PLAIN)
     assert need.weights == model.model_size()
     assert need.total > need.weights
 
@@ -91,7 +91,7 @@ def test_a_forecast_leaves_nothing_behind():
     before, free = weights_hash(model), comfy.model_management.get_free_memory
     held = [dict(vars(module)) for module in model.model.modules()]
     with torch.inference_mode():  # every node runs under it
-        rehearse(model, Single([example(model)]), CONFIG, CHECKPOINTED)
+        estimate(model, Single([example(model)]), CONFIG, CHECKPOINTED)
     assert [vars(module) for module in model.model.modules()] == held
     assert weights_hash(model) == before
     assert hook_count(model) == 0
@@ -105,9 +105,9 @@ def test_the_largest_step_decides():
     model = tiny("sd3")
     pairs = [(example(model, 0), example(model, 1))]
     config = TrainingConfig(steps=100, rank=4, learning_rate=1e-4, seed=0)
-    joined = rehearse(model, Pair(pairs, style_start_step=90), config, PLAIN)
-    content = rehearse(model, Pair(pairs, style_start_step=100), config, PLAIN)
-    split = rehearse(
+    joined = estimate(model, Pair(pairs, style_start_step=90), config, PLAIN)
+    content = estimate(model, Pair(pairs, style_start_step=100), config, PLAIN)
+    split = estimate(
         model,
         Pair(pairs, style_start_step=90),
         TrainingConfig(steps=100, rank=4, learning_rate=1e-4, seed=0, rows_per_pass=1),
@@ -137,7 +137,7 @@ def test_what_is_learnt_is_counted_as_the_optimiser_keeps_it(optimizer):
         )
     assert optimizer_bytes(session.optimizer) == pytest.approx(kept, rel=0.02, abs=4096)
     numbers = sum(parameter.nbytes for parameter in learnt)
-    need = rehearse(model, recipe, config, PLAIN)
+    need = estimate(model, recipe, config, PLAIN)
     # Parameters, gradients and their average, and what the optimiser keeps.
     assert need.learnt == pytest.approx(3 * numbers + kept, rel=0.02)
 
@@ -175,7 +175,7 @@ def test_without_a_preset_the_users_settings_hold_and_offload_implies_checkpoint
 def said(model, settings=PLAIN, config=CONFIG) -> list[str]:
     told = []
     recipe = Single([example(model)], batch_size=2)
-    check_memory(rehearsal(model, recipe), config, settings, told.append)
+    check_memory(estimator(model, recipe), config, settings, told.append)
     return told
 
 
@@ -184,7 +184,7 @@ def test_need_and_room_are_said_before_the_first_step():
     assert len(told) == 1
     assert told[0].startswith("memory: about 0.")
     assert "GB on cpu (base 0.1, what is learnt 0.0, a step 0.1); " in told[0]
-    assert told[0].endswith("GB are free beside the base")
+    assert told[0].endswith("GB are free in addition to the base")
 
 
 def pretend_gpu(model, monkeypatch, free):
@@ -196,7 +196,7 @@ def pretend_gpu(model, monkeypatch, free):
 
 def test_a_run_that_may_not_fit_is_warned_of_with_the_setting_that_helps(monkeypatch):
     model = tiny("sdxl")
-    need = rehearse(model, Single([example(model)], batch_size=2), CONFIG, PLAIN)
+    need = estimate(model, Single([example(model)], batch_size=2), CONFIG, PLAIN)
     pretend_gpu(model, monkeypatch, int(0.9 * need.total))
     told = said(model)
     assert len(told) == 2
@@ -205,7 +205,7 @@ def test_a_run_that_may_not_fit_is_warned_of_with_the_setting_that_helps(monkeyp
 
 def test_a_run_that_cannot_fit_is_refused_with_the_setting_that_helps(monkeypatch):
     model = tiny("sdxl")
-    need = rehearse(model, Single([example(model)], batch_size=2), CONFIG, PLAIN)
+    need = estimate(model, Single([example(model)], batch_size=2), CONFIG, PLAIN)
     pretend_gpu(model, monkeypatch, int(0.5 * need.total))
     with pytest.raises(RuntimeError, match=r"must fit into the 0\.\d GB .* set checkpointing on"):
         said(model)
@@ -231,7 +231,7 @@ def test_a_forecast_that_fails_is_said_and_stops_nothing(monkeypatch):
     def fails(*_):
         raise NotImplementedError("an operator without shapes")
 
-    monkeypatch.setattr(Rehearsal, "need", fails)
+    monkeypatch.setattr(MemoryEstimator, "estimate", fails)
     assert said(model) == [
         "memory: not foretold for this model (NotImplementedError: an operator without shapes)"
     ]

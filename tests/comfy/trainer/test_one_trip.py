@@ -35,7 +35,7 @@ def calls(monkeypatch, tmp_path) -> Counter:
                 monkeypatch.setattr(place, name, call)
 
     counted(families, "identify", lambda model: "family")
-    counted(target_layers, "offered_layers", lambda *args: "layers")
+    counted(target_layers, "trainable_layers", lambda *args: "layers")
     counted(conditioning, "encode_prompt", lambda clip, text: ("prompt", text))
     counted(
         fitted_image,

@@ -11,7 +11,7 @@ from pack.lora_ops.keys import factor_keys
 from pack.training import LoraState, lora_state
 from pack.training.families import FAMILIES
 from pack.training.files.half import (
-    AS_SAID,
+    FROM_FILE,
     IMPORTED,
     HalfMetadata,
     as_half,
@@ -75,8 +75,8 @@ def refusal(function, *arguments):
 @pytest.mark.parametrize("role", ["content", "style"])
 @pytest.mark.parametrize("owner", ["down", "up"])
 def test_a_half_says_whose_it_is_on_which_basis(role, owner):
-    facts = HalfMetadata(role, "0123", owner, "snq")
-    assert half_metadata(lora_state(factors(), facts.as_metadata())) == facts
+    metadata = HalfMetadata(role, "0123", owner, "snq")
+    assert half_metadata(lora_state(factors(), metadata.as_metadata())) == metadata
     # A file drops what is empty.
     wordless = {key: value for key, value in HalfMetadata(role, "0").as_metadata().items() if value}
     assert half_metadata(lora_state(factors(), wordless)) == HalfMetadata(
@@ -188,7 +188,7 @@ def test_a_half_of_this_pack_is_loaded_as_itself_alone():
     scaled = changed(lora, factor_keys(f"{BLOCK}_to_k").alpha, torch.tensor(1.0))
     assert "alpha equal to its rank" in refusal(as_half, scaled)
     made = LoraState(lora, {**lora.metadata, "pastiche.role": "made"})
-    for role in (AS_SAID, "content", "style"):
+    for role in (FROM_FILE, "content", "style"):
         assert "got an ordinary LoRA" in refusal(as_half, made, role)
 
 

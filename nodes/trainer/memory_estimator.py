@@ -1,4 +1,4 @@
-"""A step rehearsed on the meta device: shapes without numbers, to know its memory beforehand."""
+"""Estimate the memory of a run by executing one step on the meta device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import comfy.model_management
 import comfy.ops
@@ -33,21 +33,20 @@ from .base import Base
 from .denoiser import ComfyDenoiser, in_training, keeps_casts, set_compute_dtype
 from .target_layers import sites_on
 
-_STEPS_LOOKED_AT = 32
-# What torch's kernels and its allocator keep beside any tensor.
-_BESIDE_TENSORS = 32 * 1024**2
+_SAMPLED_STEPS = 32  # number of steps among which the largest forward pass is searched
+_OVERHEAD = 32 * 1024**2  # bytes that torch's kernels and its allocator use in addition to tensors
 _META = torch.device("meta")
 
 
 @dataclass(frozen=True, eq=False)
-class Rehearsal:
-    """What a run's memory follows from, whatever its settings.
+class MemoryEstimator:
+    """Estimates the memory of a run for given settings.
 
     Args:
-        base: The base; never changed.
-        layers: The layers that are trained.
-        text_encoder: The text encoder that takes part, ``None`` for none; never changed.
-        recipe: The rows of every step.
+        base: Base of the run; never changed.
+        layers: Layers that are trained.
+        text_encoder: Text encoder that takes part in every step, or None; never changed.
+        recipe: Recipe that chooses the rows of every step.
     """
 
     base: Base
@@ -55,15 +54,15 @@ class Rehearsal:
     text_encoder: CLIP | None
     recipe: Recipe
 
-    def need(self, config: TrainingConfig, settings: TrainingSettings) -> MemoryNeed:
-        """Return what the run needs on its device; nothing is loaded, nothing computed.
+    def estimate(self, config: TrainingConfig, settings: TrainingSettings) -> MemoryNeed:
+        """Return the memory that the run needs on its device; nothing is loaded or computed.
 
-        The network is copied without its numbers, and the largest forward and backward of the run
-        go through the loop's own code while the tensors that live are counted.
+        The network is copied to the meta device, and the largest forward and backward pass of the
+        run is executed there with the training loop's own code while the live bytes are counted.
 
         Args:
-            config: The run.
-            settings: Precision, checkpointing and offload.
+            config: Configuration of the run.
+            settings: Training settings; precision, checkpointing and offload are used.
         """
         model, clip, family = self.base.model, self.text_encoder, self.base.family
         device = torch.device(model.load_device)
@@ -73,21 +72,22 @@ class Rehearsal:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(in_training())
             stack.enter_context(_attention_of(device))
-            patcher = _hollow_patcher(model, settings)
+            patcher = _meta_patcher(model, settings)
             blocks = network_blocks(patcher.model.diffusion_model, family)
             in_place = family.blocks.in_place_residuals
             if recomputes:
                 stack.enter_context(checkpointed_blocks(blocks, in_place))
             elif in_place:
-                # Training copies what is overwritten, which costs the same; that needs addresses.
+                # Training saves copies of overwritten tensors, which needs as much memory but does
+                # not work without addresses.
                 stack.enter_context(out_of_place_blocks(blocks))
-            encoder = None if clip is None else stack.enter_context(_hollow_text(clip, settings))
+            encoder = None if clip is None else stack.enter_context(_meta_text(clip, settings))
             denoiser = ComfyDenoiser(patcher, text=encoder)
             rows = _largest_pack(denoiser, self.recipe, config)
             known = [*patcher.model.parameters(), *patcher.model.buffers()]
             if encoder is not None:
-                held = encoder.clip.cond_stage_model
-                known += [*held.parameters(), *held.buffers()]
+                network = encoder.clip.cond_stage_model
+                known += [*network.parameters(), *network.buffers()]
             sites = sites_on(self.layers, patcher, encoder.clip if encoder else None)
             live = stack.enter_context(LiveBytes(known))
             session = Session(denoiser, sites, self.recipe, config)
@@ -104,13 +104,13 @@ class Rehearsal:
         return MemoryNeed(
             weights=weights + (clip.patcher.model_size() if clip is not None else 0),
             learnt=adapters + gradients + moments,
-            activations=max(0, peak - adapters - gradients) + _BESIDE_TENSORS,
+            activations=max(0, peak - adapters - gradients) + _OVERHEAD,
         )
 
 
 def _largest_pack(denoiser: ComfyDenoiser, recipe: Recipe, config: TrainingConfig) -> Sequence[Row]:
-    """Return the rows of the run's largest forward, as far as some of its steps show."""
-    count = min(config.steps, _STEPS_LOOKED_AT)
+    """Return the rows of the largest forward pass among evenly spaced steps of the run."""
+    count = min(config.steps, _SAMPLED_STEPS)
     steps = {round(number * (config.steps - 1) / max(1, count - 1)) for number in range(count)}
     found: list[Sequence[Row]] = []
     for step in sorted(steps):
@@ -120,43 +120,44 @@ def _largest_pack(denoiser: ComfyDenoiser, recipe: Recipe, config: TrainingConfi
     return max(found, key=lambda rows: sum(row.example.latent.numel() for row in rows))
 
 
-def _hollow_patcher(model: ModelPatcher, settings: TrainingSettings) -> ModelPatcher:
-    """Return a patcher over a copy of the network on the meta device, as it will be loaded."""
+def _meta_patcher(model: ModelPatcher, settings: TrainingSettings) -> ModelPatcher:
+    """Return a patcher for a copy of the network on the meta device, set up as for training."""
     patcher = model.clone()
     set_compute_dtype(patcher, settings.precision)
-    cast = patcher.get_model_object("manual_cast_dtype")
+    compute_dtype = patcher.get_model_object("manual_cast_dtype")
     forced = patcher.force_cast_weights
-    patcher.model = _hollow(model.model, {})
-    patcher.model.manual_cast_dtype = cast
+    patcher.model = _meta_module(model.model, {})
+    patcher.model.manual_cast_dtype = compute_dtype
     patcher.load_device = patcher.offload_device = _META
-    brought = settings.offload and torch.device(model.load_device).type != "cpu"
+    copied = settings.offload and torch.device(model.load_device).type != "cpu"
     for module, original in zip(patcher.model.modules(), model.model.modules(), strict=True):
         if hasattr(module, "comfy_cast_weights"):
-            module.comfy_cast_weights = module.comfy_cast_weights or forced
-            if brought or isinstance(getattr(original, "weight", None), QuantizedTensor):
-                # Weights that come from elsewhere, or are unpacked, are copied on every call.
-                module.comfy_cast_weights = True
-                module.weight_function, module.bias_function = [_same], [_same]
+            layer = cast(comfy.ops.CastWeightBiasOp, module)
+            layer.comfy_cast_weights = layer.comfy_cast_weights or forced
+            if copied or isinstance(getattr(original, "weight", None), QuantizedTensor):
+                # Offloaded and quantised weights are copied on every call.
+                layer.comfy_cast_weights = True
+                layer.weight_function, layer.bias_function = [_same], [_same]
     return patcher
 
 
 @contextmanager
-def _hollow_text(clip: CLIP, settings: TrainingSettings) -> Iterator[TrainableTextEncoder]:
-    """Yield a text encoder over a copy on the meta device, its answers staying there."""
-    hollow = clip.clone()
-    hollow.cond_stage_model = _hollow(clip.cond_stage_model, {})
+def _meta_text(clip: CLIP, settings: TrainingSettings) -> Iterator[TrainableTextEncoder]:
+    """Yield a copy of a text encoder whose weights and outputs are on the meta device."""
+    copy = clip.clone()
+    copy.cond_stage_model = _meta_module(clip.cond_stage_model, {})
     layers = [
-        one for kind in encoders_of(hollow.cond_stage_model).values() for one in layers_of(kind)
+        one for kind in encoders_of(copy.cond_stage_model).values() for one in layers_of(kind)
     ]
     recompute = settings.checkpointing or (
-        casts_weights(hollow.cond_stage_model)
+        casts_weights(copy.cond_stage_model)
         and torch.device(clip.patcher.load_device).type != "cpu"
     )
     intermediate = comfy.model_management.intermediate_device
     comfy.model_management.intermediate_device = lambda: _META
     try:
         with in_place_layers(layers, recompute):
-            yield TrainableTextEncoder(hollow, _META)
+            yield TrainableTextEncoder(copy, _META)
     finally:
         comfy.model_management.intermediate_device = intermediate
 
@@ -165,51 +166,51 @@ def _same(weight: Tensor) -> Tensor:
     return weight
 
 
-def _hollow(module: nn.Module, made: dict[int, Any]) -> nn.Module:
-    """Return a copy of a module on the meta device; all that is no tensor is shared with it."""
-    if id(module) not in made:
+def _meta_module(module: nn.Module, copies: dict[int, Any]) -> nn.Module:
+    """Return a copy of a module with tensors on the meta device; everything else is shared."""
+    if id(module) not in copies:
         copy = module.__new__(type(module))
         copy.__dict__.update(module.__dict__)
-        made[id(module)] = copy
-        copy.__dict__["_parameters"] = _hollow_tensors(module._parameters, made)
-        copy.__dict__["_buffers"] = _hollow_tensors(module._buffers, made)
+        copies[id(module)] = copy
+        copy.__dict__["_parameters"] = _meta_tensors(module.__dict__["_parameters"], copies)
+        copy.__dict__["_buffers"] = _meta_tensors(module.__dict__["_buffers"], copies)
         copy.__dict__["_modules"] = {
-            name: child if child is None else _hollow(child, made)
-            for name, child in module._modules.items()
+            name: child if child is None else _meta_module(child, copies)
+            for name, child in module.__dict__["_modules"].items()
         }
-        # A forward that was patched and put back by ComfyUI is an attribute bound to its module.
+        # A forward that ComfyUI has patched and restored is an attribute bound to the old module.
         for name, value in module.__dict__.items():
             if isinstance(value, MethodType) and value.__self__ is module:
                 copy.__dict__[name] = MethodType(value.__func__, copy)
-    return made[id(module)]
+    return copies[id(module)]
 
 
-def _hollow_tensors(
-    tensors: Mapping[str, Tensor | None], made: dict[int, Any]
+def _meta_tensors(
+    tensors: Mapping[str, Tensor | None], copies: dict[int, Any]
 ) -> dict[str, Tensor | None]:
     for tensor in tensors.values():
-        if tensor is not None and id(tensor) not in made:
+        if tensor is not None and id(tensor) not in copies:
             empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=_META)
             is_parameter = isinstance(tensor, nn.Parameter)
-            made[id(tensor)] = nn.Parameter(empty, requires_grad=False) if is_parameter else empty
+            copies[id(tensor)] = nn.Parameter(empty, requires_grad=False) if is_parameter else empty
     return {
-        name: tensor if tensor is None else made[id(tensor)] for name, tensor in tensors.items()
+        name: tensor if tensor is None else copies[id(tensor)] for name, tensor in tensors.items()
     }
 
 
 @contextmanager
 def _attention_of(device: torch.device) -> Iterator[None]:
-    """Let attention on the meta device take the memory that it takes on a real one.
+    """Make attention on the meta device use as much memory as on a real device.
 
-    ComfyUI asks what is free on the tensors' device, and torch spells attention out where it has
-    no fused kernel; both must not know that the device is none.
+    ComfyUI reads the free memory of the tensors' device to choose its method, and torch falls back
+    to unfused attention on devices without a fused kernel. Both are replaced inside the block.
     """
     free, attention = comfy.model_management.get_free_memory, comfy.ops.scaled_dot_product_attention
 
-    def free_there(dev: Any = None, torch_free_too: bool = False) -> Any:
+    def free_memory(dev: Any = None, torch_free_too: bool = False) -> Any:
         return free(device if dev == _META else dev, torch_free_too)
 
-    comfy.model_management.get_free_memory = free_there
+    comfy.model_management.get_free_memory = free_memory
     comfy.ops.scaled_dot_product_attention = _fused_attention
     try:
         yield
@@ -221,14 +222,14 @@ def _attention_of(device: torch.device) -> Iterator[None]:
 def _fused_attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **others: Any
 ) -> Tensor:
-    """Return attention's shape on the meta device, keeping for backward what fused kernels keep.
+    """Return attention on the meta device, which saves as much for backward as fused kernels.
 
     Args:
         query: ``(batch, head, token, channel)``.
         key: ``(batch, key head, key token, channel)``.
-        value: As ``key``.
-        attn_mask: As torch's.
-        others: Of torch's function; they change no shape.
+        value: ``(batch, key head, key token, channel)``.
+        attn_mask: Attention mask in torch's form.
+        others: Further arguments of torch's function, which change no shape.
     """
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
