@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-DOCSTRING_FOLDERS = ("lora_ops", "training")
+DOCSTRING_FOLDERS = ("lora_ops", "training", "nodes")
 TOOLTIP_FOLDERS = ("nodes",)
 
 _QUESTION = re.compile(r"(What|Who|Whom|Whose|Where|How)\b")
