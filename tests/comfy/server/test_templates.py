@@ -175,7 +175,7 @@ def test_break_for_make_learns_both_and_keeps_the_lora_and_its_halves(
     (text,) = outputs_of(graph, entry, "Train Content and Style (B4M)")["text"]
     content, style, make = text.split("\n\n")
     assert content.startswith(f"content half: SD1.5: steps {FEW_STEPS}, rank 64")
-    assert "8 pictures beside 3 auxiliary ones, drawn by the base" in content
+    assert "8 pictures and 3 auxiliary ones, drawn by the base" in content
     assert style.startswith(f"style half: SD1.5: steps {FEW_STEPS}, rank 64")
     assert "1 picture beside 3 auxiliary ones, drawn by the base" in style
     assert f"{FEW_STEPS} steps with Scaled AdamW" in make

@@ -39,7 +39,7 @@ def calls(monkeypatch, tmp_path) -> Counter:
     counted(conditioning, "encode_prompt", lambda clip, text: ("prompt", text))
     counted(
         fitted_image,
-        "encode",
+        "encode_picture",
         lambda vae, image, mirrored: ("picture", image.pixels.sum().item(), mirrored),
     )
     for name in ("model_digest", "clip_digest", "vae_digest"):
