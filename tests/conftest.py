@@ -18,7 +18,7 @@ sys.path += [str(TESTS / folder) for folder in ("graphs", "support", "oracles")]
 # ruff: noqa: E402 - found by the line above
 from comfyui.pack_loader import load_pack
 from comfyui.server import ComfyServer, make_base_directory
-from comfyui.toy_base import place
+from comfyui.toy_base import place_toy_base
 from toy_control import place_control
 
 load_pack("pack")
@@ -59,6 +59,6 @@ def comfy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServ
 @pytest.fixture(scope="session")
 def toy_server(comfy_server: ComfyServer) -> ComfyServer:
     """The same server with the toy base and its ControlNet, and the examples in its input."""
-    place(comfy_server.base_directory)
+    place_toy_base(comfy_server.base_directory)
     place_control(comfy_server.base_directory)
     return comfy_server

@@ -16,7 +16,7 @@ import killed_run
 import pytest
 import torch
 from comfyui.server import ComfyServer, make_base_directory
-from comfyui.toy_base import place
+from comfyui.toy_base import place_toy_base
 from headless import Headless, wait_for
 from pack.training.files.checkpoint import checkpoints, latest_checkpoint
 from substitution import Graph, toy_graph
@@ -164,7 +164,7 @@ def server_results(toy_server: ComfyServer) -> Results:
 def server_killed_after(step: int, delay: float, folder: Path, expected: Results) -> None:
     """Kill a server that trains, start it again, queue the same graph and compare."""
     base = make_base_directory(folder / "base")
-    place(base)
+    place_toy_base(base)
     server = ComfyServer(
         Path(sys.executable), Path(os.environ["COMFYUI_PATH"]), base, log=folder / "server.log"
     )
