@@ -16,7 +16,7 @@ from tiny import tiny, tiny_clip
 
 
 def plain_inputs(name: str = "sd3", **changes: Any) -> dict[str, list[Any]]:
-    """Return what ComfyUI hands to the node: every input as a list."""
+    """Return the inputs of the node as ComfyUI passes them, each as a list."""
     values = {
         "model": tiny(name) if "model" not in changes else None,
         "clip": tiny_clip(),

@@ -24,7 +24,7 @@ def clip_for(name: str) -> Any:
 
 
 def concept_inputs(family: str = "sd15", /, **changes: Any) -> dict[str, list[Any]]:
-    """Return what ComfyUI hands to the node: every input as a list."""
+    """Return the inputs of the node as ComfyUI passes them, each as a list."""
     values = {
         "model": tiny(family) if "model" not in changes else None,
         "clip": clip_for(family),
