@@ -16,7 +16,7 @@ from concept_for_fusion_refusals import (
     run_concept_for_fusion,
 )
 from full_disk import leave_no_space
-from fusion_inputs import output_folder, queue_fusion, two_concepts
+from fusion_inputs import queue_fusion, set_output_folder, two_concepts
 from fusion_refusals import NOTES, REFUSED_INPUTS, REFUSED_SAMPLING, attempt
 from pack.training.runs import fusion_store
 
@@ -70,7 +70,7 @@ def _stored(page: Page) -> None:
         return queue_fusion(two_concepts(), steps=1, statistics="sums").result[4]
 
     page.section("Gradient Fusion: statistics that cannot be kept")
-    output_folder(page.folder("fusions"))
+    set_output_folder(page.folder("fusions"))
     with pytest.MonkeyPatch.context() as patch:
         leave_no_space(patch)
         _noted(page, "a full disk", report(), ["new statistics are not kept"])
@@ -79,7 +79,7 @@ def _stored(page: Page) -> None:
         _noted(page, "a disk that fills up", report(), ["the statistics are not kept"])
     blocked = page.folder("no fusions")
     (blocked / "pastiche").write_text("")
-    output_folder(blocked)
+    set_output_folder(blocked)
     _noted(page, "a read-only output folder", report(), ["the statistics are not kept"])
 
 

@@ -60,7 +60,7 @@ def third_lora():
 
 
 def fuse_twice(wires):
-    """Fuse two concepts, then the fused LoRA with a third; return the fused LoRA and the result."""
+    """Fuse two concepts, then the fused LoRA with a third; return its wire and the result."""
     again = fused_file_as_lora(queue_fusion(wires, steps=1).result[2])
     return again, queue_fusion([again, third_lora()], steps=1).result
 

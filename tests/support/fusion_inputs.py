@@ -70,6 +70,6 @@ def queue_fusion(wires: list[tuple], name: str = NAME, /, **changes: Any) -> io.
         return GradientFusion.PREPARE_CLASS_CLONE(None).execute(**values)
 
 
-def output_folder(folder: Any) -> None:
+def set_output_folder(folder: Any) -> None:
     """Set ComfyUI's output folder."""
     folder_paths.set_output_directory(str(folder))

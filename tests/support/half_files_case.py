@@ -27,9 +27,11 @@ def half_of(model, role="content", *, start="orthogonal", owner=CONTENT_OWNS, ba
         parts["up"] = torch.randn(parts["up"].shape, generator=generator) * 0.05
         parts["down"] = torch.randn(parts["down"].shape, generator=generator) / shape[1] ** 0.5
         layers[name] = kind.factors(parts)
-    facts = HalfMetadata(role, basis_digest(shapes, RANK, basis_seed, start), owner, TOKENS[role])
+    metadata = HalfMetadata(
+        role, basis_digest(shapes, RANK, basis_seed, start), owner, TOKENS[role]
+    )
     architecture = {"modelspec.architecture": identify(model).architecture}
-    return lora_state(layers, {**architecture, **facts.as_metadata()})
+    return lora_state(layers, {**architecture, **metadata.as_metadata()})
 
 
 def save(half, filename="my_half", precision="fp32", **more):

@@ -29,9 +29,9 @@ def half_of(name: str, role: str, token: str, seed: int = 0) -> LoraState:
         parts["up"] = torch.randn(parts["up"].shape, generator=generator) * 0.2
         parts["down"] = torch.randn(parts["down"].shape, generator=generator) * 0.1
         layers[key] = kind.factors(parts)
-    facts = HalfMetadata(role, basis_digest(shapes, 4, 0, "orthogonal"), token=token)
+    metadata = HalfMetadata(role, basis_digest(shapes, 4, 0, "orthogonal"), token=token)
     architecture = {"modelspec.architecture": identify(model).architecture}
-    return lora_state(layers, {**architecture, **facts.as_metadata()})
+    return lora_state(layers, {**architecture, **metadata.as_metadata()})
 
 
 def two_by_two(name: str) -> dict[str, list[LoraState]]:

@@ -39,14 +39,14 @@ class Headless:
     def begin(self, output: Path) -> int:
         """Begin or resume a run and return its process id."""
         if self._busy:  # an earlier test has failed
-            self.ended()
+            self.wait()
         self._busy = True
         output.mkdir(parents=True, exist_ok=True)
         self.process.stdin.write(f"{output}\n")
         self.process.stdin.flush()
         return self._read("begun")
 
-    def ended(self) -> int:
+    def wait(self) -> int:
         """Wait for the end of the run and return its exit status, 0 for success."""
         self._busy = False
         return self._read("ended")

@@ -61,22 +61,22 @@ def queue(name: str = "sd3", **changes: Any) -> io.NodeOutput:
         return TrainPair.PREPARE_CLASS_CLONE(None).execute(**inputs)
 
 
-def request(name: str = "sd3", **changes: Any) -> PairTrainer:
+def new_trainer(name: str = "sd3", **changes: Any) -> PairTrainer:
     """Return the trainer that the node would run."""
     inputs = pair_inputs(name, **changes)
     return read_request(PairTrainer, inputs, inputs.pop("node_id", [None])[0])
 
 
-def planned(name: str = "sd3", **changes: Any) -> PairTrainer:
+def checked_trainer(name: str = "sd3", **changes: Any) -> PairTrainer:
     """Return the trainer with its inputs checked."""
-    trainer = request(name, **changes)
+    trainer = new_trainer(name, **changes)
     trainer.check()
     return trainer
 
 
 def identity(name: str = "sd3", **changes: Any) -> str:
     """Return the id that the node would give the run."""
-    return run_id(planned(name, **changes).pieces())
+    return run_id(checked_trainer(name, **changes).pieces())
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from tiny import tiny_cond, tiny_latent, weights_hash
 from nodes import KSampler
 
 STEPS = 6
-OFTEN = TrainingSettings(save_every_steps=1)
+EVERY_STEP = TrainingSettings(save_every_steps=1)
 CANCEL = comfy.model_management.InterruptProcessingException
 
 _UNDISTURBED: dict[tuple, tuple] = {}

@@ -163,17 +163,17 @@ def test_all_stages_killed_in_the_middle_end_with_the_same_bytes(tmp_path):
     runner = Headless(tmp_path / "base", "b4m")
     try:
         runner.begin(tmp_path / "whole")
-        assert runner.ended() == 0
+        assert runner.wait() == 0
         for stage, name in enumerate(("killed content half", "killed style half", "killed")):
             output = tmp_path / str(stage)
             child = runner.begin(output)
             wait_for(output, f"pastiche/{name}-*/checkpoints/*/step_*.safetensors")
             time.sleep(0.02)
             os.kill(child, signal.SIGKILL)
-            assert runner.ended() == signal.SIGKILL
+            assert runner.wait() == signal.SIGKILL
             assert not list(output.glob(f"pastiche/{name}-*/* steps"))
             runner.begin(output)
-            assert runner.ended() == 0
+            assert runner.wait() == 0
             assert "goes on from step" in (output / "text").read_text()
             assert finished(output) == finished(tmp_path / "whole")
     finally:

@@ -9,7 +9,14 @@ import pytest
 import torch
 from concept_case import NEGATIVE, encode
 from concept_inputs import stock
-from fusion_inputs import NAME, lora_to_fuse, output_folder, plain_lora, queue_fusion, two_concepts
+from fusion_inputs import (
+    NAME,
+    lora_to_fuse,
+    plain_lora,
+    queue_fusion,
+    set_output_folder,
+    two_concepts,
+)
 from gated_loras import hook_count, relative
 from guidance_case import ksample
 from pack.lora_ops import delta
@@ -36,7 +43,7 @@ def wires():
 def fused(request, wires, tmp_path_factory):
     """The node's outputs, and the folder of the statistics."""
     folder = tmp_path_factory.mktemp("fused")
-    output_folder(folder)
+    set_output_folder(folder)
     restore_shared()
     before = weights_hash(tiny(NAME))
     out = queue_fusion(wires, activations=request.param, statistics="a Gram per concept")

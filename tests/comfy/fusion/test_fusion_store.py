@@ -6,7 +6,14 @@ import comfy.model_management
 import pytest
 import torch
 from full_disk import leave_no_space
-from fusion_inputs import NAME, lora_to_fuse, output_folder, plain_lora, queue_fusion, two_concepts
+from fusion_inputs import (
+    NAME,
+    lora_to_fuse,
+    plain_lora,
+    queue_fusion,
+    set_output_folder,
+    two_concepts,
+)
 from gated_loras import hook_count, relative
 from pack.nodes.fusion import run as fusion_run
 from pack.nodes.fusion import stages as fusion_stages
@@ -27,7 +34,7 @@ def three():
 
 @pytest.fixture
 def folder(tmp_path):
-    output_folder(tmp_path)
+    set_output_folder(tmp_path)
     return tmp_path / "pastiche"
 
 
