@@ -1,4 +1,4 @@
-"""The checks before the tests: ruff, its formatter, pyright and TypeScript, each counted as one."""
+"""Run ruff, its formatter, pyright and TypeScript, and count each of them as one check."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from environment import REPOSITORY, Environment
 
 @dataclass(frozen=True)
 class Check:
-    """A command that fails if it finds something.
+    """A command that fails if it finds a problem.
 
     Args:
-        name: Name of the check, as the summary shows it.
-        command: Command line; it runs in the repository.
-        repair: Command that mends what can be mended without a person; "" if there is none.
+        name: Name of the check in the summary.
+        command: Command line, which is run in the repository.
+        repair: Command that repairs problems automatically; "" if there is none.
     """
 
     name: str
@@ -27,14 +27,18 @@ class Check:
 
 
 def checks(environment: Environment) -> list[Check]:
-    """Return all checks with the environment's own tools."""
+    """Return all checks, run with the tools of the environment."""
     ruff = [str(environment.python), "-m", "ruff"]
     pyright = environment.node_command("pyright", "index.js")
     typescript = environment.node_command("typescript", "bin/tsc")
-    mend = "python3 scripts/dev.py python -m ruff"
+    ruff_command = "python3 scripts/dev.py python -m ruff"
     return [
-        Check("ruff check", [*ruff, "check", "--no-cache", "."], f"{mend} check --fix ."),
-        Check("ruff format", [*ruff, "format", "--no-cache", "--check", "."], f"{mend} format ."),
+        Check("ruff check", [*ruff, "check", "--no-cache", "."], f"{ruff_command} check --fix ."),
+        Check(
+            "ruff format",
+            [*ruff, "format", "--no-cache", "--check", "."],
+            f"{ruff_command} format .",
+        ),
         Check("pyright", [*pyright, "--pythonpath", str(environment.python)]),
         Check("typescript", [*typescript, "-p", "scripts/typescript"]),
     ]
@@ -42,13 +46,13 @@ def checks(environment: Environment) -> list[Check]:
 
 def run_checks(environment: Environment) -> dict[str, int]:
     """Run every check and return how many failed and passed."""
-    # Pyright asks the interpreter for its path: so it finds ComfyUI's modules for nodes/.
+    # Pyright reads the module path from the interpreter and so finds ComfyUI's modules for nodes/.
     path = {"PYTHONPATH": os.fspath(environment.comfyui)}
     return run(checks(environment), {**environment.variables(), **path})
 
 
 def run(found: Sequence[Check], variables: Mapping[str, str]) -> dict[str, int]:
-    """Run checks, print what the failing ones find, and return how many failed and passed."""
+    """Run checks, print the output of failing ones, and return how many failed and passed."""
     failed = 0
     for check in found:
         started = time.monotonic()
@@ -70,5 +74,5 @@ def run(found: Sequence[Check], variables: Mapping[str, str]) -> dict[str, int]:
             failed += 1
             print(finished.stdout.rstrip())
             if check.repair:
-                print(f"To mend what can be mended: {check.repair}", flush=True)
+                print(f"To repair it automatically: {check.repair}", flush=True)
     return {"failed": failed, "passed": len(found) - failed, "skipped": 0, "errors": 0}

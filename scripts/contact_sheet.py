@@ -1,4 +1,4 @@
-"""The demo's contact sheet: the pair, then plain above styled, one column per prompt."""
+"""Draw the demo's contact sheet: the pair, then one column of two pictures per prompt."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from io import BytesIO
 
 from PIL import Image, ImageDraw, ImageFont
 
-SIDE = 192
+SIDE = 192  # pixels of a picture
 MARGIN = 16
-CAPTION = 26
-HEAD = 40
+CAPTION = 26  # height of a caption
+HEAD = 40  # height of the title
 INK = (40, 40, 44)
 PAPER = (250, 249, 246)
 
 
 @dataclass(frozen=True)
 class Column:
-    """One prompt with its two pictures, PNG files of equal size and noise."""
+    """One prompt and its two pictures, PNG files of the same size and from the same noise."""
 
     prompt: str
     plain: bytes
@@ -25,7 +25,7 @@ class Column:
 
 
 def contact_sheet(before: bytes, after: bytes, columns: list[Column], title: str) -> Image.Image:
-    """Return the sheet: before over after on the left, plain over styled to the right of it."""
+    """Return the sheet: the pair in the first column, plain above styled in the others."""
     cell_width = SIDE + MARGIN
     cell_height = SIDE + CAPTION + MARGIN
     width = MARGIN + cell_width * (1 + len(columns)) + MARGIN
@@ -36,7 +36,7 @@ def contact_sheet(before: bytes, after: bytes, columns: list[Column], title: str
     draw.text((MARGIN, 10), title, fill=INK, font=ImageFont.load_default(18))
 
     def put(column: int, row: int, picture: bytes, caption: str) -> None:
-        # The second margin sets the pair apart from what was made with it.
+        # A second margin separates the pair from the pictures that were made with the style.
         left = MARGIN + cell_width * column + (MARGIN if column else 0)
         top = HEAD + cell_height * row
         sheet.paste(_enlarged(picture), (left, top))
@@ -51,7 +51,7 @@ def contact_sheet(before: bytes, after: bytes, columns: list[Column], title: str
 
 
 def _enlarged(picture: bytes) -> Image.Image:
-    """Return the picture at the sheet's size, its pixels kept as squares."""
+    """Return the picture enlarged to the sheet's size, without interpolation between pixels."""
     with Image.open(BytesIO(picture)) as image:
         square = image.convert("RGB")
     scale = max(1, SIDE // max(square.size))

@@ -1,4 +1,4 @@
-"""The demo: the Pair template on the toy base, in a real ComfyUI server, from the terminal."""
+"""Run the pair_customization template on the toy base in a real ComfyUI server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 from comfyui.server import ComfyServer
-from comfyui.toy_base import place
+from comfyui.toy_base import place_toy_base
 from contact_sheet import Column, contact_sheet
 from environment import REPOSITORY
 
@@ -29,14 +29,14 @@ PROMPTS = (
     "a purple cup on sand",
 )
 FIRST_NOISE_SEED = 100
-BAR = 30  # characters
+BAR_WIDTH = 30  # characters
 CLIENT = "pastiche-demo"
 
 
 def main(base_directory: Path, out: Path, seed: int) -> None:
-    """Train, sample, and write the contact sheet and the LoRA into ``out``."""
+    """Train, sample, and write the contact sheet, the LoRA and the graph into ``out``."""
     started = time.monotonic()
-    place(base_directory)
+    place_toy_base(base_directory)
     out.mkdir(parents=True, exist_ok=True)
     log = out / "comfyui.log"
     log.unlink(missing_ok=True)
@@ -59,20 +59,20 @@ def main(base_directory: Path, out: Path, seed: int) -> None:
     style = input_of(graph, "PasticheTrainPair", "style_words")
     sheet = out / "contact_sheet.png"
     contact_sheet(before, after, columns, f'Learnt from one pair: "{style}"').save(sheet)
-    opened = out / f"{TEMPLATE}.json"
-    opened.write_text(json.dumps(graph, indent=2) + "\n", encoding="utf-8")
+    graph_file = out / f"{TEMPLATE}.json"
+    graph_file.write_text(json.dumps(graph, indent=2) + "\n", encoding="utf-8")
     lora = base_directory / "models" / "loras" / lora_name
     shutil.copyfile(lora, out / lora.name)
     print(f"\nDone in {time.monotonic() - started:.0f} s.")
     print(f"  contact sheet  {sheet}")
     print(f"  style LoRA     {out / lora.name}")
-    print(f"  graph          {opened}")
+    print(f"  graph          {graph_file}")
     print("The same graph in a browser: python3 scripts/dev.py comfy, then drop the graph's file")
     print("on the page.", flush=True)
 
 
 def nodes_of(graph: Graph, class_type: str) -> list[dict[str, Any]]:
-    """Return the graph's nodes of one type, of which there must be some."""
+    """Return the graph's nodes of one type; raise if there is none."""
     nodes = [node for node in graph.values() if node["class_type"] == class_type]
     if not nodes:
         raise RuntimeError(f"the demo's graph must have a {class_type} node, got none")
@@ -91,10 +91,10 @@ def input_of(graph: Graph, class_type: str, name: str) -> Any:
 
 
 async def run_graph(server: ComfyServer, graph: Graph) -> dict[str, Any]:
-    """Queue the graph, draw its progress and return what its nodes put out.
+    """Queue the graph, draw its progress and return the outputs of its nodes.
 
     Raises:
-        RuntimeError: A node failed; the message is the node's.
+        RuntimeError: A node failed; the message contains the node's own.
     """
     prompt_id = ""
     bar = ProgressBar(graph)
@@ -122,7 +122,7 @@ async def run_graph(server: ComfyServer, graph: Graph) -> dict[str, Any]:
 
 
 class ProgressBar:
-    """One line for the node that runs, redrawn in a terminal, every quarter of it in a log."""
+    """Progress of the running node: a line redrawn in a terminal, or one line per quarter in a log."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
@@ -130,7 +130,7 @@ class ProgressBar:
         self._open = False
 
     def show(self, nodes: dict[str, dict[str, Any]]) -> None:
-        """Draw the running node that counts steps, if there is one."""
+        """Draw the progress of the running node, if it has more than one step."""
         for node_id, state in nodes.items():
             if state["state"] == "running" and state["max"] > 1:
                 self._draw(node_id, int(state["value"]), int(state["max"]))
@@ -151,8 +151,8 @@ class ProgressBar:
         if node_id != self._shown[0]:
             self.close()
         self._shown = (node_id, part)
-        filled = value * BAR // total
-        line = f"{name[:32]:32s} [{'#' * filled}{'.' * (BAR - filled)}] {value}/{total}"
+        filled = value * BAR_WIDTH // total
+        line = f"{name[:32]:32s} [{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {value}/{total}"
         print(f"\r{line}" if terminal else line, end="" if terminal else "\n", flush=True)
         self._open = terminal
 
@@ -174,7 +174,7 @@ def upstream(graph: Graph, node_id: str) -> set[str]:
 def plain_and_styled(
     server: ComfyServer, graph: Graph, outputs: dict[str, Any]
 ) -> tuple[bytes, bytes]:
-    """Return the sampled picture without the style and the one with it, as PNG files."""
+    """Return the sampled pictures without and with the style, as PNG files."""
     found: dict[bool, bytes] = {}
     for node_id, output in outputs.items():
         types = upstream(graph, node_id)
@@ -190,7 +190,7 @@ def plain_and_styled(
 
 
 def saved_lora(graph: Graph, outputs: dict[str, Any]) -> str:
-    """Return the name of the file that the save node wrote or found."""
+    """Return the name of the LoRA file that the save node wrote or found unchanged."""
     for node_id, output in outputs.items():
         if graph[node_id]["class_type"] == "PasticheSaveLora":
             return output["text"][0]
@@ -198,7 +198,7 @@ def saved_lora(graph: Graph, outputs: dict[str, Any]) -> str:
 
 
 def example_pair(graph: Graph, base_directory: Path) -> tuple[bytes, bytes]:
-    """Return the before and the after picture that the training node is linked to."""
+    """Return the before and the after picture that are connected to the training node."""
     inputs = nodes_of(graph, "PasticheTrainPair")[0]["inputs"]
     pictures = []
     for name in ("before", "after"):

@@ -1,12 +1,13 @@
-"""The pack's two commands and their kin; needs nothing but Python 3.10 and a connection.
+"""Run the demo, the tests and other development commands.
 
     python3 scripts/dev.py demo          train a style from one pair on the toy base, in the terminal
-    python3 scripts/dev.py test          the checks and tests (--full adds the slow ones)
-    python3 scripts/dev.py comfy         ComfyUI with the pack, the toy base and its examples
-    python3 scripts/dev.py templates     the templates and their graphs, written anew
-    python3 scripts/dev.py python ARGS   the environment's Python, for anything else
+    python3 scripts/dev.py test          run the checks and tests (--full adds the slow ones)
+    python3 scripts/dev.py comfy         start ComfyUI with the pack, the toy base and its examples
+    python3 scripts/dev.py templates     write the templates and their graphs again
+    python3 scripts/dev.py python ARGS   run the environment's Python
 
-All of them make the environment they need in the user's cache; a second run finds it there.
+All commands need only Python 3.10 or newer and, for the first run, an internet connection. They
+install the environment into the user's cache folder and reuse it afterwards.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SCRIPTS = REPOSITORY / "scripts"
 
 
 def main(arguments: list[str]) -> int:
-    """Run the verb that the arguments name and return an exit code."""
+    """Run the command that the arguments name and return an exit code."""
     parser = argparse.ArgumentParser(
         prog="dev.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -33,13 +34,19 @@ def main(arguments: list[str]) -> int:
     demo = verbs.add_parser("demo", help="from one before/after pair to a styled picture")
     demo.add_argument("--out", type=Path, default=Path("pastiche-demo"), help="folder to write")
     demo.add_argument("--seed", type=int, default=0, help="seed of the training")
-    test = verbs.add_parser("test", help="run the tests; what follows -- goes to pytest")
-    test.add_argument("--full", action="store_true", help="also those marked full, with coverage")
-    test.add_argument("--tier", action="append", choices=TIERS, help="only this tier")
-    test.add_argument("--workers", type=int, default=default_workers(), help="processes for tests")
+    test = verbs.add_parser("test", help="run the tests; arguments after -- go to pytest")
+    test.add_argument(
+        "--full", action="store_true", help="also run tests marked full, and measure coverage"
+    )
+    test.add_argument("--tier", action="append", choices=TIERS, help="run only this tier")
+    test.add_argument(
+        "--workers", type=int, default=default_workers(), help="number of test processes"
+    )
     test.add_argument("extra", nargs="*", help="arguments for pytest, after --")
     comfy = verbs.add_parser("comfy", help="start ComfyUI with the pack and the toy base")
-    comfy.add_argument("--port", type=int, default=None, help="a free one if left out")
+    comfy.add_argument(
+        "--port", type=int, default=None, help="port of the server; a free one if left out"
+    )
     verbs.add_parser("templates", help="write the templates through ComfyUI's frontend")
     verbs.add_parser("python", help="run the environment's Python", add_help=False)
     options, rest = parser.parse_known_args(arguments)
@@ -67,13 +74,13 @@ def _run_python(ready: Environment, arguments: list[str], folder: Path = REPOSIT
 
 
 def _base_directory() -> Path:
-    """Return this checkout's own folder for ComfyUI, with the pack mounted in it."""
+    """Return the ComfyUI base directory of this checkout, with the pack mounted in it."""
     digest = hashlib.sha256(str(REPOSITORY).encode()).hexdigest()[:12]
     return make_base_directory(cache_folder() / f"base-{digest}")
 
 
 def _serve(ready: Environment, port: int | None) -> int:
-    """Serve until the user stops it."""
+    """Run ComfyUI with the pack until the user stops it."""
     base_directory = _base_directory()
     placed = _run_python(ready, ["-m", "comfyui.toy_base", str(base_directory)], SCRIPTS)
     if placed != 0:

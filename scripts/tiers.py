@@ -1,4 +1,4 @@
-"""Run the checks and the tests tier by tier and close with one summary, in the form of pytest."""
+"""Run the checks and the tests tier by tier, and print one summary in the form of pytest."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from environment import REPOSITORY, Environment
 from environment.browser_binary import ensure_browser
 
 CHECKS = "checks"
-# Apart, because each needs its process to itself: ComfyUI fixes its device and folders on import,
-# the browser's library keeps an event loop running.
+# These tiers need separate processes: ComfyUI fixes its device and folders on import, and the
+# library that drives the browser keeps an event loop running.
 PYTEST_TIERS = {
     "unit": ["tests", "--ignore=tests/comfy", "--ignore=tests/browser"],
     "comfy": ["tests/comfy"],
     "browser": ["tests/browser"],
 }
 TIERS = (CHECKS, *PYTEST_TIERS)
-MAX_WORKERS = 4  # each loads ComfyUI and its own tiny models: about 2 GB
+MAX_WORKERS = 4  # each loads ComfyUI and its own tiny models, which takes about 2 GB
 
 
 @dataclass(frozen=True)
 class TierResult:
-    """What one tier reported; a tier that broke off counts as one error."""
+    """The outcome of one tier; a tier that did not finish counts as one error."""
 
     name: str
     exit_code: int
@@ -42,8 +42,8 @@ class RunOptions:
     """Options of a run of the tests.
 
     Args:
-        environment: Interpreter and ComfyUI.
-        full: Whether tests marked ``full`` run too, and the covered lines are measured.
+        environment: Environment that provides the interpreter and ComfyUI.
+        full: Whether tests marked ``full`` run too and coverage is measured.
         workers: Number of processes that share a tier's tests.
         extra: Arguments for pytest.
     """
@@ -55,12 +55,12 @@ class RunOptions:
 
 
 def default_workers() -> int:
-    """Return one worker for each processor, within what memory usually allows."""
+    """Return one worker for each processor, limited by the memory that a worker needs."""
     return min(os.cpu_count() or 1, MAX_WORKERS)
 
 
 def run_tests(options: RunOptions, tiers: list[str]) -> int:
-    """Run the tiers, print each one's time and the sum of all, return an exit code."""
+    """Run the tiers, print the time of each and the total counts, and return an exit code."""
     if "browser" in tiers:
         _prepare_browser()
     with tempfile.TemporaryDirectory(prefix="pastiche-test-") as temporary:
@@ -69,17 +69,17 @@ def run_tests(options: RunOptions, tiers: list[str]) -> int:
             _report_coverage(options.environment, Path(temporary))
     print()
     seconds = options.environment.seconds
-    print(f"environment  {seconds:7.1f} s  (install and look-up, apart from the tests)")
+    print(f"environment  {seconds:7.1f} s  (install and look-up, not part of the tests)")
     for result in results:
-        print(f"{result.name:11s}  {result.seconds:7.1f} s  {_described(result.counts)}")
+        print(f"{result.name:11s}  {result.seconds:7.1f} s  {_summary(result.counts)}")
     total = {key: sum(r.counts[key] for r in results) for key in results[0].counts}
     seconds = sum(result.seconds for result in results)
-    print(f" {_described(total)} in {seconds:.2f}s ".center(80, "="), flush=True)
+    print(f" {_summary(total)} in {seconds:.2f}s ".center(80, "="), flush=True)
     return next((result.exit_code for result in results if result.exit_code), 0)
 
 
 def _prepare_browser() -> None:
-    """Have a browser before the clock runs; without one the tier itself fails and says why."""
+    """Install a browser before the tests are timed; if that fails, the tier fails with the reason."""
     try:
         ensure_browser()
     except RuntimeError as error:
@@ -115,7 +115,7 @@ def _run_pytest(options: RunOptions, name: str, temporary: Path) -> tuple[int, d
 
 
 def _variables(options: RunOptions, temporary: Path) -> Mapping[str, str]:
-    """Return the environment of a tier: workers share the processors, none takes all of them."""
+    """Return the environment variables of a tier; its workers share the processors evenly."""
     variables = options.environment.variables()
     if options.workers > 1:
         threads = max(1, (os.cpu_count() or 1) // options.workers)
@@ -140,13 +140,13 @@ def _counts(report: Path, exit_code: int) -> dict[str, int]:
     return {"failed": failed, "passed": passed, "skipped": skipped, "errors": errors}
 
 
-def _described(counts: dict[str, int]) -> str:
+def _summary(counts: dict[str, int]) -> str:
     parts = [f"{counts[key]} {key}" for key in ("failed", "passed", "skipped", "errors")]
     return ", ".join(part for part in parts if part[0] != "0" or part.endswith("passed"))
 
 
 def _report_coverage(environment: Environment, temporary: Path) -> None:
-    """Print the share of the pack's lines that ran, and every file with lines that did not."""
+    """Print the coverage of the pack, and every file that has uncovered lines."""
     print("\n--- coverage ".ljust(80, "-"), flush=True)
     variables = {**environment.variables(), "COVERAGE_FILE": str(temporary / "coverage")}
     coverage = [str(environment.python), "-m", "coverage"]

@@ -1,6 +1,6 @@
-"""Imports the pack as ComfyUI does, under the name ``pack``.
+"""Import the pack as ComfyUI does, under the name ``pack``.
 
-The folders of scripts and of what tests share come last on the path.
+The folders of scripts and of code that tests share are put last on the module path.
 """
 
 import os
@@ -15,17 +15,17 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != TESTS.par
 sys.path += [str(TESTS.parent / "scripts")]
 sys.path += [str(TESTS / folder) for folder in ("graphs", "support", "oracles")]
 
-# ruff: noqa: E402 - found by the line above
+# ruff: noqa: E402 - these modules are on the path only now
 from comfyui.pack_loader import load_pack
 from comfyui.server import ComfyServer, make_base_directory
-from comfyui.toy_base import place
+from comfyui.toy_base import place_toy_base
 from toy_control import place_control
 
 load_pack("pack")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test's folder is its tier: no file has to say so again."""
+    """Mark every test with its tier, which is the name of its folder."""
     for item in items:
         for tier in ("comfy", "browser"):
             if TESTS / tier in item.path.parents:
@@ -34,13 +34,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
-    """The pack's folder."""
+    """Return the pack's folder."""
     return TESTS.parent
 
 
 @pytest.fixture(scope="session")
 def comfy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A real ComfyUI server with the pack in it; the log is in ``comfy_server.log_text()``."""
+    """Yield a real ComfyUI server with the pack; ``comfy_server.log_text()`` is its log."""
     if "COMFYUI_PATH" not in os.environ:
         raise RuntimeError(
             "COMFYUI_PATH must name ComfyUI's folder: start with scripts/dev.py test"
@@ -58,7 +58,7 @@ def comfy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServ
 
 @pytest.fixture(scope="session")
 def toy_server(comfy_server: ComfyServer) -> ComfyServer:
-    """The same server with the toy base and its ControlNet, and the examples in its input."""
-    place(comfy_server.base_directory)
+    """Return the same server with the toy base, its ControlNet and the example pictures."""
+    place_toy_base(comfy_server.base_directory)
     place_control(comfy_server.base_directory)
     return comfy_server

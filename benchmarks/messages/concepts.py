@@ -12,7 +12,7 @@ import concept_imports_case
 import folder_paths
 import pytest
 import train_concept_refusals
-from apply_concept_refusals import three
+from apply_concept_refusals import three_concepts
 from concept_case import NAME
 from concept_files_case import load, many_words, save
 from concept_imports_case import Program, load_damaged, with_embedding, write_authors
@@ -63,7 +63,7 @@ def _encoded(page: Page) -> None:
         )
     page.refused("no CLIP", lambda: EncodeConceptPrompt.execute(None, {"a": (concept(),)}, "a"))
     page.section("Apply Concept, and a sampler behind it")
-    concepts = three()
+    concepts = three_concepts()
     for case, (action, _) in apply_concept_refusals.REFUSED.items():
         page.refused(case, lambda action=action: action(concepts))
 

@@ -8,10 +8,16 @@ import re
 from collections.abc import Callable, Sequence
 
 import pytest
-from concept_for_fusion_refusals import FUSED, OFFERED, fused_twice, offered, uncalled
+from concept_for_fusion_refusals import (
+    REFUSED_AGAIN,
+    REFUSED_CONCEPTS,
+    fuse_twice,
+    prompts_without_trigger,
+    run_concept_for_fusion,
+)
 from full_disk import leave_no_space
-from fusion_inputs import output_folder, queue_fusion, two_concepts
-from fusion_refusals import DRAWN, NOTED, UNREAD, attempt
+from fusion_inputs import queue_fusion, set_output_folder, two_concepts
+from fusion_refusals import NOTES, REFUSED_INPUTS, REFUSED_SAMPLING, attempt
 from pack.training.runs import fusion_store
 
 from .page import Page
@@ -31,11 +37,11 @@ def _noted(page: Page, case: str, report: str, notes: Sequence[str]) -> None:
 def _offered(page: Page) -> None:
     wires = two_concepts()
     page.section("Concept for Fusion")
-    for case, (inputs, _) in OFFERED.items():
-        page.refused(case, lambda inputs=inputs: offered(wires, inputs))
+    for case, (inputs, _) in REFUSED_CONCEPTS.items():
+        page.refused(case, lambda inputs=inputs: run_concept_for_fusion(wires, inputs))
     page.warned(
         "trigger prompts without the words of the LoRA's file",
-        lambda: uncalled(wires),
+        lambda: prompts_without_trigger(wires),
         "has none of the words",
     )
 
@@ -43,15 +49,15 @@ def _offered(page: Page) -> None:
 def _fused(page: Page) -> None:
     wires = two_concepts()
     page.section("Gradient Fusion")
-    for case, (make, changes, _) in {**UNREAD, **DRAWN}.items():
+    for case, (make, changes, _) in {**REFUSED_INPUTS, **REFUSED_SAMPLING}.items():
         page.refused(case, lambda make=make, changes=changes: attempt(wires, make, changes))
-    for case, (make, action, _) in FUSED.items():
+    for case, (make, action, _) in REFUSED_AGAIN.items():
         out = queue_fusion(make(wires), steps=1).result
         page.refused(case, lambda action=action, out=out: action(out))
     page.section("Gradient Fusion: what is taken, and what is said of it")
-    for case, (make, changes, notes) in NOTED.items():
+    for case, (make, changes, notes) in NOTES.items():
         _noted(page, case, attempt(wires, make, changes).result[4], notes)
-    (again,), twice = fused_twice(wires)
+    (again,), twice = fuse_twice(wires)
     _noted(page, "a fused file offered again", twice[4], [f"{again.name}: LoRA at strength"])
 
 
@@ -64,7 +70,7 @@ def _stored(page: Page) -> None:
         return queue_fusion(two_concepts(), steps=1, statistics="sums").result[4]
 
     page.section("Gradient Fusion: statistics that cannot be kept")
-    output_folder(page.folder("fusions"))
+    set_output_folder(page.folder("fusions"))
     with pytest.MonkeyPatch.context() as patch:
         leave_no_space(patch)
         _noted(page, "a full disk", report(), ["new statistics are not kept"])
@@ -73,7 +79,7 @@ def _stored(page: Page) -> None:
         _noted(page, "a disk that fills up", report(), ["the statistics are not kept"])
     blocked = page.folder("no fusions")
     (blocked / "pastiche").write_text("")
-    output_folder(blocked)
+    set_output_folder(blocked)
     _noted(page, "a read-only output folder", report(), ["the statistics are not kept"])
 
 

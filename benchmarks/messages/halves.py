@@ -8,9 +8,9 @@ import folder_paths
 import half_refusals
 import half_sheet_case
 import safetensors.torch
-from half_inputs import b4m, half, make, tuning
+from half_inputs import b4m, half, joint_inputs, make
 from half_refusals import content, style
-from half_sheet_case import shown, two_by_two
+from half_sheet_case import run_sheet, two_by_two
 from lora_files_case import unet_lora
 from pack.nodes.break_for_make.nodes_files import LoadHalf, SaveHalf
 from pack.training import TrainingSettings
@@ -51,11 +51,13 @@ def _made(page: Page) -> None:
     halves = [content()], [style()]
     for case, (changes, _) in half_refusals.SPOILT_MAKES.items():
         page.refused(case, lambda changes=changes: make(*halves, **changes()))
-    page.refused("two contents, with steps", lambda: make(halves[0] * 2, halves[1], **tuning()))
+    page.refused(
+        "two contents, with steps", lambda: make(halves[0] * 2, halves[1], **joint_inputs())
+    )
     page.section("Half Sheet")
     for case, (changes, _) in half_sheet_case.REFUSED.items():
         inputs = {name: called(value) for name, value in changes.items()}
-        page.refused(case, lambda inputs=inputs: shown(**{**two_by_two("sd3"), **inputs}))
+        page.refused(case, lambda inputs=inputs: run_sheet(**{**two_by_two("sd3"), **inputs}))
 
 
 def _half_files(page: Page) -> None:

@@ -11,7 +11,7 @@ from pack.training.runs.lock import run_lock
 from pair_inputs import queue
 from pair_refusals import SMALL, photograph
 from training_images_case import BAD_PICTURES
-from training_pictures import load, painted
+from training_pictures import load, two_colour_picture
 
 from .page import Page, answer, called
 
@@ -79,7 +79,7 @@ def _folders(page: Page) -> None:
     folder_paths.input_directory = str(page.folder("input"))
     for number, (name, (make, _)) in enumerate(BAD_PICTURES.items()):
         place = page.folder(f"input/{number}")
-        painted().save(place / "a.png")
+        two_colour_picture().save(place / "a.png")
         make(place / name)
         page.refused(f"`{name}`", lambda number=number: load(str(number)))
     page.folder("input/empty")
@@ -87,8 +87,10 @@ def _folders(page: Page) -> None:
         page.refused(f"folder `{name}`", lambda name=name: load(name))
     for case, shade, side in (("black all over", 0, 48), ("of another size", 255, 47)):
         place = page.folder(f"input/{case}")
-        painted().save(place / "a.png")
-        painted(side).convert("L").point(lambda _, shade=shade: shade).save(place / "a.mask.png")
+        two_colour_picture().save(place / "a.png")
+        two_colour_picture(side).convert("L").point(lambda _, shade=shade: shade).save(
+            place / "a.mask.png"
+        )
         page.refused(f"a mask {case}", lambda case=case: load(case))
 
 

@@ -7,17 +7,17 @@ from collections.abc import Callable
 import pytest
 from gated_loras import relative
 from pack.nodes.regions.nodes_layout import Regions
-from region_refusals import MISTAKES, ODD, WRONG_MASKS, WRONG_PICTURES, from_colours
+from region_refusals import MISTAKES, WARNINGS, WRONG_MASKS, WRONG_PICTURES, from_colours
 from regional_case import EXACT, LEFT, regional
 from regional_control_case import STRENGTHS, covered, on_a_wide_mask, twice, weighted
 from regional_refusals import (
-    DRAWN,
     MODELS,
+    NOTES,
     PROMPTS,
-    SAID,
-    drawn,
+    REFUSED_SAMPLING,
     leave_no_room,
     on_left,
+    sample,
     take_no_masks,
 )
 from tiny import tiny, tiny_controlnet
@@ -41,7 +41,7 @@ def _made(page: Page) -> None:
             case, lambda picture=picture, options=options: from_colours(picture, **options)
         )
     page.section("Regions that are taken, and what is said of them")
-    for case, (action, note) in ODD.items():
+    for case, (action, note) in WARNINGS.items():
         page.warned(case, action, note)
 
 
@@ -53,23 +53,23 @@ def _prompted(page: Page) -> None:
     for case, (action, _) in MODELS.items():
         page.refused(case, action)
     page.section("The same: what is taken, and what is said of it")
-    for case, (action, notes) in SAID.items():
+    for case, (action, notes) in NOTES.items():
         page.warned(case, action, *notes)
 
 
 def _drawn(page: Page) -> None:
     page.section("A sampler behind Apply Regional Attention")
-    for case, (make, _, _) in DRAWN.items():
-        page.refused(case, lambda make=make: drawn(make()))
+    for case, (make, _, _) in REFUSED_SAMPLING.items():
+        page.refused(case, lambda make=make: sample(make()))
     with pytest.MonkeyPatch.context() as patch:
         model = on_left("flux")
         leave_no_room(patch)
-        page.refused("Flux's texts too long beside the picture", lambda: drawn(model, "flux"))
+        page.refused("Flux's texts too long beside the picture", lambda: sample(model, "flux"))
     with pytest.MonkeyPatch.context() as patch:
         take_no_masks(patch)
         page.warned(
             "an attention backend without masks",
-            lambda: drawn(on_left("flux"), "flux"),
+            lambda: sample(on_left("flux"), "flux"),
             "takes no masks",
         )
     _unprompted(page)
@@ -78,10 +78,12 @@ def _drawn(page: Page) -> None:
 def _unprompted(page: Page) -> None:
     """Add what is drawn where nothing is said of a region: the global prompt, as without one."""
     page.warnings.clear()
-    found = drawn(regional(tiny("sd15"), [LEFT]))
-    same = relative(found, drawn(tiny("sd15"))) < EXACT
-    said = "; ".join(page.warnings) or "nothing: the global prompt holds there, as the node's page"
-    page.answered("a region without a prompt", f"{said} has it", same and not page.warnings)
+    found = sample(regional(tiny("sd15"), [LEFT]))
+    same = relative(found, sample(tiny("sd15"))) < EXACT
+    reported = (
+        "; ".join(page.warnings) or "nothing: the global prompt holds there, as the node's page"
+    )
+    page.answered("a region without a prompt", f"{reported} has it", same and not page.warnings)
 
 
 def _controlled(page: Page) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import folder_paths
 import torch
-from comfyui.toy_base import CHECKPOINT, place, toy_checkpoint
+from comfyui.toy_base import CHECKPOINT, place_toy_base, toy_checkpoint
 from environment import cache_folder
 from pack.nodes.guidance.apply import with_style_guidance
 from pack.nodes.guidance.window import style_window
@@ -67,7 +67,7 @@ def load_setup(threads: int) -> Setup:
     """
     torch.set_num_threads(threads)
     checkpoint = toy_checkpoint()
-    place(Path(folder_paths.base_path))
+    place_toy_base(Path(folder_paths.base_path))
     output = cache_folder() / "pair_study" / "output"
     output.mkdir(parents=True, exist_ok=True)
     folder_paths.set_output_directory(str(output))

@@ -1,1 +1,1 @@
-"""ComfyUI with the pack: in this process, or as a server in a process of its own."""
+"""Run ComfyUI with the pack, in this process or as a server in a separate one."""

@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def prepare_comfy(base_directory: Path) -> None:
-    """Put ``COMFYUI_PATH`` first on ``sys.path`` and send all that ComfyUI writes elsewhere.
+    """Put ``COMFYUI_PATH`` first on ``sys.path`` and let ComfyUI write only below a base directory.
 
-    Must run before any other import of ComfyUI: its device and its folders are fixed on import.
+    This must run before any other import of ComfyUI, which fixes its device and folders on import.
     """
     if "folder_paths" in sys.modules:
         raise RuntimeError("ComfyUI must not have been imported before, got folder_paths imported")

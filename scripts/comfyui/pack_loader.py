@@ -1,4 +1,4 @@
-"""Import the pack, or another package, from its folder under a name of the caller's choice."""
+"""Import the pack, or another package, from its folder under a chosen name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def load_pack(name: str = "pack") -> ModuleType:
 def load_package(name: str, folder: Path) -> ModuleType:
     """Return the package in a folder, importable afterwards as ``name`` with its sub-packages.
 
-    The repository's folder never goes on ``sys.path``: there ``nodes`` would hide ComfyUI's own.
+    The repository's folder is not put on ``sys.path``, where its ``nodes`` would hide ComfyUI's.
     """
     if name in sys.modules:
         return sys.modules[name]

@@ -1,4 +1,4 @@
-"""A real ComfyUI server with the pack in it, in a folder and on a port of its own."""
+"""Run a real ComfyUI server with the pack, in a separate folder and on a separate port."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 from environment import REPOSITORY
 
 PACK_FOLDER = "ComfyUI-Pastiche"
-ANSWERS_WITHIN = 30.0  # seconds for one request; the server's own thread answers, not the worker
+REQUEST_TIMEOUT = 30.0  # seconds; requests are answered even while a graph is executed
 
 
 def free_port() -> int:
@@ -29,7 +29,7 @@ def free_port() -> int:
 
 
 def make_base_directory(folder: Path) -> Path:
-    """Lay out a base directory for ComfyUI with the pack mounted in it, and return it."""
+    """Create a base directory for ComfyUI with the pack mounted in it, and return it."""
     for name in ("custom_nodes", "input", "output", "models/checkpoints", "models/loras"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     mounted = folder / "custom_nodes" / PACK_FOLDER
@@ -47,15 +47,15 @@ def make_base_directory(folder: Path) -> Path:
 
 
 class ComfyServer:
-    """One server process: start it, ask it, stop it, start it again on the same folder.
+    """A ComfyUI server process, which can be restarted on the same folder and port.
 
     Args:
-        python: The interpreter with ComfyUI's requirements.
-        comfyui: ComfyUI's folder; only read.
-        base_directory: Made by ``make_base_directory``; models, input, output and user lie in it.
-        variables: The process's environment.
-        port: On 127.0.0.1; a free one if None.
-        log: Where the server's output goes; the caller's terminal if None.
+        python: Interpreter that has ComfyUI's requirements.
+        comfyui: ComfyUI's folder, which is only read.
+        base_directory: Folder from ``make_base_directory`` for models, input, output and user files.
+        variables: Environment variables of the process; this process's if None.
+        port: Port on 127.0.0.1; a free one if None.
+        log: File for the server's output; the caller's terminal if None.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class ComfyServer:
 
     @property
     def url(self) -> str:
-        """Where the server listens."""
+        """Return the server's address."""
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> ComfyServer:
-        """Start the server and wait until it answers."""
+        """Start the server and wait until it responds."""
         self.start()
         return self
 
@@ -91,10 +91,10 @@ class ComfyServer:
         self.stop()
 
     def start(self, timeout: float = 600.0) -> None:
-        """Start the process and wait until it answers with its nodes.
+        """Start the process and wait until it responds with its nodes.
 
         Raises:
-            RuntimeError: The process ended, did not answer in time, or could not import the pack.
+            RuntimeError: The process ended, did not respond in time, or could not import the pack.
         """
         command = [str(self.python), str(self.comfyui / "main.py")]
         command += ["--base-directory", str(self.base_directory), "--port", str(self.port)]
@@ -120,7 +120,7 @@ class ComfyServer:
             raise
 
     def stop(self) -> None:
-        """End the process and wait for its end; nothing happens if it never started."""
+        """End the process and wait until it has ended; do nothing if none was started."""
         if self.process is None:
             return
         self.process.terminate()
@@ -137,28 +137,28 @@ class ComfyServer:
         self.start()
 
     def log_text(self) -> str:
-        """Return what the server has written so far."""
+        """Return the server's output so far."""
         if self.log is None:
             raise RuntimeError("the server's output must go to a file to be read, got a terminal")
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def get(self, path: str, **query: str) -> bytes:
-        """Return the body that the server answers for ``path``."""
+        """Return the body of the response to a GET request."""
         address = self.url + urllib.parse.quote(path)
         if query:
             address += "?" + urllib.parse.urlencode(query)
-        with urllib.request.urlopen(address, timeout=ANSWERS_WITHIN) as answer:
+        with urllib.request.urlopen(address, timeout=REQUEST_TIMEOUT) as answer:
             return answer.read()
 
     def object_info(self, node_id: str | None = None) -> dict[str, Any]:
-        """Return what the server says of its nodes, or of one of them."""
+        """Return the server's description of all nodes, or of one node."""
         return json.loads(self.get(f"/object_info/{node_id}" if node_id else "/object_info"))
 
     def queue(self, graph: Mapping[str, Any], client_id: str | None = None) -> str:
         """Queue an API graph and return its prompt id.
 
         Raises:
-            ValueError: The server refused the graph; the message is its answer.
+            ValueError: The server refused the graph; the message contains its response.
         """
         body: dict[str, Any] = {"prompt": graph}
         if client_id is not None:
@@ -170,11 +170,11 @@ class ComfyServer:
             raise ValueError(f"the server must accept the graph, got: {answer}") from error
 
     def history(self, prompt_id: str) -> dict[str, Any] | None:
-        """Return the history entry of a graph that has ended, or None while it runs."""
+        """Return the history entry of a graph that has ended; None while it waits or runs."""
         return json.loads(self.get(f"/history/{prompt_id}")).get(prompt_id)
 
     def wait(self, prompt_id: str, timeout: float = 600.0) -> dict[str, Any]:
-        """Return the graph's history entry once it has ended, well or not."""
+        """Return the graph's history entry once it has ended, with or without an error."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             self._check_alive()
@@ -185,29 +185,32 @@ class ComfyServer:
         raise RuntimeError(f"the graph must end within {timeout:g} s, got none: {prompt_id}")
 
     def post_prompt(self, graph: Mapping[str, Any], timeout: float = 600.0) -> dict[str, Any]:
-        """Queue an API graph and return its history entry once it has ended, well or not."""
+        """Queue an API graph and return its history entry once it has ended, with or without an error."""
         return self.wait(self.queue(graph), timeout)
 
     def interrupt(self, prompt_id: str | None = None) -> None:
-        """Interrupt the graph that runs, or the named one."""
+        """Interrupt the running graph, or the one with this prompt id."""
         self.post("/interrupt", {} if prompt_id is None else {"prompt_id": prompt_id})
 
     def free(self) -> None:
-        """Make the server forget its models and its cached results."""
+        """Let the server unload its models and drop its cached results."""
         self.post("/free", {"unload_models": True, "free_memory": True})
 
     def post(self, path: str, body: Mapping[str, Any]) -> bytes:
-        """Send ``body`` as JSON to ``path`` and return the answer's body."""
+        """Send ``body`` as JSON to ``path`` and return the body of the response."""
         request = urllib.request.Request(
             self.url + path,
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=ANSWERS_WITHIN) as answer:
+        with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT) as answer:
             return answer.read()
 
     def _has_cuda(self) -> bool:
-        """Ask torch, but only where a driver is installed: importing it takes seconds."""
+        """Return whether torch finds a CUDA device.
+
+        It is imported only if a driver is installed, because the import takes seconds.
+        """
         if shutil.which("nvidia-smi") is None:
             return False
         question = "import sys, torch; sys.exit(not torch.cuda.is_available())"

@@ -16,10 +16,10 @@ CHECKPOINT = "toyworld.safetensors"
 
 
 def toy_checkpoint() -> Path:
-    """Return the toy base as a checkpoint that stock loaders read, assembled on the first call.
+    """Return the toy base as a checkpoint for the stock loaders, assembled on the first call.
 
-    It is kept in the cache under a digest of the asset and of the code that assembles it, and
-    appears there by one rename.
+    The file is cached under a digest of the asset and of the code that assembles it. It is renamed
+    to its final name once it is complete.
     """
     toyworld = REPOSITORY / "benchmarks" / "toyworld"
     sources = [ASSET, toyworld / "assemble.py", toyworld / "clip.py"]
@@ -37,10 +37,10 @@ def toy_checkpoint() -> Path:
     return checkpoint
 
 
-def place(base_directory: Path) -> None:
+def place_toy_base(base_directory: Path) -> None:
     """Link the toy base into the server's checkpoints and copy the examples into its input."""
     target = base_directory / "models" / "checkpoints" / CHECKPOINT
-    # Under a name of its own first: two processes may share the folder.
+    # Two processes may share the folder, so the link gets a temporary name first.
     link = target.with_name(f"{CHECKPOINT}.{os.getpid()}")
     link.unlink(missing_ok=True)
     try:
@@ -53,7 +53,7 @@ def place(base_directory: Path) -> None:
 
 
 def place_examples(base_directory: Path) -> None:
-    """Copy the example pictures, which the templates name, into the server's input."""
+    """Copy the example pictures that the templates use into the server's input."""
     for file in sorted((*EXAMPLES.glob("*.png"), *EXAMPLES.glob("*/*"))):
         target = base_directory / "input" / file.relative_to(EXAMPLES)
         target.parent.mkdir(exist_ok=True)
@@ -62,6 +62,6 @@ def place_examples(base_directory: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        place(Path(sys.argv[1]))
+        place_toy_base(Path(sys.argv[1]))
     except RuntimeError as error:
         sys.exit(f"{error}")

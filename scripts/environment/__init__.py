@@ -1,4 +1,4 @@
-"""The development environment: an interpreter with all packages, and the ComfyUI it serves."""
+"""The development environment: an interpreter with all packages, and a ComfyUI to run with it."""
 
 from .environment import (
     REPOSITORY,

@@ -1,4 +1,7 @@
-"""Find a Chromium for the browser tests; the tests' library never downloads its own."""
+"""Find or install a Chromium-based browser for the browser tests.
+
+The library that drives the browser never downloads one here.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ WINDOWS = ("Google/Chrome/Application/chrome.exe", "Microsoft/Edge/Application/m
 
 
 def find_browser() -> Path | None:
-    """Return a Chromium-based browser that is installed here, or None."""
+    """Return an installed Chromium-based browser; None if there is none."""
     for command in COMMANDS:
         found = shutil.which(command)
         if found:
@@ -38,7 +41,7 @@ def find_browser() -> Path | None:
 
 
 def ensure_browser() -> Path:
-    """Return a browser, installing Debian's ``chromium`` where this process may."""
+    """Return a browser; install Debian's ``chromium`` if none is found and this process may."""
     browser = find_browser()
     if browser is None:
         print("Installing chromium for the browser tests ...", flush=True)

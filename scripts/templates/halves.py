@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .parts import SDXL, Group, Layout, Node, note, painted, surroundings
+from .parts import SDXL, Group, Layout, Node, note, sampler_column, shared_nodes
 
 _BASE = {"model": ("checkpoint", 0), "clip": ("checkpoint", 1), "vae": ("checkpoint", 2)}
 _STYLE_PROMPT = "a woman walking a dog in w@z flat cartoon illustration style"
@@ -13,8 +13,8 @@ _OTHER_STYLES = (
 _OTHER_CONTENTS = "a photo of a teapot\na photo of a bicycle\na photo of a lighthouse"
 
 
-def _prompted(left: int, title: str, value: str, paint_note: str) -> dict[str, Node]:
-    """Return the column of what is painted: the prompt and what all pictures share."""
+def _prompt_column(left: int, title: str, value: str, paint_note: str) -> dict[str, Node]:
+    """Return the column of the prompt and the other nodes that all pictures share."""
     return {
         "prompt": Node(
             "PrimitiveStringMultiline",
@@ -31,21 +31,21 @@ def _prompted(left: int, title: str, value: str, paint_note: str) -> dict[str, N
             {},
             {"clip": ("checkpoint", 1), "text": ("prompt", 0)},
         ),
-        **surroundings(left, "Seed of both pictures"),
+        **shared_nodes(left, "Seed of both pictures"),
         "paint_note": note(paint_note, (left, 870), (400, 170), "About painting"),
     }
 
 
-def _applied(left: int, lora: tuple[str, int]) -> dict[str, Node]:
-    """Return the column that paints with the LoRA."""
+def _lora_column(left: int, lora: tuple[str, int]) -> dict[str, Node]:
+    """Return the column that applies the LoRA and samples with it."""
     inputs = {"model": ("checkpoint", 0), "clip": ("checkpoint", 1), "lora": lora}
     return {
         "apply": Node("PasticheApplyLora", (left, 50), (360, 150), "", {}, inputs),
-        **painted(left, ("apply", 0), ("positive", 0), "lora", "With the LoRA"),
+        **sampler_column(left, ("apply", 0), ("positive", 0), "lora", "With the LoRA"),
     }
 
 
-def _saved_half(half: tuple[str, int], filename: str, place: tuple[int, int], title: str) -> Node:
+def _save_half(half: tuple[str, int], filename: str, place: tuple[int, int], title: str) -> Node:
     widgets = {"filename": filename}
     return Node("PasticheSaveHalf", place, (360, 250), title, widgets, {"half": half})
 
@@ -88,7 +88,7 @@ Write what your checkpoint paints well: it paints each line once and keeps the p
 
 _STRENGTHS = """\
 Does the thing lose its shape? Lower **style_strength** or raise **content_strength**. Does the \
-style fade? The other way round. Neither trains anew.
+style fade? Do the opposite. Neither needs new training.
 
 **0** in steps, rank and learning_rate, **-1** in make_steps, means the default.
 
@@ -156,20 +156,20 @@ BREAK_FOR_MAKE = Layout(
             {"filename": "my_content_and_style"},
             {"lora": ("train", 0)},
         ),
-        "save_content": _saved_half(
+        "save_content": _save_half(
             ("train", 1), "halves/my_content", (1780, 380), "Save the content half"
         ),
-        "save_style": _saved_half(
+        "save_style": _save_half(
             ("train", 2), "halves/my_style", (1780, 700), "Save the style half"
         ),
-        **_prompted(
+        **_prompt_column(
             2220,
             "Prompt with both words",
             "snq teddybear on a beach in w@z flat cartoon illustration style",
             _PAINT,
         ),
-        **painted(2700, ("checkpoint", 0), ("positive", 0), "plain", "Plain"),
-        **_applied(3140, ("train", 0)),
+        **sampler_column(2700, ("checkpoint", 0), ("positive", 0), "plain", "Plain"),
+        **_lora_column(3140, ("train", 0)),
     },
     groups=(
         Group("3 · Model", (-20, 480), (400, 200)),
@@ -220,21 +220,21 @@ _LISTS = """\
 Two contents and two styles make four pictures.
 """
 
-_MAKE = """\
-**steps** 0 joins the two halves as they are, and then no pictures are needed.
+_MAKING = """\
+With **steps** 0 the two halves are joined unchanged, and no pictures are needed.
 
 With steps, both are trained together for a while on the pictures that they were learnt from, \
 which brings them into balance. Use the prompts of the two train nodes.
 """
 
-_PAINT_MADE = """\
+_PAINT_NEW_HALVES = """\
 Write **both words** into the prompt, as in the training prompts.
 
-Does one of the two spoil the other? Lower its strength on the make node: nothing is trained anew.
+Does one of the two spoil the other? Lower its strength on the make node: nothing is trained again.
 """
 
 
-def _new_half(left: int, role: str, title: str, widgets: dict[str, object]) -> Node:
+def _train_half(left: int, role: str, title: str, widgets: dict[str, object]) -> Node:
     return Node(
         "PasticheTrainHalf",
         (left, 510),
@@ -245,7 +245,7 @@ def _new_half(left: int, role: str, title: str, widgets: dict[str, object]) -> N
     )
 
 
-def _list_of(role: str, place: tuple[int, int]) -> Node:
+def _list_node(role: str, place: tuple[int, int]) -> Node:
     inputs = {"inputs.input0": (f"shelf_{role}", 0), "inputs.input1": (f"new_{role}", 0)}
     return Node("CreateList", place, (320, 110), f"All {role}s", {}, inputs)
 
@@ -272,7 +272,7 @@ SHELF_OF_HALVES = Layout(
         "content_picture": Node(
             "LoadImage", (440, 50), (400, 390), "Its picture", {"image": "pair_2_before.png"}
         ),
-        "new_content": _new_half(
+        "new_content": _train_half(
             440,
             "content",
             "New content",
@@ -286,7 +286,7 @@ SHELF_OF_HALVES = Layout(
         "style_picture": Node(
             "LoadImage", (920, 50), (400, 390), "Its picture", {"image": "blueprint_after.png"}
         ),
-        "new_style": _new_half(
+        "new_style": _train_half(
             920,
             "style",
             "New style",
@@ -299,15 +299,15 @@ SHELF_OF_HALVES = Layout(
         ),
         "new_note": note(_NEW, (1400, 50), (360, 230), "About new halves"),
         "settings": Node("PasticheTrainingSettings", (1400, 430), (360, 780)),
-        "save_content": _saved_half(
+        "save_content": _save_half(
             ("new_content", 0), "halves/my_new_content", (1840, 50), "Save the new content"
         ),
-        "save_style": _saved_half(
+        "save_style": _save_half(
             ("new_style", 0), "halves/my_new_style", (1840, 370), "Save the new style"
         ),
         "lists_note": note(_LISTS, (1840, 690), (360, 140), "About lists"),
-        "all_contents": _list_of("content", (1840, 890)),
-        "all_styles": _list_of("style", (1840, 1070)),
+        "all_contents": _list_node("content", (1840, 890)),
+        "all_styles": _list_node("style", (1840, 1070)),
         "sheet": Node(
             "PasticheHalfSheet",
             (2280, 50),
@@ -344,7 +344,7 @@ SHELF_OF_HALVES = Layout(
                 "settings": ("settings", 0),
             },
         ),
-        "make_note": note(_MAKE, (3340, 760), (400, 200), "About making"),
+        "make_note": note(_MAKING, (3340, 760), (400, 200), "About making"),
         "save": Node(
             "PasticheSaveLora",
             (3340, 1020),
@@ -353,11 +353,14 @@ SHELF_OF_HALVES = Layout(
             {"filename": "my_new_lora"},
             {"lora": ("make", 0)},
         ),
-        **_prompted(
-            3820, "Prompt with both new words", "kxz cat in qvr ink drawing style", _PAINT_MADE
+        **_prompt_column(
+            3820,
+            "Prompt with both new words",
+            "kxz cat in qvr ink drawing style",
+            _PAINT_NEW_HALVES,
         ),
-        **painted(4300, ("checkpoint", 0), ("positive", 0), "plain", "Plain"),
-        **_applied(4740, ("make", 0)),
+        **sampler_column(4300, ("checkpoint", 0), ("positive", 0), "plain", "Plain"),
+        **_lora_column(4740, ("make", 0)),
     },
     groups=(
         Group("1 · Model", (-20, 430), (400, 200)),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from .parts import SDXL, Group, Layout, Node, note, painted, surroundings
+from .parts import SDXL, Group, Layout, Node, note, sampler_column, shared_nodes
 
 
-def _guided(left: int, style_lora: tuple[str, int]) -> Node:
+def _style_guidance(left: int, style_lora: tuple[str, int]) -> Node:
     inputs = {"model": ("checkpoint", 0), "style_lora": style_lora, "style": ("prompts", 1)}
     return Node("PasticheApplyStyleGuidance", (left, 50), (360, 260), "", {}, inputs)
 
 
-def _prompted(left: int, style_lora: tuple[str, int]) -> dict[str, Node]:
-    """Return the column of what is painted: prompts, canvas and the seed of every picture."""
+def _prompt_column(left: int, style_lora: tuple[str, int]) -> dict[str, Node]:
+    """Return the column of the prompts and the other nodes that all pictures share."""
     return {
         "prompts": Node(
             "PasticheStylePrompts",
@@ -21,7 +21,7 @@ def _prompted(left: int, style_lora: tuple[str, int]) -> dict[str, Node]:
             {"prompt": "A photo of a cat"},
             {"clip": ("checkpoint", 1), "style_lora": style_lora},
         ),
-        **surroundings(left, "Seed of all pictures"),
+        **shared_nodes(left, "Seed of all pictures"),
         "prompt_note": note(_PROMPT, (left, 870), (400, 170), "About prompts"),
     }
 
@@ -43,8 +43,8 @@ like.
 """
 
 _PAIR = """\
-Same size and same composition work best. Other sizes are fitted and cropped alike, and the train \
-node shows the result after the run.
+Same size and same composition work best. Other sizes are scaled and cropped in the same way, and \
+the train node shows the result after the run.
 
 Do the two pictures differ in **style only**? Whatever else differs is learnt too.
 """
@@ -57,7 +57,7 @@ _TRAIN = """\
 
 **0** in steps, rank and learning_rate means the default of your model's family.
 
-The LoRA lands in your loras folder; the finished run lies under *output/pastiche*.
+The LoRA is saved to your loras folder, the finished run to *output/pastiche*.
 """
 
 _PROMPT = """\
@@ -121,11 +121,11 @@ PAIR_CUSTOMIZATION = Layout(
             {"filename_prefix": "pastiche_loss"},
             {"loss": ("train", 2)},
         ),
-        **_prompted(1700, ("train", 0)),
+        **_prompt_column(1700, ("train", 0)),
         "guidance_note": note(_GUIDANCE, (2180, 50), (360, 250), "About strength"),
-        **painted(2180, ("checkpoint", 0), ("prompts", 0), "plain", "Plain"),
-        "guidance": _guided(2620, ("train", 0)),
-        **painted(2620, ("guidance", 0), ("prompts", 0), "styled", "Styled"),
+        **sampler_column(2180, ("checkpoint", 0), ("prompts", 0), "plain", "Plain"),
+        "guidance": _style_guidance(2620, ("train", 0)),
+        **sampler_column(2620, ("guidance", 0), ("prompts", 0), "styled", "Styled"),
     },
     groups=(
         Group("1 · Model", (-20, 390), (400, 200)),
@@ -167,11 +167,11 @@ USE_A_STYLE = Layout(
             "PasticheLoadLora", (0, 530), (360, 100), "", {"lora_name": "my_style.safetensors"}
         ),
         "compare_note": note(_COMPARE, (0, 700), (360, 190), "Which one?"),
-        **_prompted(440, ("lora", 0)),
+        **_prompt_column(440, ("lora", 0)),
         "guidance_note": note(_GUIDANCE, (920, 50), (360, 250), "About strength"),
-        **painted(920, ("checkpoint", 0), ("prompts", 0), "plain", "Plain"),
-        "guidance": _guided(1360, ("lora", 0)),
-        **painted(1360, ("guidance", 0), ("prompts", 0), "styled", "Style guidance"),
+        **sampler_column(920, ("checkpoint", 0), ("prompts", 0), "plain", "Plain"),
+        "guidance": _style_guidance(1360, ("lora", 0)),
+        **sampler_column(1360, ("guidance", 0), ("prompts", 0), "styled", "Style guidance"),
         "apply": Node(
             "PasticheApplyLora",
             (1800, 50),
@@ -180,7 +180,7 @@ USE_A_STYLE = Layout(
             {},
             {"model": ("checkpoint", 0), "clip": ("checkpoint", 1), "lora": ("lora", 0)},
         ),
-        **painted(1800, ("apply", 0), ("prompts", 1), "lora", "Ordinary LoRA"),
+        **sampler_column(1800, ("apply", 0), ("prompts", 1), "lora", "Ordinary LoRA"),
     },
     groups=(
         Group("1 · Model and style", (-20, 300), (400, 350)),
@@ -198,8 +198,8 @@ _RESUME = """\
 2. Press **Run**. Checkpoints are kept under *output/pastiche* while it trains.
 
 **Cancelled, out of memory, crashed, restarted?** Press **Run** again. It goes on from the last \
-step that was kept, and ends with exactly what it would have ended with. The train node says which \
-step that was.
+step that was kept, and the result is exactly that of an uninterrupted run. The train node says \
+which step that was.
 
 **Enough already?** *Stop and keep* on the train node ends the training and passes on what was \
 learnt. Run then returns it until you raise *steps*.
@@ -211,16 +211,16 @@ _KEPT = """\
 **save_every_steps** and **save_every_minutes** say how often a checkpoint is kept, \
 **keep_checkpoints** how many stay.
 
-What only spares memory may be changed between two runs: *memory*, *checkpointing*, *offload*, \
-*rows_per_pass*. It goes on.
+Settings that only save memory may be changed between two runs: *memory*, *checkpointing*, \
+*offload*, *rows_per_pass*. The training goes on.
 """
 
-_ANEW = """\
-Other pictures, words, a seed or a setting make **another run**: it starts anew, the node says \
-what changed, and the first run stays where it is. Change it back, and that one goes on.
+_NEW_RUN = """\
+Other pictures, words, seeds or settings make **another run**: it starts from step 1, the node says \
+what changed, and the first run is kept. Change it back, and the first run goes on.
 
-Only with the schedules *linear* and *cosine* do more steps start anew, since every step of theirs \
-depends on how many there are.
+With the schedules *linear* and *cosine*, more steps make another run too: the learning rate of \
+every step depends on their number.
 """
 
 RESUME_AND_EXTEND = Layout(
@@ -253,7 +253,7 @@ RESUME_AND_EXTEND = Layout(
                 "settings": ("settings", 0),
             },
         ),
-        "anew_note": note(_ANEW, (1780, 50), (360, 250), "What starts anew"),
+        "new_run_note": note(_NEW_RUN, (1780, 50), (360, 250), "What makes another run"),
         "save": Node(
             "PasticheSaveLora",
             (1780, 350),
@@ -270,10 +270,10 @@ RESUME_AND_EXTEND = Layout(
             {"filename_prefix": "pastiche_loss"},
             {"loss": ("train", 2)},
         ),
-        **_prompted(2220, ("train", 0)),
-        **painted(2700, ("checkpoint", 0), ("prompts", 0), "plain", "Plain"),
-        "guidance": _guided(3140, ("train", 0)),
-        **painted(3140, ("guidance", 0), ("prompts", 0), "styled", "Styled"),
+        **_prompt_column(2220, ("train", 0)),
+        **sampler_column(2700, ("checkpoint", 0), ("prompts", 0), "plain", "Plain"),
+        "guidance": _style_guidance(3140, ("train", 0)),
+        **sampler_column(3140, ("guidance", 0), ("prompts", 0), "styled", "Styled"),
     },
     groups=(
         Group("1 · Model", (-20, 540), (440, 200)),

@@ -1,4 +1,4 @@
-"""What every template's layout is made of: nodes, groups, notes, a column that paints."""
+"""Building blocks of template layouts: nodes, groups, notes and columns of nodes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ SDXL = "sd_xl_base_1.0.safetensors"
 
 @dataclass(frozen=True)
 class Node:
-    """One node: its widgets by name, its inputs as ``(name of a node here, output)``."""
+    """A node on the canvas.
+
+    Args:
+        type: Node id.
+        place: Position of the left upper corner.
+        size: Width and height.
+        title: Title on the canvas; empty for the node's own.
+        widgets: Values of the widgets, by name.
+        inputs: Links by input, each ``(name of a node in the layout, number of its output)``.
+    """
 
     type: str
     place: Place
@@ -24,7 +33,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Group:
-    """A titled frame."""
+    """A group: a frame with a title."""
 
     title: str
     place: Place
@@ -33,21 +42,24 @@ class Group:
 
 @dataclass(frozen=True)
 class Layout:
-    """One template; node ids follow the order of ``nodes``."""
+    """The contents of one template; node ids follow the order of ``nodes``."""
 
     nodes: dict[str, Node]
     groups: tuple[Group, ...]
 
 
 def note(text: str, place: Place, size: Size, title: str) -> Node:
-    """Return a note in Markdown."""
+    """Return a node that shows a text in Markdown."""
     return Node("MarkdownNote", place, size, title, {"text": text})
 
 
-def painted(
+def sampler_column(
     left: int, model: tuple[str, int], positive: tuple[str, int], name: str, title: str
 ) -> dict[str, Node]:
-    """Return a column of sampler, decoder and picture; above it is room for what it compares."""
+    """Return a column of a sampler, a decoder and a saved picture.
+
+    The space above it, to the height of 370, is for the nodes that set the column apart.
+    """
     widgets = {
         "control_after_generate": "fixed",
         "steps": 50,
@@ -73,8 +85,8 @@ def painted(
     }
 
 
-def surroundings(left: int, seed_title: str) -> dict[str, Node]:
-    """Return what all pictures of a template share beside the prompt, from the height of 370 on."""
+def shared_nodes(left: int, seed_title: str) -> dict[str, Node]:
+    """Return the negative prompt, latent and seed that all pictures share, from height 370 down."""
     return {
         "negative": Node(
             "CLIPTextEncode",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .parts import SDXL, Group, Layout, Node, note, painted, surroundings
+from .parts import SDXL, Group, Layout, Node, note, sampler_column, shared_nodes
 
 _PLAIN = """\
 ## An ordinary LoRA from your own pictures
 
-1. Put your pictures into **one folder** under ComfyUI's *input* folder, with a text file beside \
+1. Put your pictures into **one folder** under ComfyUI's *input* folder, with a text file for \
 each: *dog_1.png*, *dog_1.txt*. Press **R**, then choose the folder.
 2. Choose your checkpoint.
 3. Press **Run**.
@@ -22,7 +22,7 @@ _CAPTIONS = """\
 A caption says **what the picture shows**, with a rare word for what is new: “a photo of a sbu dog \
 on a meadow”. What the caption names stays apart from what is learnt.
 
-The node says below itself what it found, and what is odd about it.
+After a run, the node shows what it found and what looks wrong.
 """
 
 _PLAIN_TRAIN = """\
@@ -30,11 +30,11 @@ _PLAIN_TRAIN = """\
 
 A checkpoint is kept every few minutes: a cancelled run goes on when you queue it again.
 
-The LoRA lands in your loras folder; the finished run lies under *output/pastiche*.
+The LoRA is saved to your loras folder, the finished run to *output/pastiche*.
 """
 
 _PLAIN_PAINT = """\
-Write the rare word to call the LoRA up. Both pictures start from one seed.
+Write the rare word to trigger the LoRA. Both pictures start from one seed.
 
 Lower **strength_model** when the training pictures shine through.
 """
@@ -100,9 +100,9 @@ TRAIN_PLAIN_LORA = Layout(
             {},
             {"clip": ("checkpoint", 1), "text": ("prompt", 0)},
         ),
-        **surroundings(1760, "Seed of both pictures"),
+        **shared_nodes(1760, "Seed of both pictures"),
         "paint_note": note(_PLAIN_PAINT, (1760, 870), (400, 170), "About painting"),
-        **painted(2240, ("checkpoint", 0), ("positive", 0), "plain", "Plain"),
+        **sampler_column(2240, ("checkpoint", 0), ("positive", 0), "plain", "Plain"),
         "apply": Node(
             "PasticheApplyLora",
             (2680, 50),
@@ -111,7 +111,7 @@ TRAIN_PLAIN_LORA = Layout(
             {},
             {"model": ("checkpoint", 0), "clip": ("checkpoint", 1), "lora": ("train", 0)},
         ),
-        **painted(2680, ("apply", 0), ("positive", 0), "lora", "With the LoRA"),
+        **sampler_column(2680, ("apply", 0), ("positive", 0), "lora", "With the LoRA"),
     },
     groups=(
         Group("1 · Your pictures", (420, -30), (400, 720)),

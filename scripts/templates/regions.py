@@ -1,11 +1,11 @@
-"""The layouts of the templates about regions."""
+"""The layouts of the templates regions_two_subjects, regions_from_colours and regions_with_control."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 
-from .parts import SDXL, Group, Layout, Node, note, painted, surroundings
+from .parts import SDXL, Group, Layout, Node, note, sampler_column, shared_nodes
 
 _TWO = """\
 ## Each subject in its place
@@ -13,20 +13,20 @@ _TWO = """\
 1. Choose your checkpoint.
 2. Draw the **regions** on the node, and name them.
 3. Say **what is in each** as a whole prompt; **common words** stand before every one.
-4. Say what the picture is as a whole: that prompt holds outside the regions.
+4. Describe the whole picture: that prompt is used outside the regions.
 5. Press **Run**.
 
 Both pictures start from one seed: one from a single prompt, one with the regions.
 """
 
-_DRAW = """\
+_DRAWING = """\
 Drag to draw, drag a box to move it, its handles to resize it. Arrow keys move, with Shift they \
 resize; Ctrl+Z undoes while the canvas has the focus. **layout** makes rows and columns instead: \
 `1,1` is two halves.
 """
 
-_SAY = """\
-A region hears its own words alone, so repeat the scene: “a cat in a garden”. For another region add \
+_PROMPTS = """\
+A region uses only its own prompt, so repeat the scene: “a cat in a garden”. For another region add \
 another **Region Prompt** between the last one and **Apply Regional Attention**.
 
 A **LoRA** or a **concept** connected to a Region Prompt acts in that region alone.
@@ -45,17 +45,19 @@ Each LoRA acts in its own region, in one run of the sampler.
 
 _NAMES = """\
 Regions are named after their colours. Write `cat #ff0000` in **colours** to name them yourself, \
-and raise **tolerance** where a JPEG's noise makes colours of its own.
+and raise **tolerance** if the noise of a JPEG adds colours.
 """
 
 _BOXES = [
     {"name": "left", "x": 0.0, "y": 0.0, "width": 0.5, "height": 1.0},
     {"name": "right", "x": 0.5, "y": 0.0, "width": 0.5, "height": 1.0},
 ]
-_DRAWN = json.dumps({"regions": _BOXES}, indent=2)
+_REGIONS_TEXT = json.dumps({"regions": _BOXES}, indent=2)
 
 
-def _said(top: int, region: str, text: str, before: str | None, lora: str | None = None) -> Node:
+def _region_prompt(
+    top: int, region: str, text: str, before: str | None, lora: str | None = None
+) -> Node:
     inputs = {"clip": ("checkpoint", 1)}
     if before:
         inputs["region_prompts"] = (before, 0)
@@ -65,8 +67,8 @@ def _said(top: int, region: str, text: str, before: str | None, lora: str | None
     return Node("PasticheRegionPrompt", (960, top), (400, 400), f"In {region}", widgets, inputs)
 
 
-def _painting(regions: tuple[str, int], prompts: str, text: str) -> dict[str, Node]:
-    """Return the columns from the global prompt to both pictures and the regions over one."""
+def _picture_columns(regions: tuple[str, int], prompts: str, text: str) -> dict[str, Node]:
+    """Return the columns from the global prompt to both pictures and the shown regions."""
     encoded = Node(
         "CLIPTextEncode",
         (1440, 50),
@@ -77,7 +79,7 @@ def _painting(regions: tuple[str, int], prompts: str, text: str) -> dict[str, No
     )
     return {
         "prompt": encoded,
-        **surroundings(1440, "Seed of both pictures"),
+        **shared_nodes(1440, "Seed of both pictures"),
         "apply": Node(
             "PasticheApplyRegionalAttention",
             (1920, 50),
@@ -86,8 +88,8 @@ def _painting(regions: tuple[str, int], prompts: str, text: str) -> dict[str, No
             {},
             {"model": ("checkpoint", 0), "regions": regions, "region_prompts": (prompts, 0)},
         ),
-        **painted(1920, ("apply", 0), ("prompt", 0), "regions", "With regions"),
-        **painted(2360, ("checkpoint", 0), ("prompt", 0), "one", "One prompt"),
+        **sampler_column(1920, ("apply", 0), ("prompt", 0), "regions", "With regions"),
+        **sampler_column(2360, ("checkpoint", 0), ("prompt", 0), "one", "One prompt"),
         "show": Node(
             "PasticheShowRegions",
             (2800, 50),
@@ -107,21 +109,23 @@ def _groups(first: str, second: str, heights: tuple[int, int]) -> tuple[Group, .
         Group("4 · The whole picture", (1420, -30), (440, 890)),
         Group("5 · With regions", (1900, -30), (400, 1270)),
         Group("6 · Without, to compare", (2340, -30), (400, 1270)),
-        Group("7 · Where they lie", (2780, -30), (440, 660)),
+        Group("7 · Where the regions are", (2780, -30), (440, 660)),
     )
 
 
 _TWO_NODES = {
     "start": note(_TWO, (0, 0), (400, 370), "Start here"),
     "checkpoint": Node("CheckpointLoaderSimple", (0, 480), (400, 98), "", {"ckpt_name": SDXL}),
-    "regions": Node("PasticheRegions", (480, 50), (400, 780), "", {"regions": _DRAWN}),
-    "draw_note": note(_DRAW, (480, 900), (400, 170), "About drawing"),
-    "left": _said(50, "left", "a cat in a garden", None),
-    "right": _said(520, "right", "a dog in a garden", "left"),
-    "say_note": note(_SAY, (960, 990), (400, 200), "About prompts"),
-    **_painting(("regions", 0), "right", "a cat on the left and a dog on the right in a garden"),
+    "regions": Node("PasticheRegions", (480, 50), (400, 780), "", {"regions": _REGIONS_TEXT}),
+    "draw_note": note(_DRAWING, (480, 900), (400, 170), "About drawing"),
+    "left": _region_prompt(50, "left", "a cat in a garden", None),
+    "right": _region_prompt(520, "right", "a dog in a garden", "left"),
+    "prompts_note": note(_PROMPTS, (960, 990), (400, 200), "About prompts"),
+    **_picture_columns(
+        ("regions", 0), "right", "a cat on the left and a dog on the right in a garden"
+    ),
 }
-# The canvas has the size that is drawn on.
+# The canvas has the size of the area on which the regions are drawn.
 _TWO_NODES["canvas"] = replace(
     _TWO_NODES["canvas"], inputs={"width": ("regions", 1), "height": ("regions", 2)}
 )
@@ -152,10 +156,10 @@ REGIONS_FROM_COLOURS = Layout(
             "PasticheRegionsFromColours", (480, 530), (400, 400), "", {}, {"picture": ("sketch", 0)}
         ),
         "names_note": note(_NAMES, (480, 1000), (400, 140), "About names"),
-        "left": _said(50, "red", "a photo of trigger1 in a garden", None, "red_lora"),
-        "right": _said(520, "blue", "a photo of a dog in your style", "left", "blue_lora"),
-        "say_note": note(_SAY, (960, 990), (400, 200), "About prompts"),
-        **_painting(("regions", 0), "right", "trigger1 and a dog in a garden"),
+        "left": _region_prompt(50, "red", "a photo of trigger1 in a garden", None, "red_lora"),
+        "right": _region_prompt(520, "blue", "a photo of a dog in your style", "left", "blue_lora"),
+        "prompts_note": note(_PROMPTS, (960, 990), (400, 200), "About prompts"),
+        **_picture_columns(("regions", 0), "right", "trigger1 and a dog in a garden"),
     },
     groups=_groups("Model and LoRAs", "Regions from a sketch", (550, 1190)),
 )
@@ -165,9 +169,9 @@ _CONTROL = """\
 
 1. Choose your checkpoint and a **ControlNet** of its family.
 2. Choose the picture that the ControlNet follows, such as an outline.
-3. Paint the places in plain colours on a sketch, or connect masks of your own to **Regions from \
+3. Paint the places in plain colours on a sketch, or connect your own masks to **Regions from \
 Masks**.
-4. Say in **strengths** how strongly the outline holds in each place.
+4. Say in **strengths** how strongly the outline acts in each place.
 5. Press **Run**.
 """
 
@@ -175,17 +179,17 @@ _WEIGHTS = """\
 A name and a number on each line. Places without a region have the strength **outside**. The strength \
 of **Apply ControlNet** multiplies all of them.
 
-Any number of ControlNets can be chained, each with strengths of its own.
+Any number of ControlNets can be chained, each with its own strengths.
 """
 
 
-def _place(top: int, title: str, colour: int) -> Node:
+def _colour_mask(top: int, title: str, colour: int) -> Node:
     sketch = {"image": ("sketch", 0)}
     return Node("ImageColorToMask", (480, top), (400, 82), title, {"color": colour}, sketch)
 
 
-def _controlled(left: int, control: str, name: str, title: str) -> dict[str, Node]:
-    """Return a column that applies a ControlNet and paints with it."""
+def _control_column(left: int, control: str, name: str, title: str) -> dict[str, Node]:
+    """Return the column that applies a ControlNet and samples with it."""
     applied = Node(
         "ControlNetApplyAdvanced",
         (left, 50),
@@ -199,7 +203,7 @@ def _controlled(left: int, control: str, name: str, title: str) -> dict[str, Nod
             "image": ("outline", 0),
         },
     )
-    column = painted(left, ("checkpoint", 0), (f"{name}_control", 0), name, title)
+    column = sampler_column(left, ("checkpoint", 0), (f"{name}_control", 0), name, title)
     sampler = column[f"{name}_sampler"]
     negative = {**sampler.inputs, "negative": (f"{name}_control", 1)}
     return {
@@ -226,8 +230,8 @@ REGIONS_WITH_CONTROL = Layout(
         "sketch": Node(
             "LoadImage", (480, 50), (400, 400), "Your sketch", {"image": "regions_sketch.png"}
         ),
-        "first": _place(530, "Red place", 0xDC2828),
-        "second": _place(690, "Blue place", 0x2850DC),
+        "first": _colour_mask(530, "Red place", 0xDC2828),
+        "second": _colour_mask(690, "Blue place", 0x2850DC),
         "regions": Node(
             "PasticheRegionsFromMasks",
             (480, 850),
@@ -261,9 +265,9 @@ REGIONS_WITH_CONTROL = Layout(
             {"text": "a cat on the left and a dog on the right in a garden"},
             {"clip": ("checkpoint", 1)},
         ),
-        **surroundings(1440, "Seed of both pictures"),
-        **_controlled(1920, "weight", "region", "Outline in one region"),
-        **_controlled(2360, "control", "whole", "Outline everywhere"),
+        **shared_nodes(1440, "Seed of both pictures"),
+        **_control_column(1920, "weight", "region", "Outline in one region"),
+        **_control_column(2360, "control", "whole", "Outline everywhere"),
     },
     groups=(
         Group("1 · Model and outline", (-20, 400), (440, 820)),

@@ -1,4 +1,4 @@
-"""Remove image previews from workflow files, so that a template stays small and readable."""
+"""Remove image previews from workflow files, so that templates stay small and readable."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def without_previews(value: Any) -> Any:
-    """Return the JSON value with every inlined picture replaced by an empty string."""
+    """Return the JSON value with every embedded picture replaced by an empty string."""
     if isinstance(value, dict):
         return {key: without_previews(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -20,7 +20,7 @@ def without_previews(value: Any) -> Any:
 
 
 def main(paths: list[str]) -> int:
-    """Rewrite the files that hold previews; 1 if any did, so that a commit hook stops."""
+    """Rewrite files that contain previews; return 1 if there were any, so that a commit hook stops."""
     changed = 0
     for path in map(Path, paths):
         workflow = json.loads(path.read_text(encoding="utf-8"))

@@ -2,8 +2,8 @@
 
     python3 scripts/dev.py templates
 
-A template is exactly what the frontend saves, its API graph what the frontend posts, so no format
-is known here. Run it after a change of a layout in this folder or of a node's inputs.
+The frontend itself saves the template and exports the API graph, so this module needs no knowledge
+of their formats. Run it after a change of a layout in this folder or of a node's inputs.
 """
 
 from __future__ import annotations
@@ -62,16 +62,16 @@ async (layout) => {
     app.graph.add(group);
   }
   const { output } = await app.graphToPrompt();
-  // As text: absent values must stay absent.
+  // Returned as text, because absent values must stay absent.
   return JSON.stringify({ workflow: app.graph.serialize(), graph: output });
 }
 """
 
 
-def _built(page: Page, name: str, layout: Layout) -> tuple[dict[str, Any], dict[str, Any]]:
+def _build(page: Page, name: str, layout: Layout) -> tuple[dict[str, Any], dict[str, Any]]:
     made = json.loads(page.evaluate(BUILD, asdict(layout)))
     workflow, graph = made["workflow"], made["graph"]
-    # Random in the frontend; a template keeps its own.
+    # The frontend draws a random id; a template keeps the same one.
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"pastiche/{name}"))
     workflow["extra"]["ds"] = {"scale": 0.6, "offset": [60, 80]}
     return workflow, graph
@@ -83,7 +83,7 @@ def _write(path: Path, value: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Start a server, build every layout in its page, and write what comes out."""
+    """Start a server, build every layout in its page, and write the templates and graphs."""
     comfyui = Path(os.environ["COMFYUI_PATH"])
     with tempfile.TemporaryDirectory(prefix="pastiche-templates-") as temporary:
         base = make_base_directory(Path(temporary) / "base")
@@ -94,12 +94,12 @@ def main() -> None:
                 executable_path=ensure_browser(), args=["--no-sandbox", "--disable-gpu"]
             )
             for name, layout in LAYOUTS.items():
-                # A page of its own: the frontend keeps widgets' values by node id, and a cleared
-                # graph's would come back in the next one's nodes.
+                # Every layout gets a new page: the frontend keeps the values of widgets by node id
+                # and would restore those of the cleared graph in the nodes of the next one.
                 page = browser.new_page()
                 page.goto(server.url, wait_until="domcontentloaded", timeout=120_000)
                 page.wait_for_function(READY, timeout=120_000)
-                workflow, graph = _built(page, name, layout)
+                workflow, graph = _build(page, name, layout)
                 page.close()
                 _write(TEMPLATES / f"{name}.json", workflow)
                 _write(GRAPHS / f"{name}.json", graph)

@@ -1,5 +1,5 @@
-// The parts of ComfyUI's frontend that web/js uses. The frontend serves both modules itself, so
-// the imports in web/js name no file of this repository.
+// Declarations of the parts of ComfyUI's frontend that web/js uses. The frontend serves both
+// modules, so the imports in web/js name no file of this repository.
 
 declare module "*/scripts/app.js" {
   export const app: ComfyUI.App;
@@ -15,7 +15,7 @@ declare namespace ComfyUI {
   type NodeId = number | string;
 
   interface App {
-    /** The graph of the whole workflow; older frontends have `graph` alone. */
+    /** The graph of the whole workflow; older frontends only have `graph`. */
     rootGraph: Graph;
     graph: Graph;
     canvas: Canvas;
@@ -68,7 +68,7 @@ declare namespace ComfyUI {
     hidden?: boolean;
     serialize?: boolean;
     options: { hidden?: boolean };
-    callback?: (...given: unknown[]) => unknown;
+    callback?: (...args: unknown[]) => unknown;
   }
 
   interface DOMWidgetOptions {
@@ -98,9 +98,9 @@ declare namespace ComfyUI {
       element: HTMLElement,
       options: DOMWidgetOptions,
     ): Widget;
-    onConfigure?(...given: unknown[]): unknown;
-    onConnectionsChange?(...given: unknown[]): unknown;
-    onAdded?(...given: unknown[]): unknown;
-    onRemoved?(...given: unknown[]): unknown;
+    onConfigure?(...args: unknown[]): unknown;
+    onConnectionsChange?(...args: unknown[]): unknown;
+    onAdded?(...args: unknown[]): unknown;
+    onRemoved?(...args: unknown[]): unknown;
   }
 }

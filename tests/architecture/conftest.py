@@ -1,4 +1,4 @@
-"""What the architecture tests read: the pack's Python files, parsed once."""
+"""Parse the pack's Python files once for all architecture tests."""
 
 import ast
 from pathlib import Path
@@ -10,7 +10,7 @@ LAYERS = ("lora_ops", "training", "nodes")
 
 @pytest.fixture(scope="session")
 def trees(repository: Path) -> dict[Path, ast.Module]:
-    """Every module that ships, by its path inside the repository."""
+    """Return every module that ships, by its path inside the repository."""
     files = [repository / "__init__.py"]
     for layer in LAYERS:
         files += sorted((repository / layer).rglob("*.py"))
@@ -19,7 +19,7 @@ def trees(repository: Path) -> dict[Path, ast.Module]:
 
 @pytest.fixture(scope="session")
 def node_ids(trees: dict[Path, ast.Module]) -> list[str]:
-    """The ids that node modules declare, read without ComfyUI."""
+    """Return the ids that node modules declare, read without ComfyUI."""
     found = []
     for path, tree in trees.items():
         if path.parts[0] != "nodes":

@@ -1,4 +1,4 @@
-"""The real frontend in a real Chromium: opened on the server, asked for what it shows."""
+"""Open the real frontend in a real Chromium, and read its state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from comfyui.toy_base import place_examples
 from environment.browser_binary import ensure_browser
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
-sys.path.append(str(Path(__file__).resolve().parent))  # regions_canvas.py, for the test beside it
+sys.path.append(str(Path(__file__).resolve().parent))  # for regions_canvas.py in this folder
 
 FLAGS = [
     "--no-sandbox",
@@ -25,10 +25,10 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE = 300_000  # milliseconds; on two busy cores the frontend takes a minute to start
-SETTLES_WITHIN = 1500  # milliseconds; FitView is animated, widgets are mounted one by one
+TIMEOUT = 300_000  # milliseconds; on two busy cores the frontend takes a minute to start
+SETTLING_TIME = 1500  # milliseconds; FitView is animated, and widgets are mounted one by one
 
-# Nodes inside subgraphs too.
+# Lists all nodes, also those inside subgraphs.
 WALK = """
 const walk = (graph) => graph.nodes.flatMap(
   (node) => [node, ...(node.subgraph ? walk(node.subgraph) : [])]);
@@ -36,7 +36,7 @@ const walk = (graph) => graph.nodes.flatMap(
 
 
 class Frontend:
-    """One page on the server, with what its console complained about."""
+    """A page of the frontend, and the errors on its console."""
 
     def __init__(self, page: Page, server: ComfyServer, screenshots: Path) -> None:
         self.page = page
@@ -44,7 +44,7 @@ class Frontend:
         self.errors: list[str] = []
         self._server = server
         self._screenshots = screenshots
-        page.set_default_timeout(PATIENCE)
+        page.set_default_timeout(TIMEOUT)
         page.on("console", self._on_console)
         page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
 
@@ -55,14 +55,13 @@ class Frontend:
     def open(self, *, vue_nodes: bool) -> None:
         """Load the frontend with Nodes 2.0 on or off.
 
-        What it complains of while it starts, before any graph of ours is there, is forgotten unless
-        it names the pack.
+        Errors during the start, before a graph is loaded, are ignored unless they name the pack.
         """
         self.vue_nodes = vue_nodes
         self._server.post("/settings", {"Comfy.VueNodes.Enabled": vue_nodes})
         self.page.goto(self._server.url)
         self.page.wait_for_function(
-            # The public getter complains on the console before the graph is there.
+            # The public getter prints an error on the console until the graph exists.
             "() => window.app?.vueAppReady && window.app.rootGraphInternal?.nodes.length > 0"
         )
         self.page.wait_for_load_state("networkidle")
@@ -71,7 +70,7 @@ class Frontend:
             raise RuntimeError(f"the pack must load without an error on the console, got {own}")
 
     def load(self, workflow: dict[str, Any]) -> None:
-        """Show a workflow in place of the one that is open; ``errors`` start anew."""
+        """Open a workflow in place of the present one, and clear ``errors``."""
         self.errors.clear()
         self.page.evaluate(
             """async (workflow) => {
@@ -80,7 +79,7 @@ class Frontend:
             }""",
             workflow,
         )
-        self.page.wait_for_timeout(SETTLES_WITHIN)
+        self.page.wait_for_timeout(SETTLING_TIME)
 
     def template(self, name: str) -> dict[str, Any]:
         """Fetch a template of the pack as the template browser does."""
@@ -94,11 +93,11 @@ class Frontend:
         )
 
     def node_count(self) -> int:
-        """Return how many nodes the open graph has at its top."""
+        """Return the number of nodes of the open graph, without those inside subgraphs."""
         return self.page.evaluate("window.app.rootGraph.nodes.length")
 
     def vue_node_count(self) -> int:
-        """Return how many nodes Nodes 2.0 has drawn; without it there are none."""
+        """Return the number of nodes drawn by Nodes 2.0; 0 while it is off."""
         return self.page.locator("[data-node-id]").count()
 
     def prompt(self) -> dict[str, dict[str, Any]]:
@@ -106,7 +105,7 @@ class Frontend:
         return self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
 
     def screenshot(self, name: str) -> Path:
-        """Draw the page into the folder of screenshots."""
+        """Save a screenshot of the page and return its path."""
         path = self._screenshots / f"{name}.png"
         self.page.screenshot(path=path)
         return path
@@ -114,7 +113,7 @@ class Frontend:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
-    """One browser process; every test has a context, so a profile, of its own."""
+    """Yield one browser process; every page fixture opens a separate context, hence profile, in it."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=str(ensure_browser()), headless=True, args=FLAGS
@@ -127,17 +126,20 @@ def chromium() -> Iterator[Browser]:
 def screenshots(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Path]:
-    """The folder that the pictures of a run go to; named at the end, to be looked at."""
+    """Yield the folder for screenshots and print its path at the end of the run."""
     folder = tmp_path_factory.mktemp("screenshots")
     yield folder
     reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None:  # a process that shares the tests with others has none
+    if reporter is not None:  # worker processes have none
         reporter.write_line(f"\nscreenshots: {folder}")
 
 
 @pytest.fixture(scope="session")
-def used_server(comfy_server: ComfyServer) -> ComfyServer:
-    """The server as after a first visit: no tour, no files that the frontend asks for in vain."""
+def visited_server(comfy_server: ComfyServer) -> ComfyServer:
+    """Return the server in its state after a first visit.
+
+    It shows no tour, and all files that the frontend requests exist.
+    """
     place_examples(comfy_server.base_directory)
     user = comfy_server.base_directory / "user" / "default"
     for folder in ("workflows", "subgraphs"):
@@ -157,13 +159,13 @@ def used_server(comfy_server: ComfyServer) -> ComfyServer:
 @pytest.fixture(scope="module", params=[False, True], ids=["nodes1", "nodes2"])
 def frontend(
     chromium: Browser,
-    used_server: ComfyServer,
+    visited_server: ComfyServer,
     screenshots: Path,
     request: pytest.FixtureRequest,
 ) -> Iterator[Frontend]:
-    """A page in a fresh profile, Nodes 2.0 off and on; a module's tests share the two."""
+    """Yield a page in a fresh profile, with Nodes 2.0 off and on; a module's tests share both."""
     context = chromium.new_context(viewport={"width": 2560, "height": 1440})
-    frontend = Frontend(context.new_page(), used_server, screenshots)
+    frontend = Frontend(context.new_page(), visited_server, screenshots)
     frontend.open(vue_nodes=request.param)
     yield frontend
     context.close()

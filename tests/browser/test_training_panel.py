@@ -41,7 +41,7 @@ IN_VIEW = """
   return left >= 0 && top >= 0 && right <= innerWidth && bottom <= innerHeight;
 }
 """
-PATIENCE = 90_000
+TIMEOUT = 90_000
 
 
 def trainers(run_name: str, steps: list[int]) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class Panels:
         return int(re.search(r"step (\d+) of", self.status(panel), re.IGNORECASE)[1])
 
     def until(self, question: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + PATIENCE / 1000
+        deadline = time.monotonic() + TIMEOUT / 1000
         while time.monotonic() < deadline:
             if question():
                 return
@@ -114,7 +114,7 @@ def test_a_run_is_watched_and_steered(frontend, panels):
 
     panel.get_by_role("button", name="Sample now").click()
     image = panel.get_by_role("img", name=re.compile("Preview at step"))
-    image.wait_for(timeout=PATIENCE)
+    image.wait_for(timeout=TIMEOUT)
     panels.until(lambda: image.evaluate("(image) => image.naturalWidth") == 32, "a picture")
     panel.get_by_role("button", name="Save now").click()
     panels.until(lambda: "saved step" in panel.inner_text(), "where it was saved")
@@ -132,7 +132,7 @@ def test_a_run_is_watched_and_steered(frontend, panels):
     panel = panels.one("running")
     assert panels.step(panel) >= step
     assert len(panels.curve(panel)) >= step
-    panel.get_by_role("img", name=re.compile("Preview at step")).wait_for(timeout=PATIENCE)
+    panel.get_by_role("img", name=re.compile("Preview at step")).wait_for(timeout=TIMEOUT)
     frontend.screenshot(f"panel-reloaded-{mode}")
 
     page.evaluate("() => window.app.api.interrupt(null)")

@@ -1,4 +1,4 @@
-"""Makes ComfyUI importable in this process, before any test module imports it."""
+"""Make ComfyUI importable in this process, before any test module imports it."""
 
 import importlib
 import os
@@ -10,19 +10,19 @@ from comfyui.in_process import prepare_comfy
 
 _BASE_DIRECTORY = tempfile.TemporaryDirectory(prefix="pastiche-comfy-")
 prepare_comfy(Path(_BASE_DIRECTORY.name))
-# The tolerances are those of fp32 on a CPU; test_lowvram.py starts the GPU's tests on their own.
+# The tolerances hold for fp32 on a CPU; test_lowvram.py runs the GPU tests in another process.
 importlib.import_module("comfy.cli_args").args.cpu = os.environ.get("PASTICHE_TEST_GPU") != "1"
 
 
 @pytest.fixture(autouse=True)
-def _own_weights() -> None:
-    """Every test finds the shared tiny networks as they were loaded."""
+def _fresh_weights() -> None:
+    """Restore the weights of the shared tiny networks before every test."""
     importlib.import_module("tiny").restore_shared()
 
 
 @pytest.fixture
 def loras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """ComfyUI's only LoRA folder, empty."""
+    """Return an empty folder, which is ComfyUI's only LoRA folder."""
     known = importlib.import_module("folder_paths").folder_names_and_paths
     folder = tmp_path / "loras"
     folder.mkdir()
@@ -32,13 +32,13 @@ def loras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def comfy_base_directory() -> Path:
-    """The base directory of the ComfyUI in this process; the server has another."""
+    """Return the base directory of the ComfyUI in this process; the server has another."""
     return Path(_BASE_DIRECTORY.name)
 
 
 @pytest.fixture(scope="session")
 def node_ids() -> list[str]:
-    """The ids of the pack's nodes, from their schemas."""
+    """Return the ids of the pack's nodes, from their schemas."""
     from pack.nodes import NODES
 
     return [node.GET_SCHEMA().node_id for node in NODES]

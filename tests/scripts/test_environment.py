@@ -11,7 +11,7 @@ from comfyui.server import make_base_directory
 from contact_sheet import Column, contact_sheet
 from environment import comfyui_source, environment
 from templates.strip_previews import without_previews
-from tiers import TIERS, _counts, _described
+from tiers import TIERS, _counts, _summary
 
 
 @pytest.fixture
@@ -74,17 +74,17 @@ def test_a_child_keeps_the_lock_when_its_parent_is_killed(tmp_path: Path, reposi
 
 def test_comfyui_is_the_one_that_is_named(comfyui: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COMFYUI_PATH", str(comfyui))
-    assert comfyui_source.found_comfyui() == comfyui
+    assert comfyui_source.find_comfyui() == comfyui
     monkeypatch.setenv("COMFYUI_PATH", str(comfyui / "nowhere"))
     with pytest.raises(RuntimeError, match=r"COMFYUI_PATH must name a folder with ComfyUI's main"):
-        comfyui_source.found_comfyui()
+        comfyui_source.find_comfyui()
 
 
 def test_comfyui_is_the_one_that_the_pack_is_in(comfyui: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     script = comfyui / "custom_nodes" / "pack" / "scripts" / "dev.py"
     monkeypatch.setattr(sys, "argv", [str(script)])
-    assert comfyui_source.found_comfyui() == comfyui
+    assert comfyui_source.find_comfyui() == comfyui
 
 
 def test_an_archive_that_was_changed_is_refused(tmp_path: Path):
@@ -108,7 +108,7 @@ def test_previews_are_stripped_and_nothing_else():
 
 def test_a_tier_that_breaks_off_counts_as_an_error(tmp_path: Path):
     counts = _counts(tmp_path / "none.xml", 3)
-    assert _described(counts) == "0 passed, 1 errors"
+    assert _summary(counts) == "0 passed, 1 errors"
 
 
 def test_the_summary_counts_what_pytest_reports(tmp_path: Path):
@@ -116,7 +116,7 @@ def test_the_summary_counts_what_pytest_reports(tmp_path: Path):
     report.write_text(
         '<testsuites><testsuite tests="10" failures="2" errors="1" skipped="3"/></testsuites>'
     )
-    assert _described(_counts(report, 1)) == "2 failed, 4 passed, 3 skipped, 1 errors"
+    assert _summary(_counts(report, 1)) == "2 failed, 4 passed, 3 skipped, 1 errors"
 
 
 def test_a_check_that_finds_something_fails_and_shows_it(capsys: pytest.CaptureFixture[str]):

@@ -1,7 +1,7 @@
 """Concepts that Apply Concept refuses."""
 
 import torch
-from concept_case import LAYERS, NAME, applied, encode, latent, wires
+from concept_case import LAYERS, NAME, apply_concepts, encode, latent, wires
 from concept_inputs import concept_for, rows_of, stock
 from guidance_case import ksample
 from pack.nodes.concepts.nodes_use import ApplyConcept
@@ -10,8 +10,8 @@ from pack.training.files.lora_state import LoraState
 from tiny import tiny
 
 
-def three():
-    """Three concepts of the tiny model with four contexts."""
+def three_concepts():
+    """Return three concepts of the tiny model with four contexts."""
     model = tiny(NAME)
     return [concept_for(model, name, seed=seed) for seed, name in enumerate(("sks", "ada", "tom"))]
 
@@ -27,18 +27,18 @@ def renamed(concept, **changes):
 
 
 def another_concept(concepts):
-    model, clip = applied(tiny(NAME), concepts[:1])
+    model, clip = apply_concepts(tiny(NAME), concepts[:1])
     ksample(model, encode(clip, concepts[1:2], "a <ada>"), [], latent(), cfg=1.0)
 
 
 def another_training(concepts):
-    model, clip = applied(tiny(NAME), concepts[:1])
+    model, clip = apply_concepts(tiny(NAME), concepts[:1])
     prompt = encode(clip, [concept_for(tiny(NAME), seed=9)])
     ksample(model, prompt, [], latent(), cfg=1.0)
 
 
 def another_training_in_the_negative(concepts):
-    model, clip = applied(tiny(NAME), concepts[:1])
+    model, clip = apply_concepts(tiny(NAME), concepts[:1])
     prompt = encode(clip, [concept_for(tiny(NAME), seed=9)])
     ksample(model, stock(clip, "a"), prompt, latent())
 
@@ -47,26 +47,26 @@ def another_model(concepts):
     shared = renamed(concepts[0], embeddings=rows_of(1), lora=LoraState({}))
     other = concept_for(tiny("sd15_middle"), "two")
     both = [shared, other]
-    _, clip = applied(tiny("sd15_middle"), both)
+    _, clip = apply_concepts(tiny("sd15_middle"), both)
     prompt = encode(clip, both, "a <sks> <two>")
     layered = renamed(other, embeddings=rows_of(1), lora=LoraState({}))
-    model, _ = applied(tiny(NAME), [shared, layered])
+    model, _ = apply_concepts(tiny(NAME), [shared, layered])
     ksample(model, prompt, [], latent(), cfg=1.0)
 
 
 def of_shape(concept, rows):
-    applied(tiny(NAME), [renamed(concept, embeddings=rows)])
+    apply_concepts(tiny(NAME), [renamed(concept, embeddings=rows)])
 
 
 def misfit(concepts):
     key = next(key for key in concepts[0].lora if key.endswith("lora_up.weight"))
     lora = LoraState({**concepts[0].lora, key: torch.zeros(7, 4)}, concepts[0].lora.metadata)
-    applied(tiny(NAME), [renamed(concepts[0], lora=lora)])
+    apply_concepts(tiny(NAME), [renamed(concepts[0], lora=lora)])
 
 
 def one_name_after_the_other(concepts):
-    model, clip = applied(tiny(NAME), concepts[:1])
-    applied(model, [renamed(concepts[1], name="SKS")], clip=clip)
+    model, clip = apply_concepts(tiny(NAME), concepts[:1])
+    apply_concepts(model, [renamed(concepts[1], name="SKS")], clip=clip)
 
 
 REFUSED = {
@@ -78,7 +78,7 @@ REFUSED = {
     ),
     "a prompt of another model": (another_model, "another training of <two>"),
     "a concept of another architecture": (
-        lambda concepts: applied(tiny("sdxl"), concepts[:1]),
+        lambda concepts: apply_concepts(tiny("sdxl"), concepts[:1]),
         r"made for this model, SDXL, got a concept made for SD1\.5",
     ),
     "a concept with other rows": (
@@ -91,7 +91,7 @@ REFUSED = {
     ),
     "a LoRA that does not fit": (misfit, "whose shapes differ in 1 of"),
     "the same concept twice": (
-        lambda concepts: applied(tiny(NAME), [concepts[0], concepts[0]]),
+        lambda concepts: apply_concepts(tiny(NAME), [concepts[0], concepts[0]]),
         "name of its own, got <sks> twice",
     ),
     "the same name in two nodes": (one_name_after_the_other, "name of its own, got <SKS> twice"),

@@ -11,8 +11,6 @@ from pack.training.files.lora_state import LoraState
 from tiny import tiny
 
 RANK = 4
-
-
 ARCHITECTURE = {
     "sd15": "stable-diffusion-v1/lora",
     "sdxl": "stable-diffusion-xl-v1-base/lora",
@@ -68,8 +66,8 @@ def adapter(shapes):
     }
 
 
-class Bomb:
-    """Makes a folder when unpickled."""
+class FolderMaker:
+    """An object whose pickle creates a folder when it is loaded, as a hostile file would."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -79,7 +77,7 @@ class Bomb:
 
 
 def bad_files(folder):
-    """Write one bad file of each kind and return, by name, what must be said of it."""
+    """Write one bad file of each kind; return the expected part of each message, by file name."""
     good = folder / "good.safetensors"
     safetensors.torch.save_file(dict(lora_for("sd15")), str(good))
     whole = good.read_bytes()
@@ -90,9 +88,9 @@ def bad_files(folder):
         "cut_header.safetensors": (whole[:100], "cut short"),
         "page.safetensors": (b"<!DOCTYPE html><html>", "must be a safetensors file"),
         "empty.safetensors": (b"", "must be a safetensors file"),
-        "pickle.safetensors": (pickle.dumps(Bomb(folder / "exploded")), "not opened"),
-        "pickle.ckpt": (pickle.dumps(Bomb(folder / "exploded")), "not opened"),
-        "torch.pt": (pickle.dumps(Bomb(folder / "exploded")), "not opened"),
+        "pickle.safetensors": (pickle.dumps(FolderMaker(folder / "exploded")), "not opened"),
+        "pickle.ckpt": (pickle.dumps(FolderMaker(folder / "exploded")), "not opened"),
+        "torch.pt": (pickle.dumps(FolderMaker(folder / "exploded")), "not opened"),
         "nan.safetensors": (safetensors.torch.save(nan), "not finite"),
         "model.safetensors": (
             safetensors.torch.save({"model.diffusion_model.out.2.weight": torch.ones(4)}),
@@ -101,4 +99,4 @@ def bad_files(folder):
     }
     for name, (content, _) in contents.items():
         (folder / name).write_bytes(content)
-    return {name: said for name, (_, said) in contents.items()}
+    return {name: message for name, (_, message) in contents.items()}

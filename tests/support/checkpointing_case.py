@@ -14,16 +14,18 @@ from tiny import tiny_cond, tiny_latent
 from training_case import CONFIG
 
 PLAIN, CHECKPOINTED = {"checkpointing": False}, {"checkpointing": True}
-
-
 OFFLOADED = {"offload": True}
 
 
 @dataclass(frozen=True)
-class TheseRows:
-    """A recipe whose every step has the same rows."""
+class FixedRows:
+    """A recipe that has the same rows in every step.
 
-    kept: tuple[Row, ...]
+    Args:
+        fixed: Rows of every step.
+    """
+
+    fixed: tuple[Row, ...]
 
     def adapters(self):
         return {"lora": Plain()}
@@ -32,7 +34,7 @@ class TheseRows:
         return {}
 
     def rows(self, step, seed):
-        return self.kept
+        return self.fixed
 
 
 def example(model, seed=0, height=8, width=8, tokens=8, dtype=torch.float32) -> Example:
@@ -44,10 +46,10 @@ def example(model, seed=0, height=8, width=8, tokens=8, dtype=torch.float32) -> 
 def step_gradient(denoiser, rows, **changes) -> torch.Tensor:
     """Return the gradient of one step of the loop over the rows, as one vector.
 
-    Every factor is away from zero, so that all of them get gradient.
+    No factor is zero, so that all of them get gradient.
     """
     sites = training_sites(denoiser.patcher, "attention")
-    recipe = TheseRows(tuple(rows))
+    recipe = FixedRows(tuple(rows))
     session = Session(denoiser, sites, recipe, replace(CONFIG, **changes))
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -56,11 +58,11 @@ def step_gradient(denoiser, rows, **changes) -> torch.Tensor:
     found = []
     update = session.update
 
-    def look(moved):  # the update drops the gradients
+    def record_gradients(moved):  # before the update, which drops them
         found.extend(p.grad.flatten().double() for p in session.parameters.values())
         update(moved)
 
-    session.update = look
+    session.update = record_gradients
     with session.gates.attached():
         take_step(session, recipe)
     return torch.cat(found).cpu()

@@ -1,4 +1,4 @@
-"""What the tests of concepts under a sampler share: the nodes, and hooks as their oracle."""
+"""The concept nodes in short form, and hooks that serve as their oracle under a sampler."""
 
 from contextlib import ExitStack, contextmanager
 
@@ -9,7 +9,7 @@ from pack.nodes.text.concept_prompt import PROMPT
 from tiny import tiny, tiny_clip, tiny_latent
 
 NAME, LAYERS = "sd15_layers", 4
-EXACT = 1e-5  # of the latent after four steps in fp32
+EXACT = 1e-5  # relative error of the latent after four steps in fp32
 PROMPT_TEXT, NEGATIVE = "a photo of <sks> on a beach", "blurry, red"
 LONG = "a very long prompt of many words about a house, a tree, a star and a ball, " * 6
 
@@ -18,7 +18,7 @@ def wires(concepts):
     return {f"concept{number}": (one,) for number, one in enumerate(concepts)}
 
 
-def applied(model, concepts, strength_model=1.0, strength_clip=1.0, clip=None):
+def apply_concepts(model, concepts, strength_model=1.0, strength_clip=1.0, clip=None):
     clip = tiny_clip() if clip is None else clip
     return ApplyConcept.execute(model, clip, wires(concepts), strength_model, strength_clip).result
 
@@ -32,15 +32,15 @@ def latent(batch=1, name=NAME, side=8):
 
 
 def contexts_of(conditioning):
-    """Return a prompt's contexts, ``(layer, token, dim)``, equal ones if it has only one."""
+    """Return a prompt's contexts, ``(layer, token, dim)``; all layers share one that has no layers."""
     ((context, options),) = conditioning
     layers = options[PROMPT].layers if PROMPT in options else None
     return context.expand(LAYERS, -1, -1) if layers is None else layers[0]
 
 
 @contextmanager
-def hooked(model, by_list):
-    """Give each attention its own context from outside, by the list that a row comes from."""
+def contexts_by_hook(model, by_list):
+    """Replace the context of every cross-attention by hooks, depending on the list of each row."""
     transformers = [
         m for m in model.model.diffusion_model.modules() if isinstance(m, SpatialTransformer)
     ]

@@ -1,4 +1,4 @@
-"""Text encoders of several families for concepts."""
+"""Shallow text encoders of several families, for tests of concepts."""
 
 import io
 from functools import cache
@@ -10,19 +10,15 @@ import comfy.text_encoders.sd3_clip
 import comfy.text_encoders.wan
 import sentencepiece
 import torch
-from concept_inputs import filled
+from concept_inputs import random_clip
 
 CLIP = {"num_hidden_layers": 3}
-
-
 T5 = {"num_layers": 1, "num_heads": 2, "d_ff": 64}
-
-
 OPTIONS = {"clip_l_model_config": CLIP, "clip_g_model_config": CLIP, "t5xxl_model_config": T5}
 
 
-def spoken_model(*sentences):
-    """Return a small sentencepiece model as a file of Wan's text encoder holds it."""
+def sentencepiece_model(*sentences):
+    """Return a small sentencepiece model, in the form in which Wan's text encoder stores one."""
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences * 20),
@@ -36,24 +32,26 @@ def spoken_model(*sentences):
 
 @cache
 def clip_of(name):
-    """Return the text encoders of a family, shallow, of ComfyUI's own classes."""
+    """Return shallow text encoders of a family, made from ComfyUI's own classes."""
     if name == "wan":
         options = {"umt5xxl_model_config": {**T5, "vocab_size": 300}}
-        words = spoken_model("a photo of a red dog on a beach", "in the snow", "blurry and red")
-        return filled(
+        words = sentencepiece_model(
+            "a photo of a red dog on a beach", "in the snow", "blurry and red"
+        )
+        return random_clip(
             comfy.text_encoders.wan.te(),
             comfy.text_encoders.wan.WanT5Tokenizer,
             options,
             {"spiece_model": words},
         )
     if name == "flux":
-        return filled(
+        return random_clip(
             comfy.text_encoders.flux.flux_clip(),
             comfy.text_encoders.flux.FluxTokenizer,
             OPTIONS,
         )
     with_t5 = name == "sd3"
-    return filled(
+    return random_clip(
         comfy.text_encoders.sd3_clip.sd3_clip(clip_g=with_t5, t5=with_t5),
         comfy.text_encoders.sd3_clip.SD3Tokenizer,
         OPTIONS,

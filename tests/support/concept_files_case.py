@@ -1,4 +1,4 @@
-"""Save and load concepts, and names that are refused."""
+"""Save and load concepts, and file names that are refused."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tiny import tiny
 
 @pytest.fixture
 def embeddings(tmp_path, monkeypatch):
-    """ComfyUI's only embeddings folder, empty."""
+    """Return an empty folder, which is ComfyUI's only embeddings folder."""
     known = folder_paths.folder_names_and_paths
     folder = tmp_path / "embeddings"
     folder.mkdir()
@@ -24,8 +24,8 @@ def embeddings(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def own_folders(loras, embeddings):
-    """Every test has folders of its own."""
+def separate_folders(loras, embeddings):
+    """Give every test separate folders for LoRAs and embeddings."""
 
 
 def save(concept, filename="my_concept", precision="fp32", embedding=False, **more):

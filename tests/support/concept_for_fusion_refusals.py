@@ -1,14 +1,14 @@
 """Inputs that Concept for Fusion refuses."""
 
 from concept_inputs import concept_for
-from fusion_inputs import NAME, plain_lora, queue_fusion, wordless
+from fusion_inputs import NAME, lora_to_fuse, plain_lora, queue_fusion
 from pack.nodes.fusion.nodes import ConceptForFusion
 from pack.training.files.lora_state import LoraState
 from tiny import tiny
 
 
-def offered(wires, inputs):
-    """Run Concept for Fusion, with LoRAs and concepts called by what they are."""
+def run_concept_for_fusion(wires, inputs):
+    """Run Concept for Fusion; the inputs name LoRAs and concepts by the keys below."""
     known = {
         "sks": wires[0],
         "plain": wires[1][0].lora,
@@ -25,7 +25,7 @@ def offered(wires, inputs):
     return ConceptForFusion.execute(**values)
 
 
-OFFERED = {
+REFUSED_CONCEPTS = {
     "neither a LoRA nor a concept": ({}, "either a LoRA or a concept must be connected, got none"),
     "a LoRA and a concept": ({"lora": "plain", "concept": "sks"}, "must be connected, got both"),
     "a LoRA without prompts": (
@@ -43,34 +43,34 @@ OFFERED = {
 }
 
 
-def uncalled(wires):
-    """Offer a LoRA with prompts that have none of the words its file names."""
+def prompts_without_trigger(wires):
+    """Run the node on a LoRA with prompts that have none of the trigger words in its file."""
     lora = LoraState(wires[1][0].lora, {"modelspec.trigger_phrase": "zwx boat"})
-    wordless(lora, "a photo of a ship")
+    lora_to_fuse(lora, "a photo of a ship")
 
 
-def offered_again(lora, words="both"):
-    """Offer a fused file as an ordinary LoRA, without the prompts that the file may hold."""
+def fused_file_as_lora(lora, words="both"):
+    """Run the node on a fused file as an ordinary LoRA, without trigger prompts."""
     return ConceptForFusion.execute("", 1.0, 1.0, words, lora=lora)[0]
 
 
-def third():
+def third_lora():
     lora = plain_lora(tiny(NAME), 7, text=False)
-    return wordless(lora, "a tower", name="tower")
+    return lora_to_fuse(lora, "a tower", name="tower")
 
 
-def fused_twice(wires):
-    """Fuse two concepts, and what comes of them with a third; return the file's wire as well."""
-    again = offered_again(queue_fusion(wires, steps=1).result[2])
-    return again, queue_fusion([again, third()], steps=1).result
+def fuse_twice(wires):
+    """Fuse two concepts, then the fused LoRA with a third; return its wire and the result."""
+    again = fused_file_as_lora(queue_fusion(wires, steps=1).result[2])
+    return again, queue_fusion([again, third_lora()], steps=1).result
 
 
-def pair_of_words(wires):
+def two_trained_concepts(wires):
     return [wires[0], (concept_for(tiny(NAME), "ada", seed=9),)]
 
 
-# Of the words of all, one carries the change of all.
-FUSED = {
+# In a fusion, one of the concepts carries the fused change of all of them.
+REFUSED_AGAIN = {
     "the concepts that a fusion gave": (
         list,
         lambda out: queue_fusion([out[3]]),
@@ -78,17 +78,17 @@ FUSED = {
     ),
     "the same beside a third": (
         list,
-        lambda out: queue_fusion([(out[3][0], third()[0], out[3][1])]),
+        lambda out: queue_fusion([(out[3][0], third_lora()[0], out[3][1])]),
         "a change of its own, got 'boat', which is part of a fusion",
     ),
     "the same of trained concepts alone": (
-        pair_of_words,
+        two_trained_concepts,
         lambda out: queue_fusion([out[3]]),
         "got 'ada', which is part of a fusion; connect the concepts",
     ),
     "a fused file of trained concepts, without prompts": (
-        pair_of_words,
-        lambda out: offered_again(out[2]),
+        two_trained_concepts,
+        lambda out: fused_file_as_lora(out[2]),
         "a fused file whose words need their concepts",
     ),
 }

@@ -1,4 +1,4 @@
-"""Concept files of the released code, whole and damaged."""
+"""Concept files of the released code, valid and damaged."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ from tiny import tiny
 
 
 def diffusers_tensors(concept, spelling):
-    """Return a concept's LoRA under the released code's keys, as the documentation has them."""
+    """Return a concept's LoRA under the keys that the released code documents."""
     down, up = spelling
     text, unet = {}, {}
     names = comfy.utils.unet_to_diffusers(tiny(NAME).model.model_config.unet_config)
@@ -55,7 +55,7 @@ def write_authors(path, concept, spelling=AUTHORS, root="text_model.", **changes
 
 
 class Program:
-    """What a file may hold that runs when it is unpickled."""
+    """An object whose pickle runs a shell command when it is loaded."""
 
     def __init__(self, proof):
         self.proof = str(proof)
@@ -139,14 +139,14 @@ DAMAGED = {
 
 
 def load_damaged(folder, spoil):
-    """Write a concept of the released code, spoil its bytes, and load it."""
+    """Write a concept of the released code, damage its bytes, and load it."""
     write_authors(folder / "cut.pth", concept_for(tiny(NAME)))
     (folder / "cut.pth").write_bytes(spoil((folder / "cut.pth").read_bytes()))
     load("cut.pth")
 
 
 def with_embedding(folder, name, tensors):
-    """Load a LoRA that says its base with an embedding of these tensors, or of these bytes."""
+    """Load a LoRA that records its base, with an embedding of these tensors or bytes."""
     metadata = {"modelspec.architecture": "stable-diffusion-v1/lora"}
     file = Path(folder_paths.get_folder_paths("loras")[0]) / "plain.safetensors"
     safetensors.torch.save_file(dict(unet_lora(tiny(NAME))), str(file), metadata)

@@ -1,4 +1,4 @@
-"""Concepts for tiny models, and the text encoders that read them."""
+"""Random concepts for tiny models, and text encoders for their prompts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from pack.training.files.concept import TEXT_WIDTHS, Concept
 from pack.training.files.lora_state import LoraState, lora_state
 from tiny import CLIP_LAYERS, tiny_clip
 
-_LARGE = 100_000_000  # numbers; T5's table has more
-SPREAD = 0.025  # of the tiny encoders' own rows
+_LARGE = 100_000_000  # numbers in a table; T5's embeddings have more
+SPREAD = 0.025  # standard deviation of the tiny encoders' embeddings
 
 
 def text_lora(seed: int, prefix: str = "lora_te") -> dict[str, LowRank]:
@@ -42,7 +42,7 @@ def text_lora(seed: int, prefix: str = "lora_te") -> dict[str, LowRank]:
 
 
 def rows_of(layers: int, encoders=("clip_l",), words: int = 2, seed: int = 0) -> dict:
-    """Return random rows, ``(word, layer, dim)`` by text encoder."""
+    """Return random embeddings by text encoder, ``(word, layer, dim)`` each."""
     generator = torch.Generator().manual_seed(500 + seed)
     return {
         encoder: torch.randn(words, layers, TEXT_WIDTHS[encoder], generator=generator) * SPREAD
@@ -60,7 +60,10 @@ def concept_for(
     lora: bool = True,
     rows: dict | None = None,
 ) -> Concept:
-    """Return a random concept of a tiny model: its own count of rows unless ``layers`` says one."""
+    """Return a random concept of a tiny model.
+
+    Its words have one embedding per layer of the model, or ``layers`` embeddings.
+    """
     factors = {}
     if lora:
         sites = training_sites(model, "attention")
@@ -79,7 +82,7 @@ def concept_for(
 
 
 def clip_with(folder: Path, clip: CLIP | None = None) -> CLIP:
-    """Return a CLIP whose prompts find ``embedding:`` words in a folder, as stock loaders make it."""
+    """Return a CLIP that looks up ``embedding:`` words in a folder, as stock loaders make it."""
     found = copy.copy(tiny_clip() if clip is None else clip)
     found.tokenizer = copy.copy(found.tokenizer)
     for attribute, tokenizer in list(vars(found.tokenizer).items()):
@@ -91,7 +94,7 @@ def clip_with(folder: Path, clip: CLIP | None = None) -> CLIP:
 
 
 def write_embedding(folder: Path, name: str, concept: Concept, layer: int | None) -> str:
-    """Write one layer's rows, or their mean, as an ordinary embedding; return its word."""
+    """Write one layer's embeddings, or their mean, as an ordinary embedding; return its word."""
     rows = {
         encoder: (rows.mean(1) if layer is None else rows[:, layer]).contiguous()
         for encoder, rows in concept.embeddings.items()
@@ -101,33 +104,33 @@ def write_embedding(folder: Path, name: str, concept: Concept, layer: int | None
 
 
 def stock(clip: CLIP, text: str) -> list:
-    """Return what core's text node makes of a prompt."""
+    """Return a prompt as core's text node encodes it."""
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
 @cache
 def tiny_sdxl_clip() -> CLIP:
     """Return SDXL's two text encoders, three layers each, with random weights."""
-    shallow = {"num_hidden_layers": 3}  # the last but one is read
-    return filled(
+    shallow = {"num_hidden_layers": 3}  # the output of the last but one is used
+    return random_clip(
         comfy.sdxl_clip.SDXLClipModel,
         comfy.sdxl_clip.SDXLTokenizer,
         {"clip_l_model_config": shallow, "clip_g_model_config": shallow},
     )
 
 
-def filled(model, tokenizer, options: dict, tokenizer_data: dict | None = None) -> CLIP:
-    """Return a CLIP of classes of ComfyUI's with random weights.
+def random_clip(model, tokenizer, options: dict, tokenizer_data: dict | None = None) -> CLIP:
+    """Return a CLIP of ComfyUI's classes with random weights.
 
     Args:
-        model: The class of its text encoders.
-        tokenizer: The class of its tokenizers.
+        model: Class of the text encoders.
+        tokenizer: Class of the tokenizers.
         options: ``model_options``, which makes the encoders shallow.
-        tokenizer_data: What a tokenizer reads from its file.
+        tokenizer_data: Data that a tokenizer reads from a real file.
     """
 
     class Target:
-        params: dict = {}  # noqa: RUF012 - as comfy.sd has it
+        params: dict = {}  # noqa: RUF012 - the same as in comfy.sd
         clip = model
 
     Target.tokenizer = tokenizer
@@ -143,7 +146,10 @@ def filled(model, tokenizer, options: dict, tokenizer_data: dict | None = None) 
 
 
 def _random(key: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    """Return what ``tiny.random_state`` would; of a large table rows that overlap in memory."""
+    """Return random values like those of ``tiny.random_state``.
+
+    The rows of large tables overlap in memory, so that they take little of it.
+    """
     if len(shape) < 2:
         return torch.full(shape, 0.0 if key.endswith("bias") else 1.0)
     spread = 0.7 / math.sqrt(math.prod(shape[1:]))

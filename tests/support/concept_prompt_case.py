@@ -1,4 +1,4 @@
-"""Prompts with concepts, and those that are refused."""
+"""Prompts with concepts, and prompts that are refused."""
 
 from concept_inputs import concept_for
 from pack.nodes.concepts.nodes_use import EncodeConceptPrompt
@@ -13,7 +13,7 @@ def concept(name="sks", seed=0, layers=LAYERS, **more):
 
 
 def encoded(clip, concepts, text):
-    """Return the node's one entry: context, layers and options."""
+    """Return context, layers and options of the one entry that the node returns."""
     wires = {f"concept{number}": (one,) for number, one in enumerate(concepts)}
     ((context, options),) = EncodeConceptPrompt.execute(clip, wires, text)[0]
     return context, options[PROMPT].layers, options

@@ -10,11 +10,13 @@ import nodes as core_nodes
 SIDE = 64
 
 
-def by_core(model, clip, vae, prompt, seed, sampling, *, width=SIDE, height=SIDE, negative=""):
-    """Return what a graph of core's nodes draws: Empty Latent, Text Encode, KSampler, Decode."""
+def draw_with_core(
+    model, clip, vae, prompt, seed, sampling, *, width=SIDE, height=SIDE, negative=""
+):
+    """Return the picture of a graph of core's Empty Latent, Text Encode, KSampler and Decode."""
     with torch.inference_mode():
         texts = [encode_prompt(clip, text) for text in (prompt, negative)]
-        (empty,) = core_nodes.EmptyLatentImage().generate(width, height)
+        (empty_latent,) = core_nodes.EmptyLatentImage().generate(width, height)
         (latent,) = core_nodes.KSampler().sample(
             model,
             seed,
@@ -23,10 +25,11 @@ def by_core(model, clip, vae, prompt, seed, sampling, *, width=SIDE, height=SIDE
             sampling.sampler_name,
             sampling.scheduler,
             *texts,
-            empty,
+            empty_latent,
         )
         return core_nodes.VAEDecode().decode(vae, latent)[0][:1]
 
 
 def empty(file: Path) -> None:
+    """Empty a file."""
     file.write_bytes(b"")

@@ -24,8 +24,8 @@ def encoder_of(name):
     return clip_of(name.removesuffix("_read")) if name.endswith("_read") else tiny_clip()
 
 
-def loads_alike(name, out):
-    """The fused LoRA in the stock loader is the MODEL output."""
+def assert_stock_loader_agrees(name, out):
+    """Check that the fused LoRA in the stock loader gives the same pictures as the MODEL output."""
     model, clip, lora = out.result[:3]
     encoder = encoder_of(name)
     stock_model, stock_clip = comfy.sd.load_lora_for_models(

@@ -45,8 +45,8 @@ def plain_lora(
     return lora_state(layers, {"modelspec.architecture": identify(model).architecture})
 
 
-def wordless(lora: Any, prompts: str = "a photo of a red boat", /, **changes: Any) -> tuple:
-    """Return an ordinary LoRA as the node makes it fusable."""
+def lora_to_fuse(lora: Any, prompts: str = "a photo of a red boat", /, **changes: Any) -> tuple:
+    """Return an ordinary LoRA, prepared for a fusion by Concept for Fusion."""
     values = {"strength": 0.7, "weight": 1.0, "name": "boat", **changes}
     return ConceptForFusion.execute(prompts, lora=lora, **values)[0]
 
@@ -54,7 +54,7 @@ def wordless(lora: Any, prompts: str = "a photo of a red boat", /, **changes: An
 def two_concepts(name: str = NAME) -> list[tuple]:
     """Return a trained concept and an ordinary LoRA."""
     model = tiny(name)
-    return [(concept_for(model, "sks", seed=1),), wordless(plain_lora(model, 2))]
+    return [(concept_for(model, "sks", seed=1),), lora_to_fuse(plain_lora(model, 2))]
 
 
 def queue_fusion(wires: list[tuple], name: str = NAME, /, **changes: Any) -> io.NodeOutput:
@@ -70,6 +70,6 @@ def queue_fusion(wires: list[tuple], name: str = NAME, /, **changes: Any) -> io.
         return GradientFusion.PREPARE_CLASS_CLONE(None).execute(**values)
 
 
-def output_folder(folder: Any) -> None:
-    """Let ComfyUI write below a folder."""
+def set_output_folder(folder: Any) -> None:
+    """Set ComfyUI's output folder."""
     folder_paths.set_output_directory(str(folder))

@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from concept_inputs import concept_for
-from fusion_inputs import NAME, plain_lora, queue_fusion, wordless
+from fusion_inputs import NAME, lora_to_fuse, plain_lora, queue_fusion
 from pack.nodes.fusion.nodes import ConceptForFusion
 from pack.training.files.lora_state import LoraState
 from tiny import tiny, tiny_vae
 
 
-def refused(action, says):
+def assert_refused(action, says):
+    """Check that an action fails with one sentence that has all these parts."""
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the text is checked below
         action()
     text = str(error.value)
@@ -20,24 +21,24 @@ def refused(action, says):
         assert part in text
 
 
-def of_flux(wires, says=True):
+def with_flux_lora(wires, says=True):
     lora = plain_lora(tiny("flux"), 3, text=False)
-    return [wires[0], wordless(lora if says else LoraState(lora, {}), name="fluxy")]
+    return [wires[0], lora_to_fuse(lora if says else LoraState(lora, {}), name="fluxy")]
 
 
-def narrower(wires):
+def with_narrow_lora(wires):
     misfit = {
         key: value[:, :-1] if "lora_down" in key else value
         for key, value in wires[1][0].lora.items()
     }
-    return [wires[0], wordless(LoraState(misfit, {}), name="narrow")]
+    return [wires[0], lora_to_fuse(LoraState(misfit, {}), name="narrow")]
 
 
-def of_no_weight(wires):
+def without_weight(wires):
     return [(replace(wire[0], weight=0.0),) for wire in wires]
 
 
-def called_otherwise(wires):
+def prompt_without_word(wires):
     prompts = "a photo of a dog"
     return [ConceptForFusion.execute(prompts, 1.0, 1.0, "", concept=wires[0])[0], wires[1]]
 
@@ -49,36 +50,36 @@ def with_dora(wires):
     lora = dict(wires[1][0].lora)
     layer = next(key for key in lora if "lora_unet" in key).partition(".")[0]
     lora[f"{layer}.dora_scale"] = torch.ones(len(lora[f"{layer}.lora_up.weight"]), 1)
-    return [wires[0], wordless(LoraState(lora, {}))]
+    return [wires[0], lora_to_fuse(LoraState(lora, {}))]
 
 
 def shown(wires):
-    return [wires[0], wordless(wires[1][0].lora, images=torch.rand(1, 64, 64, 3))]
+    return [wires[0], lora_to_fuse(wires[1][0].lora, images=torch.rand(1, 64, 64, 3))]
 
 
-UNREAD = {
+REFUSED_INPUTS = {
     "two concepts of one name": (
         lambda wires: [wires[0], (concept_for(tiny(NAME), "sks", seed=9),)],
         {},
         ["every concept must have a name of its own, got <sks> twice"],
     ),
     "a LoRA of another architecture": (
-        of_flux,
+        with_flux_lora,
         {},
         ["'fluxy' must be made for this model, SD1.5", "made for Flux"],
     ),
     "one that doesn't say so": (
-        lambda wires: of_flux(wires, says=False),
+        lambda wires: with_flux_lora(wires, says=False),
         {},
         ["'fluxy': the LoRA must be made for this model, SD1.5"],
     ),
     "a LoRA of other shapes": (
-        narrower,
+        with_narrow_lora,
         {},
         ["'narrow': the LoRA must be made for this model", "shapes differ"],
     ),
     "weight 0 everywhere": (
-        of_no_weight,
+        without_weight,
         {},
         ["at least one concept must have a weight above 0, got only zeros"],
     ),
@@ -93,12 +94,12 @@ UNREAD = {
         ["at least one concept must have a LoRA that changes this model"],
     ),
     "a trigger prompt without the concept's word": (
-        called_otherwise,
+        prompt_without_word,
         {},
         ["the prompts of <sks> must name it, got 'a photo of a dog'"],
     ),
     "a trigger prompt with another concept's word": (
-        lambda wires: [wires[0], wordless(wires[1][0].lora, "a <sks> boat")],
+        lambda wires: [wires[0], lora_to_fuse(wires[1][0].lora, "a <sks> boat")],
         {},
         ["every <name> in the prompt must be a connected concept, got <sks>"],
     ),
@@ -123,14 +124,17 @@ UNREAD = {
 
 
 def attempt(wires, make, changes):
-    """Run the node on what a case makes of two concepts."""
+    """Run the node on two concepts, as a case changes them."""
     inputs = {name: value() if callable(value) else value for name, value in changes.items()}
     return queue_fusion(make(wires), **inputs)
 
 
-DRAWN = {
+REFUSED_SAMPLING = {
     "numbers that are not finite in a layer": (
-        lambda wires: [wires[0], wordless(plain_lora(tiny(NAME), 2, text=False), strength=1e38)],
+        lambda wires: [
+            wires[0],
+            lora_to_fuse(plain_lora(tiny(NAME), 2, text=False), strength=1e38),
+        ],
         {"steps": 1},
         [
             "must be finite, got NaN",
@@ -142,16 +146,16 @@ DRAWN = {
 }
 
 
-def parted(wires):
+def disjoint_loras(wires):
     lora = wires[1][0].lora
     parts = {
         name: {key: value for key, value in lora.items() if word in key}
         for name, word in (("one", "attn1_to_v"), ("two", "attn1_to_q"))
     }
-    return [wordless(LoraState(part, {}), name=name) for name, part in parts.items()]
+    return [lora_to_fuse(LoraState(part, {}), name=name) for name, part in parts.items()]
 
 
-NOTED = {
+NOTES = {
     "one concept": (
         lambda wires: wires[:1],
         {},
@@ -163,12 +167,12 @@ NOTED = {
         ["sks is connected twice and counts once, with both weights"],
     ),
     "a concept of weight 0": (
-        lambda wires: [wires[0], of_no_weight(wires)[1]],
+        lambda wires: [wires[0], without_weight(wires)[1]],
         {},
         ["boat has weight 0 and is left out"],
     ),
     "no common layer": (
-        parted,
+        disjoint_loras,
         {"steps": 1},
         ["no layer is changed by more than one of the concepts"],
     ),

@@ -12,8 +12,6 @@ from pack.training.files.lora_state import lora_state
 from tiny import tiny_cond, tiny_latent
 
 UNETS = {"sd15", "sd21_v", "sdxl", "sdxl_v"}
-
-
 RANK = 4
 
 

@@ -1,4 +1,4 @@
-"""What the tests of style guidance share: core's samplers, networks apart, row counts."""
+"""Shared parts of the style guidance tests: core's samplers, separate networks, row counts."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tiny import tiny, tiny_cond, tiny_latent, weights_hash
 import nodes
 
 STEPS, CFG, SCALE, SEED = 4, 5.0, 3.0, 11
-TOLERANCE = 1e-5  # of the latent, after four steps in fp32; measured 2e-7 to 2e-6
+TOLERANCE = 1e-5  # relative error of the latent after four fp32 steps; measured 2e-7 to 2e-6
 
 
 @cache
 def network(name, role):
-    """Return a model of the same weights with a network of its own."""
+    """Return a model with the same weights in a separate network."""
     return tiny(name, fresh=True)
 
 
@@ -41,7 +41,7 @@ def is_up(key):
 
 
 def agree(found, wanted):
-    """Check a latent against the oracle's; the log keeps how close they are."""
+    """Check a latent against the oracle's, and log the relative error."""
     error = relative(found, wanted)
     logging.info("relative error %.1e", error)
     assert error < TOLERANCE
@@ -82,8 +82,8 @@ def sample_with(guider, model, latent):
     return sampled[0]["samples"]
 
 
-def like(entry_source, text):
-    """Return the style prompt's text with every other key of a positive prompt."""
+def with_style_text(entry_source, text):
+    """Return a positive prompt with the text of the style prompt in place of its own."""
     texts = text * len(entry_source) if len(text) == 1 else text
     result = []
     for (_, options), (cross_attn, own) in zip(entry_source, texts, strict=True):
@@ -110,17 +110,17 @@ def expected(
     """Return the oracle's latent.
 
     Args:
-        name: Of the tiny model.
-        positive: CONDITIONING.
-        negative: CONDITIONING, None for a guider without.
+        name: Name of the tiny model.
+        positive: Positive CONDITIONING.
+        negative: Negative CONDITIONING; None for a guider without one.
         styles: Triples of a LoRA, the style's full CONDITIONING and its scale (``ScaleAt``).
-        latent: Start.
+        latent: Initial latent.
         cfg: CFG scale.
-        combine: Instead of equation 11 with CFG.
-        base: Guider behind "base", for other guidance than CFG.
-        upstream: LoRA under every prediction.
+        combine: Function that replaces equation 11 with CFG.
+        base: Guider of the role "base", for other guidance than CFG.
+        upstream: LoRA that is applied in every prediction.
         noise_mask: Inpainting mask.
-        factory: Returns a network of its own for a role.
+        factory: Function that returns a separate network for a role.
     """
 
     def model(role):
@@ -148,18 +148,21 @@ def expected(
 
 
 def empty_latent(name, batch=1):
-    """Return zeros of 8 x 8 latent pixels."""
+    """Return a latent of zeros, 8 x 8 pixels."""
     return torch.zeros_like(tiny_latent(tiny(name), 8, 8, batch=batch)["samples"])
 
 
 def window(name, scale=SCALE, start=0.2, end=1.0):
-    """Return the oracle's scale in a window of the tiny model."""
+    """Return the oracle's style scale as a function of sigma, for a window of the schedule."""
     return in_window(scale, tiny(name), start, end)
 
 
 @contextmanager
 def observed(model) -> Iterator[list[int]]:
-    """Yield the rows of each forward; afterwards no hook is left and the weights are as before."""
+    """Yield the number of rows of each forward.
+
+    Check afterwards that no hook is left and that the weights are unchanged.
+    """
     before = weights_hash(model)
     rows: list[int] = []
     handle = model.model.diffusion_model.register_forward_pre_hook(

@@ -12,13 +12,11 @@ from pack.training.files.half import HalfMetadata
 from pack.training.files.lora_state import lora_state
 
 RANK = 4
-
-
 TOKENS = {"content": "snq", "style": "w@z"}
 
 
 def half_of(model, role="content", *, start="orthogonal", owner=CONTENT_OWNS, basis_seed=0):
-    """Return a half of a model whose learnt parts are all changed clearly."""
+    """Return a half of a model; none of its learnt parts is close to its initial value."""
     sites = training_sites(model, "attention")
     shapes = {name: site.shape for name, site in sites.items()}
     kind = PartlyLearnable(basis_seed, start)
@@ -52,7 +50,7 @@ def equal(one, other):
 
 
 def refusal(name, *choices):
-    """Return why a file is not loaded: one sentence that names the file."""
+    """Return the message with which a file is refused, one sentence that names the file."""
     with pytest.raises(ValueError, match=name) as caught:
         load(name, *choices)
     text = str(caught.value)

@@ -26,7 +26,7 @@ def _lists(values: dict[str, Any]) -> dict[str, list[Any]]:
 
 
 def half_inputs(name: str = "sd3", role: str = "content", **changes: Any) -> dict[str, list[Any]]:
-    """Return what ComfyUI hands to Train Half: every input as a list."""
+    """Return the inputs of Train Half as ComfyUI passes them, each as a list."""
     model = changes.pop("model", None) or tiny(name, inference=True)
     token = {"content": "snq", "style": "w@z"}[role]
     values = {
@@ -54,7 +54,7 @@ def half_inputs(name: str = "sd3", role: str = "content", **changes: Any) -> dic
 
 
 def make_inputs(contents: list, styles: list, **changes: Any) -> dict[str, list[Any]]:
-    """Return what ComfyUI hands to Make."""
+    """Return the inputs of Make as ComfyUI passes them, each as a list."""
     values = {
         "contents": contents,
         "styles": styles,
@@ -69,8 +69,8 @@ def make_inputs(contents: list, styles: list, **changes: Any) -> dict[str, list[
     return _lists({**values, **changes})
 
 
-def tuning(name: str = "sd3", model: Any = None) -> dict[str, Any]:
-    """Return what the joint training needs beside the halves."""
+def joint_inputs(name: str = "sd3", model: Any = None) -> dict[str, Any]:
+    """Return the inputs of Make that joint training needs, except for the halves."""
     model = model or tiny(name, inference=True)
     return {
         "model": model,
@@ -85,7 +85,7 @@ def tuning(name: str = "sd3", model: Any = None) -> dict[str, Any]:
 
 
 def b4m_inputs(name: str = "sd3", **changes: Any) -> dict[str, list[Any]]:
-    """Return what ComfyUI hands to the node of all stages."""
+    """Return the inputs of the node that runs all stages, each as a list."""
     model = changes.pop("model", None) or tiny(name, inference=True)
     values = {
         "model": model,
@@ -112,27 +112,27 @@ def b4m_inputs(name: str = "sd3", **changes: Any) -> dict[str, list[Any]]:
     return _lists({**values, **changes})
 
 
-def _queued(node: type[io.ComfyNode], inputs: dict[str, list[Any]]) -> io.NodeOutput:
+def _queue(node: type[io.ComfyNode], inputs: dict[str, list[Any]]) -> io.NodeOutput:
     """Run a node under inference mode, on a locked clone, as ComfyUI does."""
     with torch.inference_mode():
         return node.PREPARE_CLASS_CLONE(None).execute(**inputs)
 
 
 def half(name: str = "sd3", role: str = "content", **changes: Any) -> io.NodeOutput:
-    return _queued(TrainHalf, half_inputs(name, role, **changes))
+    return _queue(TrainHalf, half_inputs(name, role, **changes))
 
 
 def make(contents: list, styles: list, **changes: Any) -> io.NodeOutput:
-    return _queued(Make, make_inputs(contents, styles, **changes))
+    return _queue(Make, make_inputs(contents, styles, **changes))
 
 
 def b4m(name: str = "sd3", **changes: Any) -> io.NodeOutput:
-    return _queued(TrainB4M, b4m_inputs(name, **changes))
+    return _queue(TrainB4M, b4m_inputs(name, **changes))
 
 
 @cache
 def trained(role: str, name: str = "sd3", **changes) -> LoraState:
-    """Return a half of one step, the same to every test."""
+    """Return a half that was trained for one step; all tests share it."""
     restore_shared()
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder_paths, "output_directory", place)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from bad_loras import lora_for
-from half_inputs import trained, tuning
+from half_inputs import joint_inputs, trained
 from pack.training import LoraState, TrainingSettings
 from pair_inputs import picture
 from tiny import tiny
@@ -147,7 +147,7 @@ UNFIT: dict[str, tuple[Callable, Callable, str]] = {
 
 
 def without(*names: str) -> dict:
-    return {name: value for name, value in tuning().items() if name not in names}
+    return {name: value for name, value in joint_inputs().items() if name not in names}
 
 
 SPOILT_MAKES: dict[str, tuple[Callable[[], dict], str]] = {
@@ -168,7 +168,7 @@ SPOILT_MAKES: dict[str, tuple[Callable[[], dict], str]] = {
         "needs pictures of the style, got none; connect style_images",
     ),
     "an empty batch": (
-        lambda: {**tuning(), "style_images": [picture()[:0]]},
+        lambda: {**joint_inputs(), "style_images": [picture()[:0]]},
         "needs pictures of the style, got none",
     ),
     "no prompt of the style": (
@@ -176,20 +176,20 @@ SPOILT_MAKES: dict[str, tuple[Callable[[], dict], str]] = {
         "style_prompt must say what the style's pictures show, got an empty text; write",
     ),
     "three prompts for one picture": (
-        lambda: {**tuning(), "content_prompt": ["a", "b", "c"]},
+        lambda: {**joint_inputs(), "content_prompt": ["a", "b", "c"]},
         "^content_prompt must be one text or one per picture, got 3 for 1 picture;",
     ),
     "NaN": (
-        lambda: {**tuning(), "style_images": [spoilt()]},
+        lambda: {**joint_inputs(), "style_images": [spoilt()]},
         "^style_images: a picture must hold finite numbers, got NaN or infinity in picture 1",
     ),
     "another base": (
-        lambda: tuning("sd15"),
+        lambda: joint_inputs("sd15"),
         "the halves must fit the model, got SD3.* halves and a SD1.5 model; choose",
     ),
-    "an unsupported class": (lambda: {**tuning(), "model": unknown_model()}, "Chroma"),
+    "an unsupported class": (lambda: {**joint_inputs(), "model": unknown_model()}, "Chroma"),
     "a path in the name": (
-        lambda: {**tuning(), "run_name": "../other"},
+        lambda: {**joint_inputs(), "run_name": "../other"},
         "run_name must be a plain name",
     ),
 }

@@ -14,13 +14,11 @@ from pair_inputs import vae_for
 from tiny import tiny, tiny_vae
 
 WIDTH, HEIGHT = 64, 48
-
-
 SAMPLING = Sampling(3, 5.0, "euler", "normal")
 
 
 def half_of(name: str, role: str, token: str, seed: int = 0) -> LoraState:
-    """Return a half of a tiny model whose learnt parts change its pictures clearly."""
+    """Return a half of a tiny model; its learnt parts change pictures clearly."""
     model = tiny(name)
     shapes = {key: site.shape for key, site in training_sites(model, "attention").items()}
     kind = PartlyLearnable()
@@ -46,7 +44,7 @@ def two_by_two(name: str) -> dict[str, list[LoraState]]:
 
 
 def inputs(name: str = "sd3", **changes) -> dict[str, list]:
-    """Return what ComfyUI hands to the node: every input as a list."""
+    """Return the inputs of the node as ComfyUI passes them, each as a list."""
     model = changes.get("model") or tiny(name)
     values = {
         "model": model,
@@ -70,7 +68,7 @@ def inputs(name: str = "sd3", **changes) -> dict[str, list]:
     return {key: value if isinstance(value, list) else [value] for key, value in values.items()}
 
 
-def shown(name: str = "sd3", **changes):
+def run_sheet(name: str = "sd3", **changes):
     """Run the node under inference mode, on a locked clone, as ComfyUI does."""
     with torch.inference_mode():
         return HalfSheet.PREPARE_CLASS_CLONE(None).execute(**inputs(name, **changes))

@@ -1,4 +1,4 @@
-"""A headless process that trains and can be killed."""
+"""Start a headless process that trains and can be killed."""
 
 import os
 import re
@@ -11,7 +11,12 @@ import killed_run
 
 
 class Headless:
-    """Trains below output folders, each time in a process of its own."""
+    """A headless process that trains below output folders, each run in a separate child process.
+
+    Args:
+        base_directory: Folder of ComfyUI's files.
+        trainer: Key of ``killed_run.TRAINERS``.
+    """
 
     def __init__(self, base_directory: Path, trainer: str = "pair"):
         self.process = subprocess.Popen(
@@ -32,17 +37,17 @@ class Headless:
         raise RuntimeError("the headless process must not end")
 
     def begin(self, output: Path) -> int:
-        """Begin or go on with a run and return its process id."""
-        if self._busy:  # a test before has failed
-            self.ended()
+        """Begin or resume a run and return its process id."""
+        if self._busy:  # an earlier test has failed
+            self.wait()
         self._busy = True
         output.mkdir(parents=True, exist_ok=True)
         self.process.stdin.write(f"{output}\n")
         self.process.stdin.flush()
         return self._read("begun")
 
-    def ended(self) -> int:
-        """Wait for the end of the run and return its status, 0 for a good end."""
+    def wait(self) -> int:
+        """Wait for the end of the run and return its exit status, 0 for success."""
         self._busy = False
         return self._read("ended")
 
@@ -63,5 +68,5 @@ def wait_for(output: Path, pattern: str) -> None:
 def _found(output: Path, pattern: str) -> bool:
     try:
         return any(output.rglob(pattern))
-    except FileNotFoundError:  # the run has moved a folder while it was looked through
+    except FileNotFoundError:  # the run has moved a folder during the search
         return False

@@ -1,8 +1,8 @@
-"""A headless process that trains the tiny SD3, made to be killed: no server, no page.
+"""Train tiny models in a headless process that tests can kill.
 
-Started with the folder of ComfyUI's files and what it trains, a pair if nothing is named; every line on its input names an output folder. Each is
-trained by a process of its own, forked off with all modules loaded; ``begun`` and its id go to the
-output, then ``ended`` and its status.
+The arguments are the folder of ComfyUI's files and a key of ``TRAINERS``. Every line on the standard
+input names an output folder, in which a forked child process trains with all modules loaded. The
+standard output gets ``begun`` and the child's id, then ``ended`` and its exit status.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STEPS, SEQUENTIAL = 12, {"packing": "sequential", "style_start": 0.25, "rank": 4
 
 
 def train(output: Path, steps: int = STEPS) -> str:
-    """Train below an output folder, or go on there, and return the node's text."""
+    """Train a pair below an output folder, or resume there, and return the node's text."""
     import folder_paths
     from pack.training import TrainingSettings
     from pair_inputs import queue
@@ -30,7 +30,7 @@ def train(output: Path, steps: int = STEPS) -> str:
 
 
 def train_all_stages(output: Path) -> str:
-    """Train both halves and make them one, or go on there, and return the node's text."""
+    """Train and join both halves, or resume their training, and return the node's text."""
     import folder_paths
     from half_inputs import b4m
     from pack.training import TrainingSettings
@@ -42,8 +42,8 @@ def train_all_stages(output: Path) -> str:
     return text
 
 
-def train_words(output: Path) -> str:
-    """Train a concept, or go on there, and return the node's text."""
+def train_concept(output: Path) -> str:
+    """Train a concept, or resume its training, and return the node's text."""
     import folder_paths
     from pack.training import TrainingSettings
     from training_concepts import queue
@@ -54,16 +54,16 @@ def train_words(output: Path) -> str:
     return text
 
 
-TRAINERS = {"pair": train, "b4m": train_all_stages, "concept": train_words}
+TRAINERS = {"pair": train, "b4m": train_all_stages, "concept": train_concept}
 
 
-def _say(text: str) -> None:
+def _write_line(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
 def main(base_directory: Path, trainer: str = "pair") -> None:
-    """Load everything, then train in a process of its own for every line."""
+    """Load all modules, then train in a child process for every line."""
     from comfyui.in_process import prepare_comfy
 
     prepare_comfy(base_directory)
@@ -76,7 +76,7 @@ def main(base_directory: Path, trainer: str = "pair") -> None:
     torch.set_num_threads(1)  # threads don't survive a fork
     tiny("sd3"), tiny_vae(16)
     tiny_clip().tokenize("a ball")
-    _say("ready 0")
+    _write_line("ready 0")
     for line in sys.stdin:
         output = Path(line.strip())
         child = os.fork()
@@ -87,8 +87,8 @@ def main(base_directory: Path, trainer: str = "pair") -> None:
                 status = 0
             finally:
                 os._exit(status)
-        _say(f"begun {child}")
-        _say(f"ended {os.waitpid(child, 0)[1]}")
+        _write_line(f"begun {child}")
+        _write_line(f"ended {os.waitpid(child, 0)[1]}")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def apply(model, lora, strength=0.7, clip=None, strength_clip=0.6):
 
 
 def released_pair_keys(lora):
-    """Return a kohya LoRA under the names of the released Pair Customization code, no alpha."""
+    """Return a kohya LoRA under the keys of the released Pair Customization code, without alphas."""
     dotted = {"to_out_0": "to_out.0", "to_q": "to_q", "to_k": "to_k", "to_v": "to_v"}
     released = {}
     for key, tensor in lora.items():

@@ -1,4 +1,4 @@
-"""Predictions and gradients while weights are offloaded."""
+"""Predictions and gradients of models whose weights are offloaded."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +20,7 @@ NAMES = ("sd15", "sd3", "wan21")  # Flux's residuals need open_denoiser's record
 
 @contextmanager
 def loaded_partially(model, device):
-    """Every layer that can be offloaded is: weights and patches are cast on each call."""
+    """Yield a denoiser with every possible layer offloaded: weights and patches are cast on each call."""
     patcher = model.clone()
     with torch.inference_mode(False), torch.enable_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(comfy.model_management, "in_training", True)  # kernels with a backward

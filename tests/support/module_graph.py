@@ -1,4 +1,4 @@
-"""Imports of modules and the circles among them, read from the source."""
+"""Read the imports of modules from their source, and find import cycles."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Import:
 
     Args:
         line: Line of the statement.
-        name: Dotted name; of the pack's own modules from the repository's root.
-        own: Whether it is a module of the pack, imported relatively.
-        types_only: Whether only type checkers see it.
+        name: Dotted name, relative to the repository's root for the pack's modules.
+        own: Whether the import is relative, and so of a module of the pack.
+        types_only: Whether the import is only executed by type checkers.
     """
 
     line: int
@@ -29,13 +29,13 @@ class Import:
 
 
 def imports(path: Path, tree: ast.Module) -> list[Import]:
-    """Return all imports of a module, wherever they stand.
+    """Return all imports of a module, at every level of the source.
 
     ``from .x import y`` is listed as ``x.y``, since ``y`` may be a module.
 
     Args:
-        path: The file, from the repository's root.
-        tree: Its parsed source.
+        path: Path of the file, relative to the repository's root.
+        tree: Parsed source of the file.
     """
     guarded = {id(node) for guard in _type_guards(tree) for node in ast.walk(guard)}
     package = path.parent.parts
@@ -64,7 +64,7 @@ def _type_guards(tree: ast.Module) -> Iterator[ast.If]:
 
 
 def module_imports(repository: Path, roots: Iterable[str]) -> dict[str, set[str]]:
-    """Return by module the modules under ``roots`` that it imports, as paths.
+    """Return for every module under ``roots`` the modules there that it imports, as paths.
 
     Modules outside the pack import each other by their bare name, from folders on the path.
     """

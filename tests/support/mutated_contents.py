@@ -1,6 +1,7 @@
-"""Whole safetensors files that say something else than they did: the kinds of such changes.
+"""Change the contents of safetensors files that stay readable as such.
 
-A careless tool or a hostile author writes them; each kind has some faults to draw from.
+Such files come from careless tools or hostile authors. Every kind of change chooses one of several
+faults at random.
 """
 
 from __future__ import annotations
@@ -32,23 +33,23 @@ PATHS = ("../../outside", "/etc/outside", "C:\\outside", "\\\\host\\share\\outsi
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor as a file has it: nothing has to agree with anything."""
+    """A tensor in a file; its fields need not agree with each other."""
 
     dtype: object
     shape: object
     data: bytes
-    offsets: object = None  # where they follow from the data: None
+    offsets: object = None  # None if they follow from the data
 
 
 @dataclass(frozen=True)
 class File:
-    """What a file says, before it is written out."""
+    """The contents of a file before it is written."""
 
     tensors: dict[str, Tensor]
     metadata: object
 
-    def written(self) -> bytes:
-        """Return the file's bytes; tensors lie in their order."""
+    def to_bytes(self) -> bytes:
+        """Return the file's bytes, with the tensors in their order."""
         entries, blob = {"__metadata__": self.metadata}, b""
         for key, tensor in self.tensors.items():
             last = len(blob) + len(tensor.data)
@@ -59,12 +60,12 @@ class File:
 
 
 def with_header(text: bytes, blob: bytes) -> bytes:
-    """Return a file of a header and the bytes behind it."""
+    """Return a file that has a header and the tensors' bytes."""
     return struct.pack("<Q", len(text)) + text + blob
 
 
-def parsed(whole: bytes) -> File:
-    """Return what a sound file says."""
+def parse(whole: bytes) -> File:
+    """Return the contents of a valid file."""
     start = 8 + struct.unpack("<Q", whole[:8])[0]
     entries = json.loads(whole[8:start])
     metadata = entries.pop("__metadata__", {})
@@ -78,11 +79,11 @@ def parsed(whole: bytes) -> File:
 Draw = random.Random
 
 
-def _matrix(file: File, draw: Draw) -> str:
+def _matrix_key(file: File, draw: Draw) -> str:
     return draw.choice([key for key, tensor in file.tensors.items() if len(tensor.shape) > 1])
 
 
-def _any(file: File, draw: Draw) -> str:
+def _any_key(file: File, draw: Draw) -> str:
     return draw.choice(sorted(file.tensors))
 
 
@@ -94,14 +95,14 @@ def _renamed(file: File, names: Callable[[str], str]) -> File:
     return replace(file, tensors={names(key): tensor for key, tensor in file.tensors.items()})
 
 
-def _layer(key: str) -> str:
+def _layer_of(key: str) -> str:
     for ending in (".lora_down.weight", ".lora_up.weight", ".lora_A.weight", ".lora_B.weight"):
         key = key.removesuffix(ending)
     return key.removesuffix(".alpha")
 
 
 def shape(file: File, draw: Draw) -> File:
-    key = _matrix(file, draw)
+    key = _matrix_key(file, draw)
     old = file.tensors[key].shape
     new = draw.choice(
         [
@@ -152,12 +153,12 @@ def dtype(file: File, draw: Draw) -> File:
             "__class__",
         ]
     )
-    return _with(file, _any(file, draw), dtype=new)
+    return _with(file, _any_key(file, draw), dtype=new)
 
 
 def dtype_and_shape(file: File, draw: Draw) -> File:
-    """The bytes of a tensor read as numbers of another size, with a shape to match."""
-    key = _matrix(file, draw)
+    """Declare a tensor's bytes as numbers of another size, with a shape that fits."""
+    key = _matrix_key(file, draw)
     tensor = file.tensors[key]
     new = draw.choice([name for name in BYTES if name != tensor.dtype])
     numbers = len(tensor.data) // BYTES[new]
@@ -166,7 +167,7 @@ def dtype_and_shape(file: File, draw: Draw) -> File:
 
 
 def offsets(file: File, draw: Draw) -> File:
-    key = _any(file, draw)
+    key = _any_key(file, draw)
     size = len(file.tensors[key].data)
     wild = [[0, size], [size, 0], [4, size + 4], [-size, 0], [0, 2**63], [2**60, 2**60 + size]]
     odd = [[0, size, 1], [0.0, float(size)], ["0", str(size)], None, {}, [0], [None, None]]
@@ -174,7 +175,7 @@ def offsets(file: File, draw: Draw) -> File:
 
 
 def overlapping(file: File, draw: Draw) -> File:
-    """Two tensors share bytes, and the bytes of one are nobody's."""
+    """Let two tensors share bytes, so that the bytes of one belong to none."""
     keys = list(file.tensors)
     starts, position = {}, 0
     for key in keys:
@@ -185,8 +186,8 @@ def overlapping(file: File, draw: Draw) -> File:
 
 
 def swapped(file: File, draw: Draw) -> File:
-    """Two tensors of one size change places: a whole file of another LoRA."""
-    one = _matrix(file, draw)
+    """Swap the data of two tensors of one size, which gives a valid file of another LoRA."""
+    one = _matrix_key(file, draw)
     same = [key for key, t in file.tensors.items() if len(t.data) == len(file.tensors[one].data)]
     other = draw.choice(same)
     changed = _with(file, one, data=file.tensors[other].data)
@@ -194,7 +195,7 @@ def swapped(file: File, draw: Draw) -> File:
 
 
 def not_finite(file: File, draw: Draw) -> File:
-    key = _any(file, draw)
+    key = _any_key(file, draw)
     data, kind = bytearray(file.tensors[key].data), file.tensors[key].dtype
     size = BYTES[kind]
     at = size * draw.randrange(len(data) // size)
@@ -205,8 +206,8 @@ def not_finite(file: File, draw: Draw) -> File:
 
 
 def too_large(file: File, draw: Draw) -> File:
-    """Numbers are finite one by one, and their product is not, or hardly."""
-    keys = [key for key in file.tensors if _layer(key) == _layer(_matrix(file, draw))]
+    """Set finite numbers so large that products of the factors overflow."""
+    keys = [key for key in file.tensors if _layer_of(key) == _layer_of(_matrix_key(file, draw))]
     for key in keys if draw.random() < 0.7 else keys[:1]:
         tensor = file.tensors[key]
         data = LARGEST[tensor.dtype] * (len(tensor.data) // BYTES[tensor.dtype])
@@ -215,8 +216,8 @@ def too_large(file: File, draw: Draw) -> File:
 
 
 def foreign_key(file: File, draw: Draw) -> File:
-    """One key means something else, or nothing."""
-    key = _any(file, draw)
+    """Rename one key to something that has another meaning, or none."""
+    key = _any_key(file, draw)
     new = draw.choice(
         [
             key.replace("lora_", "lora_x"),
@@ -240,8 +241,8 @@ def foreign_key(file: File, draw: Draw) -> File:
 
 
 def foreign_layer(file: File, draw: Draw) -> File:
-    """All tensors of one layer belong to a layer that the model has not."""
-    layer = _layer(_matrix(file, draw))
+    """Rename all tensors of one layer to a layer that the model does not have."""
+    layer = _layer_of(_matrix_key(file, draw))
     new = draw.choice(
         [
             "lora_unet_somewhere_else",
@@ -255,7 +256,7 @@ def foreign_layer(file: File, draw: Draw) -> File:
         ]
     )
     return _renamed(
-        file, lambda old: new + old.removeprefix(layer) if _layer(old) == layer else old
+        file, lambda old: new + old.removeprefix(layer) if _layer_of(old) == layer else old
     )
 
 
@@ -266,8 +267,8 @@ def all_foreign(file: File, draw: Draw) -> File:
 
 
 def foreign_kind(file: File, draw: Draw) -> File:
-    """A layer also has parts of another kind of adapter."""
-    layer = _layer(_matrix(file, draw))
+    """Add a part of another kind of adapter to a layer."""
+    layer = _layer_of(_matrix_key(file, draw))
     part = draw.choice(
         [
             "diff",
@@ -296,9 +297,9 @@ def foreign_kind(file: File, draw: Draw) -> File:
 
 
 def other_kind(file: File, draw: Draw) -> File:
-    """A layer is of another kind altogether, sometimes without one of its parts."""
-    layer = _layer(_matrix(file, draw))
-    rest = {key: tensor for key, tensor in file.tensors.items() if _layer(key) != layer}
+    """Replace a layer by another kind of adapter, sometimes without one of its parts."""
+    layer = _layer_of(_matrix_key(file, draw))
+    rest = {key: tensor for key, tensor in file.tensors.items() if _layer_of(key) != layer}
     side = draw.choice([320, 128, 64])
     shapes = draw.choice(
         [
@@ -334,15 +335,15 @@ def other_kind(file: File, draw: Draw) -> File:
 
 
 def twice(file: File, draw: Draw) -> File:
-    """A layer stands there a second time, under another trainer's name."""
-    layer = _layer(_matrix(file, draw))
+    """Repeat a layer under the key that another trainer would write."""
+    layer = _layer_of(_matrix_key(file, draw))
     names = {
         **{"lora_down": "lora_A", "lora_up": "lora_B"},
         **{"lora_A": "lora_down", "lora_B": "lora_up"},
     }
     again = {}
     for key, tensor in file.tensors.items():
-        if _layer(key) == layer:
+        if _layer_of(key) == layer:
             for old, new in names.items():
                 if f".{old}." in key:
                     again[key.replace(f".{old}.", f".{new}.")] = tensor
@@ -360,8 +361,8 @@ def missing(file: File, draw: Draw) -> File:
 
 
 def ranks(file: File, draw: Draw) -> File:
-    """A factor loses or gains rows, or the factors change roles."""
-    key = _matrix(file, draw)
+    """Remove or add a row of a factor, or swap the roles of the factors."""
+    key = _matrix_key(file, draw)
     tensor = file.tensors[key]
     rows, columns = tensor.shape
     row = len(tensor.data) // rows
@@ -369,11 +370,11 @@ def ranks(file: File, draw: Draw) -> File:
         return _with(file, key, shape=[rows - 1, columns], data=tensor.data[:-row])
     if draw.random() < 0.5:
         return _with(file, key, shape=[rows + 1, columns], data=tensor.data + tensor.data[:row])
-    layer = _layer(key)
+    layer = _layer_of(key)
     roles = {"lora_down": "lora_up", "lora_up": "lora_down", "lora_A": "lora_B", "lora_B": "lora_A"}
 
     def role(old: str) -> str:
-        if _layer(old) != layer:
+        if _layer_of(old) != layer:
             return old
         part = old.removeprefix(layer).strip(".").split(".")[0]
         return old.replace(f".{part}", f".{roles.get(part, part)}")
@@ -382,7 +383,7 @@ def ranks(file: File, draw: Draw) -> File:
 
 
 def metadata(file: File, draw: Draw) -> File:
-    """Metadata that are no texts by texts."""
+    """Replace a value of the metadata, or all of it, by something that is no text."""
     nested: object = "x"
     for _ in range(draw.choice([1, 3, 500])):
         nested = draw.choice([{"a": nested}, [nested]])
@@ -393,7 +394,7 @@ def metadata(file: File, draw: Draw) -> File:
 
 
 def metadata_texts(file: File, draw: Draw) -> File:
-    """Metadata that are texts, and hostile ones."""
+    """Put a hostile text into the metadata."""
     keys = ("modelspec.title", "ss_output_name", "pastiche.style_words", "modelspec.thumbnail")
     config = draw.choice(
         [

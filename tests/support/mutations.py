@@ -1,7 +1,7 @@
-"""Safetensors files spoilt in every way that a file can be, each mutant from a seed.
+"""Corrupt safetensors files in many ways; every mutant depends only on its seed.
 
-The kinds here spoil bytes, as a bad disk or a broken download does; those of ``mutated_contents``
-write a file that is whole but says something else.
+The kinds in this module corrupt bytes, as a bad disk or a broken download does. Those of
+``mutated_contents`` write a readable file with other contents.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mutated_contents import CONTENT_KINDS, Draw, File, parsed, with_header
+from mutated_contents import CONTENT_KINDS, Draw, File, parse, with_header
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A spoilt file.
+    """A corrupted file.
 
     Args:
         name: Kind and seed.
-        kind: One of ``KINDS``.
-        data: The whole file.
+        kind: Key of ``KINDS``.
+        data: Bytes of the file.
     """
 
     name: str
@@ -99,7 +99,7 @@ def another_format(whole: bytes, draw: Draw) -> bytes:
 
 
 def name_twice(whole: bytes, draw: Draw) -> bytes:
-    """A JSON object names a tensor twice: readers disagree on which one counts."""
+    """Repeat a key of the JSON header; readers disagree on which value counts."""
     start = 8 + struct.unpack("<Q", whole[:8])[0]
     entries = json.loads(whole[8:start])
     key = draw.choice(sorted(entries))
@@ -110,7 +110,7 @@ def name_twice(whole: bytes, draw: Draw) -> bytes:
 
 
 def _of_file(change: Callable[[File, Draw], File]) -> Callable[[bytes, Draw], bytes]:
-    return lambda whole, draw: change(parsed(whole), draw).written()
+    return lambda whole, draw: change(parse(whole), draw).to_bytes()
 
 
 _BYTES = (
@@ -129,6 +129,7 @@ KINDS: dict[str, Callable[[bytes, Draw], bytes]] = {
     **{change.__name__: change for change in _BYTES},
     **{change.__name__: _of_file(change) for change in CONTENT_KINDS},
 }
+# No file of these kinds may be loaded.
 NEVER_WHOLE = frozenset(
     {
         "truncated",
@@ -140,11 +141,13 @@ NEVER_WHOLE = frozenset(
         "all_foreign",
     }
 )
-"""Kinds of which no file may be loaded."""
 
 
 def mutants(wholes: list[bytes], count: int, first: int = 0) -> list[Mutant]:
-    """Return ``count`` mutants of the files in turn, kinds in turn, none like another or whole."""
+    """Return ``count`` mutants, which differ from each other and from the original files.
+
+    Kinds and files take turns.
+    """
     kinds = list(KINDS)
     seen, found = set(wholes), []
     for seed in range(first, first + count):

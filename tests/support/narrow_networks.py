@@ -1,4 +1,4 @@
-"""Networks of families that ComfyUI only detects at their real width, made narrow by hand."""
+"""Narrow networks of families that ComfyUI's detection only accepts at their real width."""
 
 import comfy.ldm.lumina.model
 import comfy.ldm.qwen_image.model

@@ -32,7 +32,7 @@ def vae_for(name: str) -> Any:
 
 
 def pair_inputs(name: str = "sd3", **changes: Any) -> dict[str, list[Any]]:
-    """Return what ComfyUI hands to the node: every input as a list."""
+    """Return the inputs of the node as ComfyUI passes them, each as a list."""
     values = {
         "model": tiny(name) if "model" not in changes else None,
         "clip": tiny_clip(),
@@ -61,31 +61,31 @@ def queue(name: str = "sd3", **changes: Any) -> io.NodeOutput:
         return TrainPair.PREPARE_CLASS_CLONE(None).execute(**inputs)
 
 
-def request(name: str = "sd3", **changes: Any) -> PairTrainer:
+def new_trainer(name: str = "sd3", **changes: Any) -> PairTrainer:
     """Return the trainer that the node would run."""
     inputs = pair_inputs(name, **changes)
     return read_request(PairTrainer, inputs, inputs.pop("node_id", [None])[0])
 
 
-def planned(name: str = "sd3", **changes: Any) -> PairTrainer:
+def checked_trainer(name: str = "sd3", **changes: Any) -> PairTrainer:
     """Return the trainer with its inputs checked."""
-    trainer = request(name, **changes)
+    trainer = new_trainer(name, **changes)
     trainer.check()
     return trainer
 
 
 def identity(name: str = "sd3", **changes: Any) -> str:
     """Return the id that the node would give the run."""
-    return run_id(planned(name, **changes).pieces())
+    return run_id(checked_trainer(name, **changes).pieces())
 
 
 @contextmanager
 def progress(
     on_step: Callable[[int, int], None] = lambda value, total: None,
 ) -> Iterator[list[int]]:
-    """Yield the values that reach ComfyUI's progress bar in the block, all of them.
+    """Yield the list of all values that reach ComfyUI's progress bar inside the block.
 
-    ComfyUI leaves out updates that follow each other within a tenth of a second.
+    ComfyUI's throttling, which skips updates within a tenth of a second, is off inside the block.
     """
     values: list[int] = []
 
@@ -105,7 +105,7 @@ def progress(
 
 
 class RandomFeatures:
-    """A text encoder for SDXL, whose real one has no tiny form: seeded features per prompt."""
+    """A replacement for text encoders without a tiny form: random features, seeded by the prompt."""
 
     def __init__(self, model: ModelPatcher):
         self.model, self.patcher = model, tiny_clip().patcher

@@ -16,7 +16,7 @@ from tiny import tiny, tiny_clip
 
 
 def plain_inputs(name: str = "sd3", **changes: Any) -> dict[str, list[Any]]:
-    """Return what ComfyUI hands to the node: every input as a list."""
+    """Return the inputs of the node as ComfyUI passes them, each as a list."""
     values = {
         "model": tiny(name) if "model" not in changes else None,
         "clip": tiny_clip(),
@@ -41,19 +41,19 @@ def queue(name: str = "sd3", **changes: Any) -> io.NodeOutput:
         return TrainPlainLora.PREPARE_CLASS_CLONE(None).execute(**inputs)
 
 
-def request(name: str = "sd3", **changes: Any) -> PlainTrainer:
+def new_trainer(name: str = "sd3", **changes: Any) -> PlainTrainer:
     """Return the trainer that the node would run."""
     inputs = plain_inputs(name, **changes)
     return read_request(PlainTrainer, inputs, inputs.pop("node_id", [None])[0])
 
 
-def planned(name: str = "sd3", **changes: Any) -> PlainTrainer:
+def checked_trainer(name: str = "sd3", **changes: Any) -> PlainTrainer:
     """Return the trainer with its inputs checked."""
-    trainer = request(name, **changes)
+    trainer = new_trainer(name, **changes)
     trainer.check()
     return trainer
 
 
 def identity(name: str = "sd3", **changes: Any) -> str:
     """Return the id that the node would give the run."""
-    return run_id(planned(name, **changes).pieces())
+    return run_id(checked_trainer(name, **changes).pieces())

@@ -8,24 +8,23 @@ from pack.lora_ops import Box, Region
 from pack.nodes.regions.nodes_layout import Regions, RegionsFromColours, RegionsFromMasks
 from PIL import Image, ImageDraw
 
-MANNER = {"feather": 0.0, "weight": 1.0, "blend": 0.0, "start_percent": 0.0, "end_percent": 1.0}
-
+DEFAULTS = {"feather": 0.0, "weight": 1.0, "blend": 0.0, "start_percent": 0.0, "end_percent": 1.0}
 
 REGION = (Region("cat", Box(0, 0, 0.5, 1)),)
 
 
 def from_masks(masks, names="", **changes):
     wires = {f"mask{i}": mask for i, mask in enumerate(masks)}
-    return RegionsFromMasks.execute(wires, names, **{**MANNER, **changes})[0]
+    return RegionsFromMasks.execute(wires, names, **{**DEFAULTS, **changes})[0]
 
 
 def from_colours(picture, colours="", background="#000000, #ffffff", tolerance=0.1, **changes):
-    options = {**MANNER, **changes}
+    options = {**DEFAULTS, **changes}
     return RegionsFromColours.execute(picture, colours, background, tolerance, **options)[0]
 
 
-def written(*regions, between=", "):
-    """Return regions as the editor's text: a name and x, y, width, height of each."""
+def regions_text(*regions, between=", "):
+    """Return the editor's text of regions, each given as name, x, y, width and height."""
     keys = ("name", "x", "y", "width", "height")
     rows = [json.dumps(dict(zip(keys, region, strict=True))) for region in regions]
     return f'{{"regions": [{between.join(rows)}]}}'
@@ -41,11 +40,11 @@ MISTAKES = {
         "line 2: region .a. must end inside the picture",
     ),
     "a region that lies outside the picture": (
-        written(("a", 1.5, 0, 0.5, 1)),
+        regions_text(("a", 1.5, 0, 0.5, 1)),
         '"x" of region "a" must lie between 0 and 1, got 1.5',
     ),
     "an inverted region": (
-        written(("a", 0, 0, -0.5, 1)),
+        regions_text(("a", 0, 0, -0.5, 1)),
         '"width" of region "a" must be above 0',
     ),
     "a colon left out": (
@@ -58,18 +57,14 @@ MISTAKES = {
     ),
     "a list alone": ("[]", 'line 1: the text must be one object with "regions"'),
     "the same name twice": (
-        written(("a", 0, 0, 1, 1), ("a", 0, 0, 1, 1), between=",\n"),
+        regions_text(("a", 0, 0, 1, 1), ("a", 0, 0, 1, 1), between=",\n"),
         'line 2: the regions must have each name once, got "a"',
     ),
 }
 
 
 DOT = torch.zeros(1, 512, 512)
-
-
 DOT[0, 40:50, 40:60] = 1.0
-
-
 SPOT, TOP = ("dot", 0.1, 0.1, 0.02, 0.02), ("top", 0, 0, 1, 1)
 
 
@@ -79,13 +74,13 @@ def red_dot():
     return from_colours(picture, "dot #ff0000")
 
 
-ODD = {
+WARNINGS = {
     "a tiny region": (
-        lambda: Regions.execute(written(SPOT, TOP), 512, 512),
+        lambda: Regions.execute(regions_text(SPOT, TOP), 512, 512),
         'region "dot" is 10 x 10 of 512 x 512 pixels',
     ),
     "a region wholly under another": (
-        lambda: Regions.execute(written(SPOT, TOP), 512, 512),
+        lambda: Regions.execute(regions_text(SPOT, TOP), 512, 512),
         'region "dot" lies wholly under "top"',
     ),
     "a tiny mask": (
@@ -142,7 +137,7 @@ WRONG_MASKS = {
 }
 
 
-def painted(noise=0.0):
+def sketch(noise=0.0):
     paper = Image.new("RGB", (96, 64), "white")
     pen = ImageDraw.Draw(paper)
     pen.rectangle((0, 0, 31, 63), fill=(250, 10, 10))
@@ -154,17 +149,17 @@ def painted(noise=0.0):
 
 WRONG_PICTURES = {
     "a colour that is not in the picture": (
-        painted(),
+        sketch(),
         {"colours": "cat #00ff00"},
         'region "cat", #00ff00, must be in the picture',
     ),
     "a colour in words": (
-        painted(),
+        sketch(),
         {"colours": "x #ff0000\ncat green"},
         "colours, line 2: it must be a name and",
     ),
     "a background in words": (
-        painted(),
+        sketch(),
         {"background": "white"},
         "a colour must be written as #rrggbb",
     ),

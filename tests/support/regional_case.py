@@ -1,4 +1,4 @@
-"""What the tests of regions share: the nodes in short, and samplers."""
+"""The nodes for regions in short form, and samplers, for the tests of regions."""
 
 from functools import cache
 
@@ -12,7 +12,7 @@ from tiny import tiny, tiny_cond, tiny_latent
 import nodes
 
 STEPS, CFG, SEED = 2, 5.0, 11
-EXACT = 1e-5  # of the latent, after two steps in fp32
+EXACT = 1e-5  # relative error of the latent after two steps in fp32
 
 WHOLE = Region("all", Box(0, 0, 1, 1))
 LEFT, RIGHT = Region("left", Box(0, 0, 0.5, 1)), Region("right", Box(0.5, 0, 1, 1))
@@ -20,7 +20,7 @@ LEFT, RIGHT = Region("left", Box(0, 0, 0.5, 1)), Region("right", Box(0.5, 0, 1, 
 
 @cache
 def cond(name, seed=0, tokens=12):
-    """Return a CONDITIONING of random text."""
+    """Return a CONDITIONING of random text features."""
     return tiny_cond(tiny(name), tokens, seed=seed)
 
 
@@ -31,8 +31,13 @@ def lora_of(name, seed=0, targets="attention"):
     return {k: v * 4 if "lora_up" in k or "lora_B" in k else v for k, v in lora.items()}
 
 
-def said(*prompts):
-    """Return region prompts: of each a name, positive, negative and more of the node's inputs."""
+def region_prompts(*prompts):
+    """Return region prompts.
+
+    Args:
+        prompts: Name, positive and negative CONDITIONING of each region, and optionally a mapping of
+            other inputs of the node.
+    """
     found = None
     for name, positive, negative, *more in prompts:
         options = more[0] if more else {}
@@ -51,7 +56,7 @@ def said(*prompts):
 
 
 def regional(model, regions, prompts=None, **more):
-    """Return the model behind the node."""
+    """Return the model with Apply Regional Attention on it."""
     options = {
         "cells": KEEPS_A_CELL,
         "pooled": "mean by area",

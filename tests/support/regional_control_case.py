@@ -1,4 +1,4 @@
-"""ControlNets whose strength differs from region to region."""
+"""ControlNets whose strength depends on the region."""
 
 import torch
 from pack.nodes.regions.layout.sets import KEEPS_A_CELL, RegionDefaults, regions_from_masks
@@ -32,7 +32,7 @@ def sampled(control, strength=1.0, model=None, latent=None):
 
 
 def on_a_wide_mask(control):
-    """Draw a square picture with a control whose region's mask is twice as wide as high."""
+    """Sample a square picture with a control whose region's mask is twice as wide as high."""
     regions = regions_from_masks({"mask0": torch.ones(1, 32, 64)}, "wide", RegionDefaults())
     return sampled(weighted(control, regions))
 
@@ -59,7 +59,7 @@ STRENGTHS = {
 
 
 def covered(control):
-    """Give a strength to a region that another covers."""
+    """Give a strength to a region that another region covers."""
     return weighted(control, [LEFT, WHOLE], "left 0.5")
 
 

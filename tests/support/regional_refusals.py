@@ -10,7 +10,7 @@ from comfy_extras.nodes_hooks import SetClipHooks
 from concept_inputs import concept_for
 from pack.lora_ops import Region
 from pack.nodes.regions.nodes_apply import RegionPrompt
-from regional_case import LEFT, WHOLE, cond, ksample, latent_of, lora_of, regional, said
+from regional_case import LEFT, WHOLE, cond, ksample, latent_of, lora_of, region_prompts, regional
 from tiny import tiny, tiny_clip
 
 
@@ -85,7 +85,7 @@ def behind_common_words():
     prompt("b", before=first, positive_conditioning=cond("sd15"))
 
 
-SAID = {
+NOTES = {
     "a mask on a ready CONDITIONING": (
         lambda: prompt(positive_conditioning=with_mask()),
         ['region "left" leaves out the mask of its text'],
@@ -105,7 +105,7 @@ SAID = {
 }
 
 
-def of_another_network():
+def with_unknown_network():
     class Unknown(torch.nn.Module):
         pass
 
@@ -114,14 +114,14 @@ def of_another_network():
     return model
 
 
-def of_class(name, kind):
-    """Return a model whose network may be of a known class, as LongCat-Image's is."""
+def with_model_class(name, kind):
+    """Return a model of another model class with an unchanged network, as LongCat-Image has."""
     model = tiny(name, fresh=True)
     model.model.__class__ = kind
     return model
 
 
-def of_more_text_layers():
+def with_more_text_layers():
     class More(type(tiny("wan21").model.diffusion_model)):
         pass
 
@@ -132,16 +132,16 @@ def of_more_text_layers():
 
 MODELS = {
     "a prompt of no region": (
-        lambda: regional(tiny("sd15"), [LEFT], said(("dog", cond("sd15"), None))),
+        lambda: regional(tiny("sd15"), [LEFT], region_prompts(("dog", cond("sd15"), None))),
         "every region prompt must name a region, got \"dog\", where there is 'left'",
     ),
     "a prompt where there is no region": (
-        lambda: regional(tiny("sd15"), [], said(("dog", cond("sd15"), None))),
+        lambda: regional(tiny("sd15"), [], region_prompts(("dog", cond("sd15"), None))),
         'every region prompt must name a region, got "dog", where there is none',
     ),
     "a LoRA of another architecture": (
         lambda: regional(
-            tiny("flux"), [LEFT], said(("left", None, None, {"lora": lora_of("sd15")}))
+            tiny("flux"), [LEFT], region_prompts(("left", None, None, {"lora": lora_of("sd15")}))
         ),
         'region "left": the LoRA must be made for this architecture, Flux',
     ),
@@ -150,35 +150,35 @@ MODELS = {
         "from one Apply Regional Attention",
     ),
     "a network without regions": (
-        lambda: regional(of_another_network(), [LEFT]),
+        lambda: regional(with_unknown_network(), [LEFT]),
         "of SD1.5.*, got BaseModel with Unknown",
     ),
     "LongCat-Image": (
-        lambda: regional(of_class("flux", model_base.LongCatImage), [LEFT]),
+        lambda: regional(with_model_class("flux", model_base.LongCatImage), [LEFT]),
         "of SD1.5.*, got LongCatImage with",
     ),
     "Chroma": (
-        lambda: regional(of_class("flux", model_base.Chroma), [LEFT]),
+        lambda: regional(with_model_class("flux", model_base.Chroma), [LEFT]),
         "of SD1.5.*, got Chroma with",
     ),
     "Wan VACE": (
-        lambda: regional(of_class("wan21", model_base.WAN21_Vace), [LEFT]),
+        lambda: regional(with_model_class("wan21", model_base.WAN21_Vace), [LEFT]),
         "of SD1.5.*, got WAN21_Vace with",
     ),
     "a network with more text layers": (
-        lambda: regional(of_more_text_layers(), [LEFT]),
+        lambda: regional(with_more_text_layers(), [LEFT]),
         "of SD1.5.*, got WAN21 with More",
     ),
 }
 
 
 def on_left(name="sd15"):
-    return regional(tiny(name), [LEFT], said(("left", cond(name, 2), None)))
+    return regional(tiny(name), [LEFT], region_prompts(("left", cond(name, 2), None)))
 
 
 def on_a_wide_mask():
     mask = Region("all", WHOLE.box, mask=torch.ones(8, 16))
-    return regional(tiny("sd15"), [mask], said(("all", cond("sd15", 2), None)))
+    return regional(tiny("sd15"), [mask], region_prompts(("all", cond("sd15", 2), None)))
 
 
 def on_two_gpus():
@@ -198,12 +198,12 @@ def in_tiles():
     return model
 
 
-def drawn(model, name="sd15"):
-    """Return the latent that KSampler draws with the model."""
+def sample(model, name="sd15"):
+    """Return the latent of core's KSampler."""
     return ksample(model, cond(name), cond(name, 1), latent_of(name))
 
 
-DRAWN = {
+REFUSED_SAMPLING = {
     "a mask of another size": (
         on_a_wide_mask,
         "must have the proportions of the picture, got 16 x 8 for a latent of 8 x 8",
@@ -219,12 +219,12 @@ DRAWN = {
 
 
 def leave_no_room(patch):
-    """Let ComfyUI find hardly any free memory."""
+    """Report hardly any free memory to ComfyUI."""
     patch.setattr(comfy.model_management, "get_free_memory", lambda *args, **kwargs: 1000)
 
 
 def take_no_masks(patch):
-    """Let ComfyUI use an attention of the kind that takes no masks."""
+    """Let ComfyUI use an attention function that accepts no masks."""
 
     @comfy.ldm.modules.attention.wrap_attn
     def attention_sage(q, k, v, heads, mask=None, **kwargs):

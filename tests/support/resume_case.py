@@ -1,4 +1,4 @@
-"""What the tests of runs that break off and go on share: how they break, what they leave."""
+"""Interrupt runs, and compare resumed runs with uninterrupted ones."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tiny import tiny_cond, tiny_latent, weights_hash
 from nodes import KSampler
 
 STEPS = 6
-OFTEN = TrainingSettings(save_every_steps=1)
+EVERY_STEP = TrainingSettings(save_every_steps=1)
 CANCEL = comfy.model_management.InterruptProcessingException
 
 _UNDISTURBED: dict[tuple, tuple] = {}
 
 
 def results(output: Path, steps: int = STEPS) -> tuple[dict[str, bytes], dict]:
-    """Return the LoRA files of the one finished run of so many steps, and its curves."""
+    """Return the LoRA files and loss curves of the only finished run of ``steps`` steps."""
     (folder,) = output.glob(f"pastiche/*/{steps} steps")
     files = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
     assert set(files) == {"style.safetensors", "content_1.safetensors"}
@@ -35,7 +35,7 @@ def results(output: Path, steps: int = STEPS) -> tuple[dict[str, bytes], dict]:
 
 @pytest.fixture(name="undisturbed")
 def undisturbed_run(tmp_path_factory):
-    """Return what a run gives that nothing disturbs, trained once per kind of run."""
+    """Return a function that gives the results of an uninterrupted run, trained once per kind."""
 
     def trained(name: str = "sd3", **changes) -> tuple[dict[str, bytes], dict]:
         kind = (name, tuple(sorted(changes.items())))
@@ -51,7 +51,7 @@ def undisturbed_run(tmp_path_factory):
 
 
 def left_behind(model) -> dict:
-    """Return all that a training may leave on a model and in ComfyUI."""
+    """Return all state of a model and of ComfyUI that a training might leave changed."""
     modules = list(model.model.modules())
     return {
         "weights": weights_hash(model),
@@ -86,7 +86,7 @@ def next_picture(model) -> torch.Tensor:
 
 @contextmanager
 def breaking(model, call: int, error: type[BaseException], where: str) -> Iterator[None]:
-    """Let one layer of the model fail at its ``call``-th call, in its forward or its backward."""
+    """Let a layer of the model raise in the forward or backward pass of its ``call``-th call."""
     layer = list(training_sites(model, "attention").values())[-1].module
     left = [call]
 
@@ -94,7 +94,7 @@ def breaking(model, call: int, error: type[BaseException], where: str) -> Iterat
         raise error
 
     def hook(module, args, output):
-        # A training step: no picture, nor the memory estimate.
+        # Only training steps count, not previews or the estimate of memory on the meta device.
         if output.requires_grad and not output.is_meta:
             left[0] -= 1
             if left[0] == 0 and where == "forward":
@@ -121,5 +121,5 @@ def cancelled_at(step: int, **changes) -> None:
 
 
 def tensors_of(files: dict[str, bytes]) -> dict[str, bytes]:
-    """Return the files without their headers, which name the run."""
+    """Return the files without their headers, which contain the run's id."""
     return {name: data[8 + int.from_bytes(data[:8], "little") :] for name, data in files.items()}

@@ -1,9 +1,9 @@
-"""Tiny real ComfyUI models with random weights: the real classes, narrow and shallow.
+"""Build tiny ComfyUI models with random weights: the real classes, narrow and shallow.
 
 A network is laid out on the meta device from its own class, filled with seeded numbers, and
 loaded through ComfyUI's loader, so that detection, model class and sampling settings are those
-of a real file. Two tests may share one network: ``tiny`` returns a new patcher over it. A test
-that changes weights asks for ``fresh=True``.
+of a real file. Tests share networks: ``tiny`` returns a new patcher of a shared one. A test that
+changes weights must use ``fresh=True``.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ _NETWORKS: dict[str, tuple[Callable[..., nn.Module], dict]] = {
     "flux2": (_flux, _FLUX2),
     "wan21": (_wan, _WAN),
 }
-# What the real loader reads a v-prediction model from: for SD 2.x the spread of one deep bias.
+# Tensors by which the real loader detects v-prediction; for SD 2.x, the spread of one deep bias.
 _MARKERS: dict[str, dict[str, Tensor]] = {
     "sd21_v": {
         "output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.linspace(-1.0, 1.0, 320)
@@ -133,7 +133,7 @@ _MARKERS: dict[str, dict[str, Tensor]] = {
     "sdxl_v": {"v_pred": torch.tensor([])},
 }
 TINY_NAMES = tuple(_NETWORKS)
-# Variants that single tests ask for by name.
+# Variants for single tests.
 _NETWORKS |= {
     "sd15_inpaint": (_unet, {**_SD15, "in_channels": 9}),
     "sd15_middle": (_unet, {**_SD15, "transformer_depth_middle": 1}),
@@ -142,7 +142,7 @@ _NETWORKS |= {
         _unet,
         {**_SD15, "transformer_depth_middle": 1, "transformer_depth_output": [1, 1]},
     ),
-    # as wide as what their own text encoders write
+    # as wide as the outputs of their own text encoders
     "sd3_read": (
         _mmdit,
         {
@@ -161,7 +161,7 @@ _NETWORKS |= {
 def random_state(
     module: nn.Module, seed: int, dtype: torch.dtype, gain: float = 0.7
 ) -> dict[str, Tensor]:
-    """Return seeded weights for a module on the meta device that let it sample sanely.
+    """Return seeded weights for a module on the meta device, scaled so that outputs stay moderate.
 
     Matrices and kernels are N(0, gain^2 / fan_in), norm weights 1, biases 0.
     """
@@ -196,7 +196,10 @@ _SHARED: dict[tuple[str, torch.dtype, int], ModelPatcher] = {}
 
 
 def restore_shared() -> None:
-    """Unload every model and put back the weights that patchers, gone or not, have patched."""
+    """Unload every model and restore the weights of the shared networks.
+
+    Weights may still be patched by patchers that no longer exist.
+    """
     comfy.model_management.unload_all_models()
     for patcher in _SHARED.values():
         patcher.unpatch_model()
@@ -210,14 +213,15 @@ def tiny(
     fresh: bool = False,
     inference: bool = False,
 ) -> ModelPatcher:
-    """Return a patcher over the tiny model of that name (one of ``TINY_NAMES``).
+    """Return a patcher of a tiny model.
 
     Args:
-        name: Which model.
+        name: Key of ``_NETWORKS``, such as one of ``TINY_NAMES``.
         dtype: Dtype of the stored weights.
         seed: Seed of the weights.
-        fresh: A network of its own, for tests that change weights.
-        inference: Weights are inference tensors, as every loader node makes them. Implies fresh.
+        fresh: Whether the network is not shared, for tests that change weights.
+        inference: Whether the weights are inference tensors, as loader nodes make them; implies
+            ``fresh``.
     """
     if inference:
         with torch.inference_mode():
@@ -231,9 +235,9 @@ def tiny(
 
 
 def tiny_scaled_fp8(name: str, suffix: str, *, seed: int = 0) -> ModelPatcher:
-    """Return a tiny model of its own whose layers ``…suffix`` are fp8 with a scale each.
+    """Return a new tiny model whose layers ``…suffix`` are fp8 with one scale each.
 
-    Made under inference mode, as loader nodes do.
+    It is made under inference mode, as by loader nodes.
     """
     note = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
     with torch.inference_mode():
@@ -248,7 +252,7 @@ def tiny_scaled_fp8(name: str, suffix: str, *, seed: int = 0) -> ModelPatcher:
 
 
 def tiny_cond(model: ModelPatcher, tokens: int = 77, batch: int = 1, seed: int = 0) -> list:
-    """Return a CONDITIONING of random text features of the widths that the model takes."""
+    """Return a CONDITIONING of random text features that have the model's widths."""
     generator = torch.Generator().manual_seed(1000 + seed)
     config = model.model.model_config.unet_config
     width = config.get("context_dim") or config.get("context_in_dim")
@@ -278,7 +282,7 @@ def tiny_latent(
 
 
 def weights_hash(model: ModelPatcher) -> str:
-    """Return a digest of every weight and buffer that the patcher's network holds now."""
+    """Return a digest of the present weights and buffers of the patcher's network."""
     digest = hashlib.sha256()
     for key, value in sorted(model.model.state_dict().items()):
         digest.update(key.encode())
@@ -288,7 +292,7 @@ def weights_hash(model: ModelPatcher) -> str:
 
 @cache
 def tiny_vae(latent_channels: int = 4, seed: int = 0) -> comfy.sd.VAE:
-    """Return a VAE over ComfyUI's TAESD class with random weights (4 or 16 latent channels)."""
+    """Return a VAE of ComfyUI's TAESD class with random weights (4 or 16 latent channels)."""
     with torch.device("meta"):
         layout = comfy.taesd.taesd.TAESD(latent_channels=latent_channels)
     return comfy.sd.VAE(sd=random_state(layout, seed, torch.float32, gain=1.1))

@@ -7,11 +7,8 @@ from pack.training.config import TrainingConfig
 from tiny import TINY_NAMES
 
 RANK = 4
-
-
-# sdxl_v is the network of sdxl with another loss.
+# sdxl_v has the same network as sdxl and differs only in the loss.
 NETWORKS = tuple(name for name in TINY_NAMES if name != "sdxl_v")
-
 
 CONFIG = TrainingConfig(steps=6, rank=RANK, learning_rate=3e-2, seed=1, weight_decay=0.0)
 

@@ -24,7 +24,7 @@ def clip_for(name: str) -> Any:
 
 
 def concept_inputs(family: str = "sd15", /, **changes: Any) -> dict[str, list[Any]]:
-    """Return what ComfyUI hands to the node: every input as a list."""
+    """Return the inputs of the node as ComfyUI passes them, each as a list."""
     values = {
         "model": tiny(family) if "model" not in changes else None,
         "clip": clip_for(family),
@@ -53,19 +53,19 @@ def queue(family: str = "sd15", /, **changes: Any) -> io.NodeOutput:
         return TrainConcept.PREPARE_CLASS_CLONE(None).execute(**inputs)
 
 
-def request(family: str = "sd15", /, **changes: Any) -> ConceptTrainer:
+def new_trainer(family: str = "sd15", /, **changes: Any) -> ConceptTrainer:
     """Return the trainer that the node would run."""
     inputs = concept_inputs(family, **changes)
     return read_request(ConceptTrainer, inputs, inputs.pop("node_id", [None])[0])
 
 
-def planned(family: str = "sd15", /, **changes: Any) -> ConceptTrainer:
+def checked_trainer(family: str = "sd15", /, **changes: Any) -> ConceptTrainer:
     """Return the trainer with its inputs checked."""
-    trainer = request(family, **changes)
+    trainer = new_trainer(family, **changes)
     trainer.check()
     return trainer
 
 
 def identity(family: str = "sd15", /, **changes: Any) -> str:
     """Return the id that the node would give the run."""
-    return run_id(planned(family, **changes).pieces())
+    return run_id(checked_trainer(family, **changes).pieces())

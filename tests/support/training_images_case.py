@@ -1,4 +1,4 @@
-"""Folders of training pictures, whole and damaged."""
+"""Files of training pictures that are damaged or not supported."""
 
 import io
 import struct
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from training_pictures import painted
+from training_pictures import two_colour_picture
 
 
 def as_png(image: Image.Image) -> bytes:
@@ -17,12 +17,16 @@ def as_png(image: Image.Image) -> bytes:
 
 
 def animated(place: Path) -> None:
-    painted().save(place, save_all=True, append_images=[painted(mode="L"), painted().rotate(90)])
+    two_colour_picture().save(
+        place,
+        save_all=True,
+        append_images=[two_colour_picture(mode="L"), two_colour_picture().rotate(90)],
+    )
 
 
 def huge(place: Path) -> None:
-    """A header that promises 30,000 x 30,000 pixels, in a few bytes."""
-    png = bytearray(as_png(painted(mode="1")))
+    """Write a small file whose header declares 30,000 x 30,000 pixels."""
+    png = bytearray(as_png(two_colour_picture(mode="1")))
     png[16:24] = struct.pack(">II", 30_000, 30_000)
     png[29:33] = struct.pack(">I", zlib.crc32(bytes(png[12:29])))
     place.write_bytes(png)
@@ -34,9 +38,15 @@ def large(place: Path) -> None:
 
 BAD_PICTURES = {
     "zero.png": (lambda place: place.write_bytes(b""), "damaged .the file is empty.; replace it"),
-    "cut.png": (lambda place: place.write_bytes(as_png(painted(300, 300))[:300]), "damaged"),
+    "cut.png": (
+        lambda place: place.write_bytes(as_png(two_colour_picture(300, 300))[:300]),
+        "damaged",
+    ),
     "cut.jpg": (
-        lambda place: (painted(300, 300).save(place), place.write_bytes(place.read_bytes()[:900])),
+        lambda place: (
+            two_colour_picture(300, 300).save(place),
+            place.write_bytes(place.read_bytes()[:900]),
+        ),
         "damaged",
     ),
     "text.png": (lambda place: place.write_text("hello"), "no picture that Pillow knows"),

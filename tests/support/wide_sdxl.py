@@ -1,4 +1,4 @@
-"""SDXL at its real widths."""
+"""Build SDXL at its real widths."""
 
 import comfy.model_base
 import comfy.model_management
@@ -27,7 +27,7 @@ SDXL = {
 
 
 def real_width_sdxl(device: str = "meta") -> ModelPatcher:
-    """The real SDXL network, by default without memory for its weights."""
+    """Return the real SDXL network, by default without memory for its weights."""
     config = comfy.supported_models.SDXL({**SDXL, "dtype": torch.float16})
     base = comfy.model_base.SDXL(config, device=torch.device(device))
     return ModelPatcher(base, torch.device("cpu"), torch.device("cpu"))

@@ -1,5 +1,5 @@
 // @ts-check
-// Creation of the page's elements.
+// Create elements of the page.
 
 /**
  * Create an element with a class and a text.

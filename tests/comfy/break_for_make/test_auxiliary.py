@@ -9,7 +9,7 @@ import folder_paths
 import pytest
 import torch
 from comfy.sd import VAE
-from drawn_by_core import SIDE, by_core, empty
+from drawn_by_core import SIDE, draw_with_core, empty
 from gated_loras import hook_count
 from half_inputs import clip_of
 from pack.nodes.break_for_make import auxiliary
@@ -72,7 +72,7 @@ def test_a_picture_is_what_core_draws_of_an_empty_latent(name, output):
     assert found.shape == (1, SIDE, SIDE, 3)
     assert found.dtype == torch.float32
     seed = generator_for(5, "auxiliary", "a red ball", 0).initial_seed()
-    expected = by_core(model, clip, vae, "a red ball", seed, sampling)
+    expected = draw_with_core(model, clip, vae, "a red ball", seed, sampling)
     assert torch.equal(found, expected.mul(255).round() / 255)
     assert expected.std() > 0.01
     comfy.model_management.unload_all_models()

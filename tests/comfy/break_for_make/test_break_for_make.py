@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from gated_loras import hook_count
-from half_inputs import b4m, half, make, tuning
+from half_inputs import b4m, half, joint_inputs, make
 from pack.lora_ops.halves import join_layer
 from pack.nodes.trainer.target_layers import training_sites
 from pack.training import TrainingSettings
@@ -102,7 +102,7 @@ def test_without_auxiliary_pictures_it_is_said(output):
 def test_a_joint_training_starts_from_the_halves_and_leaves_the_frozen_ones(output):
     content, style = half(role="content").result[0], half(role="style", seed=2).result[0]
     (start,), _ = make([content], [style]).result
-    (lora,), losses = make([content], [style], **tuning()).result
+    (lora,), losses = make([content], [style], **joint_inputs()).result
     assert {curve: len(values) for curve, values in losses.items()} == {
         "loss": 3, "content": 3, "style": 3
     }  # fmt: skip
@@ -123,9 +123,9 @@ def test_a_joint_training_starts_from_the_halves_and_leaves_the_frozen_ones(outp
 
 def test_strengths_scale_the_owned_parts_and_train_nothing_anew(output):
     content, style = half(role="content").result[0], half(role="style", seed=2).result[0]
-    (whole,), _ = make([content], [style], **tuning()).result
+    (whole,), _ = make([content], [style], **joint_inputs()).result
     with progress() as steps:
-        weak = make([content], [style], content_strength=0.5, style_strength=2.0, **tuning())
+        weak = make([content], [style], content_strength=0.5, style_strength=2.0, **joint_inputs())
     assert steps == []
     (lora,), _ = weak.result
     layers = half_layers(whole)
@@ -138,10 +138,10 @@ def test_strengths_scale_the_owned_parts_and_train_nothing_anew(output):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_makes_and_their_results_differ(optimizer, output):
     content, style = half(role="content").result[0], half(role="style", seed=2).result[0]
-    one = make([content], [style], optimizer=optimizer, **tuning()).result[0][0]
+    one = make([content], [style], optimizer=optimizer, **joint_inputs()).result[0][0]
     assert all(bool(tensor.isfinite().all()) for tensor in one.values())
     if optimizer != "AdamW":
-        other = make([content], [style], optimizer="AdamW", **tuning()).result[0][0]
+        other = make([content], [style], optimizer="AdamW", **joint_inputs()).result[0][0]
         assert not equal(one, other)
 
 
@@ -171,7 +171,7 @@ def test_all_stages_at_once_equal_the_three_nodes(output):
         "sd3", "style", images=[picture(seed=3)], model=model, prompt=["a box in w@z style"]
     ).result[0]
     assert equal(style, other)
-    tuned = {**tuning(model=model), "style_prompt": ["a box in w@z style"], "steps": 2}
+    tuned = {**joint_inputs(model=model), "style_prompt": ["a box in w@z style"], "steps": 2}
     assert equal(lora, make([alone], [other], **tuned).result[0][0])
     assert len(losses["loss"]) == 8
     assert {"content half main", "style half main", "make content", "make style"} < losses.keys()
@@ -185,9 +185,9 @@ def test_halves_learn_with_every_target_and_make_finds_their_layers(output):
     settings = TrainingSettings(targets="all linear")
     content = half(role="content", settings=settings).result[0]
     style = half(role="style", settings=settings).result[0]
-    (lora,), _ = make([content], [style], **tuning()).result
+    (lora,), _ = make([content], [style], **joint_inputs()).result
     assert lora.keys() == content.keys()
     pattern = TrainingSettings(target_pattern="*attn*proj*")
     content, style = (half(role=r, settings=pattern).result[0] for r in ("content", "style"))
-    (lora,), _ = make([content], [style], **tuning()).result
+    (lora,), _ = make([content], [style], **joint_inputs()).result
     assert lora.keys() == content.keys()

@@ -6,7 +6,7 @@ from pathlib import Path
 import folder_paths
 import pytest
 from comfy.sd import CLIP, VAE
-from half_inputs import b4m, half, make, tuning
+from half_inputs import b4m, half, joint_inputs, make
 from half_refusals import SPOILT_ALL, SPOILT_HALVES, SPOILT_MAKES, UNFIT, content, style
 from pack.training import LoraState
 from pair_inputs import progress
@@ -67,7 +67,7 @@ def imported(half: LoraState) -> LoraState:
 def test_halves_that_do_not_fit_are_refused(case, steps, output):
     ours, other, message = UNFIT[case]
     halves = [ours()], [other()]
-    tuned = tuning() if steps else {}
+    tuned = joint_inputs() if steps else {}
     refused(output, lambda: make(*halves, **tuned), message, tuned.get("model"))
 
 
@@ -81,14 +81,14 @@ def test_ranks_of_halves_without_a_basis_of_this_pack_are_told_apart(output):
 @pytest.mark.parametrize("name", ["sd15", "flux"])
 def test_halves_that_name_no_base_are_held_against_the_model(name, output):
     halves = [imported(content(name="sd21_v"))], [imported(style(name="sd21_v"))]
-    tuned = tuning(name)
+    tuned = joint_inputs(name)
     message = r"must fit the model, got \d+ of \d+ layers that it lacks or has in another shape"
     refused(output, lambda: make(*halves, **tuned), message, tuned["model"])
 
 
 @pytest.mark.parametrize("name", ["flux", "sd15"])
 def test_halves_that_name_no_base_are_trained_on_a_model_that_fits(name, output):
-    tuned = tuning(name)
+    tuned = joint_inputs(name)
     halves = [imported(content(name=name))], [imported(style(name=name))]
     (lora,), losses = make(*halves, **{**tuned, "steps": 1}).result
     assert lora.keys() == halves[0][0].keys()
@@ -108,7 +108,7 @@ def test_two_halves_of_a_role_are_not_trained_together(role, output):
     halves = {"content": [content()], "style": [style()]}
     halves[role] = halves[role] * 2
     numbers = "2 and 1" if role == "content" else "1 and 2"
-    tuned = tuning()
+    tuned = joint_inputs()
     refused(
         output,
         lambda: make(*halves.values(), **tuned),

@@ -5,7 +5,7 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
-from half_inputs import half, make, trained, tuning
+from half_inputs import half, joint_inputs, make, trained
 from pack.lora_ops.parametrizations.partly_learnable import split
 from pack.training import TrainingSettings
 from pack.training.files.half import half_layers, half_metadata
@@ -45,7 +45,7 @@ def test_a_singular_gram_without_damping_is_said_once(optimizer, output):
 def test_joint_training_of_singular_factors_is_said_once(output):
     ours, other = (trained(role, start="exact", rank=4) for role in ("content", "style"))
     settings = TrainingSettings(damping=0.0)
-    node = make([ours], [other], **tuning(), settings=settings)
+    node = make([ours], [other], **joint_inputs(), settings=settings)
     assert node.ui["text"][0].count("pseudo-inverse") == 1
     assert all(bool(tensor.isfinite().all()) for tensor in node.result[0][0].values())
 

@@ -12,7 +12,7 @@ import comfy.model_management
 import folder_paths
 import pytest
 import torch
-from half_inputs import b4m, half, make, tuning
+from half_inputs import b4m, half, joint_inputs, make
 from headless import Headless, wait_for
 from pack.nodes.trainer.panel import known_runs
 from pack.training import TrainingSettings
@@ -109,7 +109,7 @@ def test_more_steps_of_a_half_are_trained_on(output, undisturbed):
 def test_a_joint_training_that_is_cancelled_goes_on(optimizer, output, undisturbed):
     model = tiny("sd3", inference=True)
     halves = [half(model=model).result[0]], [half(role="style", model=model).result[0]]
-    tuned = {**tuning(model=model), "steps": STEPS, "optimizer": optimizer}
+    tuned = {**joint_inputs(model=model), "steps": STEPS, "optimizer": optimizer}
     joint = partial(make, *halves)
     expected = undisturbed(joint, **tuned)
     before = left_behind(model)
@@ -163,17 +163,17 @@ def test_all_stages_killed_in_the_middle_end_with_the_same_bytes(tmp_path):
     runner = Headless(tmp_path / "base", "b4m")
     try:
         runner.begin(tmp_path / "whole")
-        assert runner.ended() == 0
+        assert runner.wait() == 0
         for stage, name in enumerate(("killed content half", "killed style half", "killed")):
             output = tmp_path / str(stage)
             child = runner.begin(output)
             wait_for(output, f"pastiche/{name}-*/checkpoints/*/step_*.safetensors")
             time.sleep(0.02)
             os.kill(child, signal.SIGKILL)
-            assert runner.ended() == signal.SIGKILL
+            assert runner.wait() == signal.SIGKILL
             assert not list(output.glob(f"pastiche/{name}-*/* steps"))
             runner.begin(output)
-            assert runner.ended() == 0
+            assert runner.wait() == 0
             assert "goes on from step" in (output / "text").read_text()
             assert finished(output) == finished(tmp_path / "whole")
     finally:

@@ -6,8 +6,8 @@ import comfy.model_management
 import folder_paths
 import pytest
 import torch
-from drawn_by_core import by_core
-from half_sheet_case import HEIGHT, REFUSED, SAMPLING, WIDTH, inputs, shown, two_by_two
+from drawn_by_core import draw_with_core
+from half_sheet_case import HEIGHT, REFUSED, SAMPLING, WIDTH, inputs, run_sheet, two_by_two
 from pack.nodes.break_for_make.make import join_halves
 from pack.nodes.break_for_make.sheet import fill_placeholders
 from pack.nodes.lora.nodes import ApplyLora
@@ -41,7 +41,7 @@ def test_a_cell_is_what_core_draws_with_that_lora_alone(name):
     before = weights_hash(model)
     given = inputs(name, model=model)
     with progress() as steps:
-        sheet, pictures, loras = shown(name, **given).result
+        sheet, pictures, loras = run_sheet(name, **given).result
     assert steps[-1] == 4 * SAMPLING.steps
     halves = join_halves(given["contents"], given["styles"], 1.0, 0.5)
     assert [dict(lora).keys() for lora in loras] == [dict(lora).keys() for lora in halves]
@@ -51,7 +51,7 @@ def test_a_cell_is_what_core_draws_with_that_lora_alone(name):
     for lora, picture, token in zip(loras, pictures, ["w@z", "kyb"] * 2, strict=True):
         with torch.inference_mode():
             patched, _ = ApplyLora.execute(model, lora, 1.0, 1.0).result
-        expected = by_core(
+        expected = draw_with_core(
             model=patched,
             clip=given["clip"][0],
             vae=given["vae"][0],
@@ -79,7 +79,7 @@ def inked(sheet: torch.Tensor) -> torch.Tensor:
 
 
 def test_rows_and_columns_are_named_on_a_plain_margin():
-    result = shown()
+    result = run_sheet()
     sheet, pictures, _ = result.result
     ((top, left),) = places(sheet, pictures[:1])
     ((_, right),) = places(sheet, pictures[1:2])
@@ -94,8 +94,8 @@ def test_rows_and_columns_are_named_on_a_plain_margin():
 
 
 def test_labels_off_leaves_the_margin_out_and_the_pictures_as_they_are():
-    sheet, pictures, _ = shown(labels=False).result
-    named, same, _ = shown().result
+    sheet, pictures, _ = run_sheet(labels=False).result
+    named, same, _ = run_sheet().result
     assert torch.equal(pictures, same)
     ((top, left),) = places(sheet, pictures[:1])
     assert (top, left) < places(named, pictures[:1])[0]
@@ -106,14 +106,14 @@ def test_labels_off_leaves_the_margin_out_and_the_pictures_as_they_are():
 def test_words_of_ones_own_go_into_prompt_and_labels():
     given = two_by_two("sd3")
     own = {"prompt": "a {content}, {style}", "content_words": "\nein Würfel", "style_words": ""}
-    result = shown(**given, **own)
+    result = run_sheet(**given, **own)
     sheet, pictures, _ = result.result
     assert result.ui["text"] == ("rows: snq, ein Würfel; columns: w@z, kyb",)
-    spelt = shown(**{**given, "contents": given["contents"][:1]}, prompt="a snq, {style}")
+    spelt = run_sheet(**{**given, "contents": given["contents"][:1]}, prompt="a snq, {style}")
     assert torch.equal(spelt.result[1], pictures[:2])
-    kept = shown(**given, **{**own, "style_words": "w@z"})
+    kept = run_sheet(**given, **{**own, "style_words": "w@z"})
     assert torch.equal(kept.result[1], pictures)
-    other = shown(**given, **{**own, "content_words": ["snq", "ein Kreis"]}).result
+    other = run_sheet(**given, **{**own, "content_words": ["snq", "ein Kreis"]}).result
     assert torch.equal(other[1][:2], pictures[:2])
     assert not torch.equal(other[1][2:], pictures[2:])
     assert not torch.equal(other[0], sheet)
@@ -121,7 +121,7 @@ def test_words_of_ones_own_go_into_prompt_and_labels():
 
 def test_another_seed_gives_other_pictures_and_strengths_count():
     one, other, weaker = (
-        shown(**changes).result for changes in ({}, {"seed": 8}, {"content_strength": 0.2})
+        run_sheet(**changes).result for changes in ({}, {"seed": 8}, {"content_strength": 0.2})
     )
     assert not torch.equal(one[1], other[1])
     assert all(
@@ -140,7 +140,7 @@ def test_an_interrupt_ends_it_and_leaves_the_base():
 
     interrupted = comfy.model_management.InterruptProcessingException
     with progress(on_step) as steps, pytest.raises(interrupted):
-        shown(model=model)
+        run_sheet(model=model)
     assert max(steps) == SAMPLING.steps + 2
     comfy.model_management.unload_all_models()
     assert weights_hash(model) == before
@@ -151,7 +151,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_drawn(case):
     changes, message = case
     changes = {key: value() if callable(value) else value for key, value in changes.items()}
     with progress() as steps, pytest.raises(ValueError, match=message):
-        shown(**{**two_by_two("sd3"), **changes})
+        run_sheet(**{**two_by_two("sd3"), **changes})
     assert steps == []
 
 

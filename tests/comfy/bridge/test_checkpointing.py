@@ -11,7 +11,7 @@ import comfy.ops
 import comfy.sample
 import pytest
 import torch
-from checkpointing_case import CHECKPOINTED, OFFLOADED, PLAIN, TheseRows, example, step_gradient
+from checkpointing_case import CHECKPOINTED, OFFLOADED, PLAIN, FixedRows, example, step_gradient
 from gated_loras import relative
 from narrow_networks import small_qwen, small_z_image
 from pack.nodes.bridge.families import network_blocks
@@ -124,7 +124,7 @@ def stored(tensor):
 def kept_bytes(denoiser, rows) -> int:
     """Return what one forward keeps for backward beside the weights, shared storage once."""
     sites = training_sites(denoiser.patcher, "attention")
-    session = Session(denoiser, sites, TheseRows(tuple(rows)), CONFIG)
+    session = Session(denoiser, sites, FixedRows(tuple(rows)), CONFIG)
     weights = {
         stored(p).data_ptr() for p in (*denoiser.model.parameters(), *session.parameters.values())
     }

@@ -3,7 +3,7 @@
 import comfy.sd
 import pytest
 import torch
-from apply_concept_refusals import REFUSED, three
+from apply_concept_refusals import REFUSED, three_concepts
 from concept_case import (
     EXACT,
     LAYERS,
@@ -11,10 +11,10 @@ from concept_case import (
     NAME,
     NEGATIVE,
     PROMPT_TEXT,
-    applied,
+    apply_concepts,
+    contexts_by_hook,
     contexts_of,
     encode,
-    hooked,
     latent,
 )
 from concept_inputs import concept_for, rows_of, stock
@@ -25,18 +25,18 @@ from tiny import tiny, tiny_clip, weights_hash
 
 @pytest.fixture(scope="module")
 def concepts():
-    return three()
+    return three_concepts()
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_every_layer_reads_its_own_context(concepts, batch):
-    model, clip = applied(tiny(NAME), concepts[:1])
+    model, clip = apply_concepts(tiny(NAME), concepts[:1])
     positive, negative = encode(clip, concepts[:1]), encode(clip, concepts[:1], NEGATIVE)
     with observed(model) as rows:
         found = ksample(model, positive, negative, latent(batch))
     assert rows == [2 * batch] * 4
     base = patched(tiny(NAME), {k: v for k, v in concepts[0].lora.items() if "lora_unet" in k})
-    with hooked(base, [contexts_of(positive), contexts_of(negative)]):
+    with contexts_by_hook(base, [contexts_of(positive), contexts_of(negative)]):
         wanted = ksample(base, positive, negative, latent(batch))
     assert relative(found, wanted) < EXACT
     assert relative(found, ksample(base, positive, negative, latent(batch))) > 1e-3
@@ -45,7 +45,7 @@ def test_every_layer_reads_its_own_context(concepts, batch):
 def test_equal_layers_are_plain_conditioning(concepts):
     same = {"clip_l": rows_of(1)["clip_l"].expand(-1, LAYERS, -1).clone()}
     equal = concept_for(tiny(NAME), rows=same)
-    model, clip = applied(tiny(NAME), [equal])
+    model, clip = apply_concepts(tiny(NAME), [equal])
     positive = encode(clip, [equal])
     negative = stock(clip, NEGATIVE)
     plain = [[contexts_of(positive)[:1], {}]]
@@ -57,7 +57,7 @@ def test_strength_0_is_the_base(concepts):
     base = tiny(NAME)
     prompts = stock(tiny_clip(), "a dog"), stock(tiny_clip(), NEGATIVE)
     wanted = ksample(base, *prompts, latent())
-    model, clip = applied(base, concepts, 0.0, 0.0)
+    model, clip = apply_concepts(base, concepts, 0.0, 0.0)
     assert torch.equal(stock(clip, "a dog")[0][0], prompts[0][0][0])
     assert torch.equal(ksample(model, *prompts, latent()), wanted)
     without = [encode(clip, concepts, "a dog"), encode(clip, concepts, NEGATIVE)]
@@ -68,7 +68,7 @@ def test_strength_0_is_the_base(concepts):
 
 def test_the_strengths_are_those_of_the_lora(concepts):
     both = comfy.sd.load_lora_for_models(tiny(NAME), tiny_clip(), dict(concepts[0].lora), 0.5, 0.25)
-    model, clip = applied(tiny(NAME), concepts[:1], 0.5, 0.25)
+    model, clip = apply_concepts(tiny(NAME), concepts[:1], 0.5, 0.25)
     prompts = [stock(clip, "a dog"), stock(clip, NEGATIVE)]
     assert torch.equal(prompts[0][0][0], stock(both[1], "a dog")[0][0])
     assert not torch.equal(prompts[0][0][0], stock(tiny_clip(), "a dog")[0][0])
@@ -95,7 +95,7 @@ def test_without_the_model_patch_the_mean_is_drawn(concepts):
 )
 @pytest.mark.parametrize("own_node", [True, False])
 def test_positive_and_negative_share_one_call(concepts, positive, negative, own_node):
-    model, clip = applied(tiny(NAME), concepts[:1], 0.0)
+    model, clip = apply_concepts(tiny(NAME), concepts[:1], 0.0)
     pair = [encode(clip, concepts[:1], positive), encode(clip, concepts[:1], negative)]
     if not own_node and "<" not in negative:
         pair[1] = stock(clip, negative)
@@ -103,23 +103,23 @@ def test_positive_and_negative_share_one_call(concepts, positive, negative, own_
         found = ksample(model, *pair, latent())
     assert rows == [2] * 4
     base = tiny(NAME)
-    with hooked(base, [contexts_of(prompt) for prompt in pair]):
+    with contexts_by_hook(base, [contexts_of(prompt) for prompt in pair]):
         wanted = ksample(base, *pair, latent())
     assert relative(found, wanted) < EXACT
 
 
 def test_three_concepts_in_one_prompt(concepts):
-    model, clip = applied(tiny(NAME), concepts)
+    model, clip = apply_concepts(tiny(NAME), concepts)
     positive = encode(clip, concepts, "<sks> beside (<ada>:1.2) and <tom> BREAK on <sks> beach")
     found = ksample(model, positive, stock(clip, NEGATIVE), latent())
     base = tiny(NAME)
     for concept in concepts:
         base = patched(base, {k: v for k, v in concept.lora.items() if "lora_unet" in k})
-    with hooked(base, [contexts_of(positive), contexts_of(stock(clip, NEGATIVE))]):
+    with contexts_by_hook(base, [contexts_of(positive), contexts_of(stock(clip, NEGATIVE))]):
         wanted = ksample(base, positive, stock(clip, NEGATIVE), latent())
     assert relative(found, wanted) < EXACT
-    first, text = applied(tiny(NAME), concepts[:1])
-    second, text = applied(first, concepts[1:], clip=text)  # one node after the other
+    first, text = apply_concepts(tiny(NAME), concepts[:1])
+    second, text = apply_concepts(first, concepts[1:], clip=text)  # one node after the other
     again = ksample(second, encode(text, concepts, "<sks> <ada> <tom>"), [], latent(), cfg=1.0)
     at_once = ksample(model, encode(clip, concepts, "<sks> <ada> <tom>"), [], latent(), cfg=1.0)
     assert torch.equal(again, at_once)
@@ -134,9 +134,9 @@ def test_two_concepts_in_two_samplers_of_one_graph(concepts):
         text = f"a <{concepts[number].name}> dog"
         return ksample(model, encode(clip, [concepts[number]], text), negative, latent())
 
-    made = [applied(base, [concept]) for concept in concepts[:2]]
+    made = [apply_concepts(base, [concept]) for concept in concepts[:2]]
     wanted = [drawn(0)]
-    made = [applied(base, [concept]) for concept in concepts[:2]]
+    made = [apply_concepts(base, [concept]) for concept in concepts[:2]]
     wanted.append(drawn(1))
     plain = ksample(base, stock(tiny_clip(), "a dog"), negative, latent())
     found = [drawn(0), drawn(1), drawn(0)]

@@ -7,7 +7,7 @@ import folder_paths
 import pytest
 from tiny import tiny_clip
 from train_concept_refusals import REFUSED, UNFIT, UNNAMED
-from training_concepts import planned, queue, request
+from training_concepts import checked_trainer, new_trainer, queue
 
 
 @pytest.fixture(autouse=True)
@@ -30,14 +30,14 @@ def test_settings_that_the_base_has_no_layers_for_are_refused(family, changes, m
 
 
 def test_a_caption_without_the_name_gets_it_and_says_so():
-    plan = planned("sd15", captions=UNNAMED)
+    plan = checked_trainer("sd15", captions=UNNAMED)
     assert [one.caption for one in plan.dataset] == ["<boat1>, a red boat", "the <BOAT1> at night"]
     out = queue("sd15", captions=UNNAMED, steps=1)
     assert "<boat1> was put in front of the captions without it: picture 1" in out.ui["text"][0]
 
 
 def test_a_rate_for_a_text_encoder_that_cannot_be_trained_is_refused_by_name():
-    trainer = request("sd15", text_rate=0.1)
+    trainer = new_trainer("sd15", text_rate=0.1)
     trainer = replace(trainer, base=replace(trainer.base, clip=_only_t5()))
     with pytest.raises(ValueError, match=r"text_rate is for clip_l and clip_g, got 0.1 .* t5xxl"):
         _ = trainer.text_learning_rate

@@ -9,7 +9,7 @@ import folder_paths
 import pytest
 import safetensors.torch
 import torch
-from concept_case import LAYERS, NAME, applied, encode, latent
+from concept_case import LAYERS, NAME, apply_concepts, encode, latent
 from concept_files_case import (
     FILENAMES,
     REFUSED,
@@ -17,8 +17,8 @@ from concept_files_case import (
     equal,
     load,
     many_words,
-    own_folders,
     save,
+    separate_folders,
 )
 from concept_inputs import clip_with, concept_for, stock
 from guidance_case import ksample
@@ -32,7 +32,7 @@ from tiny import tiny, tiny_clip
 
 import nodes as core_nodes
 
-__all__ = ["embeddings", "own_folders"]  # fixtures
+__all__ = ["embeddings", "separate_folders"]  # fixtures
 
 COMPLAINTS = ("lora key not loaded", "NOT LOADED", "ERROR", "error")
 
@@ -61,10 +61,10 @@ def test_a_concept_comes_back_bit_by_bit(name):
 
 def test_a_prompt_of_before_draws_the_same_with_the_loaded_concept():
     original = concept_for(tiny(NAME))
-    model, clip = applied(tiny(NAME), [original])
+    model, clip = apply_concepts(tiny(NAME), [original])
     prompt = encode(clip, [original])
     wanted = ksample(model, prompt, stock(clip, "red"), latent())
-    loaded, _ = applied(tiny(NAME), [load(save(original)[0])])
+    loaded, _ = apply_concepts(tiny(NAME), [load(save(original)[0])])
     assert torch.equal(ksample(loaded, prompt, stock(clip, "red"), latent()), wanted)
 
 
@@ -77,7 +77,7 @@ def test_core_loads_the_file_as_a_lora_without_a_complaint(loras, caplog):
         prompts = stock(clip, "a dog"), stock(clip, "red")
         found = ksample(by_core, *prompts, latent())
     assert [word for word in COMPLAINTS if word in caplog.text] == []
-    model, own = applied(tiny(NAME), [load(file)], 0.8, 0.6)
+    model, own = apply_concepts(tiny(NAME), [load(file)], 0.8, 0.6)
     assert torch.equal(stock(own, "a dog")[0][0], prompts[0][0][0])
     assert torch.equal(ksample(model, *prompts, latent()), found)
     assert not torch.equal(found, ksample(tiny(NAME), *prompts, latent()))
@@ -154,7 +154,7 @@ def test_another_name_and_class_than_the_file_says():
     file, _ = save(concept_for(tiny(NAME)))
     found = load(file, name="<Rex>", class_words="wolf")
     assert (found.name, found.class_words) == ("Rex", "wolf")
-    model, clip = applied(tiny(NAME), [load(file), found], 0.5)
+    model, clip = apply_concepts(tiny(NAME), [load(file), found], 0.5)
     ksample(model, encode(clip, [load(file), found], "<sks> and <rex>"), [], latent(), cfg=1.0)
 
 

@@ -7,8 +7,8 @@ import folder_paths
 import pytest
 import safetensors.torch
 import torch
-from concept_case import LAYERS, NAME, applied, encode, latent
-from concept_files_case import embeddings, equal, load, own_folders, save
+from concept_case import LAYERS, NAME, apply_concepts, encode, latent
+from concept_files_case import embeddings, equal, load, save, separate_folders
 from concept_imports_case import (
     AUTHORS,
     DAMAGED,
@@ -28,7 +28,7 @@ from pack.nodes.concepts.nodes_use import ApplyConcept, EncodeConceptPrompt
 from pack.training.files.lora_state import LoraState
 from tiny import tiny
 
-__all__ = ["embeddings", "own_folders"]  # fixtures
+__all__ = ["embeddings", "separate_folders"]  # fixtures
 
 
 def unscaled(concept):
@@ -64,7 +64,7 @@ def test_the_authors_files(loras, spelling, root):
     assert equal(found.lora, concept.lora)
     pictures = []
     for one in (found, replace(concept, name="my_dog")):
-        model, clip = applied(tiny(NAME), [one])
+        model, clip = apply_concepts(tiny(NAME), [one])
         prompt = encode(clip, [one], "a <my_dog>")
         pictures.append(ksample(model, prompt, stock(clip, "red"), latent()))
     assert torch.equal(*pictures)
@@ -118,7 +118,7 @@ class TestALoraAndAnEmbedding:
         safetensors.torch.save_file({"emb_params": rows}, str(embeddings / "rex.safetensors"))
         found = load("plain.safetensors", "rex.safetensors", class_words="dog")
         assert (found.name, found.words, found.layers) == ("rex", 3, 1)
-        model, clip = applied(tiny(NAME), [found])
+        model, clip = apply_concepts(tiny(NAME), [found])
         text = clip_with(embeddings, clip)
         prompt = encode(text, [found], "a (<rex>:1.2) , red")
         wanted = stock(text, "a (embedding:rex :1.2) , red")

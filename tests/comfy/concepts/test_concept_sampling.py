@@ -16,10 +16,10 @@ from concept_case import (
     LAYERS,
     NAME,
     NEGATIVE,
-    applied,
+    apply_concepts,
+    contexts_by_hook,
     contexts_of,
     encode,
-    hooked,
     latent,
 )
 from concept_inputs import concept_for, stock
@@ -42,7 +42,7 @@ def concepts():
     "sampler", ["euler_ancestral", "dpmpp_2m", "ddim", "uni_pc", "lcm", "heun"]
 )
 def test_every_sampler(concepts, sampler):
-    model, clip = applied(tiny(NAME), concepts[:1], 0.0)
+    model, clip = apply_concepts(tiny(NAME), concepts[:1], 0.0)
     positive, negative = encode(clip, concepts[:1]), stock(clip, NEGATIVE)
 
     def run(model):
@@ -51,12 +51,12 @@ def test_every_sampler(concepts, sampler):
         )[0]["samples"]
 
     found, base = run(model), tiny(NAME)
-    with hooked(base, [contexts_of(positive), contexts_of(negative)]):
+    with contexts_by_hook(base, [contexts_of(positive), contexts_of(negative)]):
         assert relative(found, run(base)) < EXACT
 
 
 def test_other_guiders(concepts):
-    model, clip = applied(tiny(NAME), concepts[:1], 0.0)
+    model, clip = apply_concepts(tiny(NAME), concepts[:1], 0.0)
     positive, negative = encode(clip, concepts[:1]), stock(clip, NEGATIVE)
     middle = stock(clip, "a tree")
     base = tiny(NAME)
@@ -70,13 +70,13 @@ def test_other_guiders(concepts):
     }
     for name, (guider, lists) in makers.items():
         found = sample_with(guider(model), model, latent())
-        with hooked(base, [contexts_of(one) for one in lists]):
+        with contexts_by_hook(base, [contexts_of(one) for one in lists]):
             wanted = sample_with(guider(base), base, latent())
         assert relative(found, wanted) < EXACT, name
 
 
 def test_masks_areas_and_combined_prompts(concepts):
-    model, clip = applied(tiny(NAME), concepts[:1], 0.0)
+    model, clip = apply_concepts(tiny(NAME), concepts[:1], 0.0)
     mask = torch.zeros(1, 64, 64)
     mask[:, :, :32] = 1
     left = nodes.ConditioningSetMask().append(encode(clip, concepts[:1]), mask, "default", 1.0)[0]
@@ -100,7 +100,7 @@ def test_masks_areas_and_combined_prompts(concepts):
             own = next(contexts_of([text]) for text in texts if torch.equal(text[0], context))
             options = {**arguments["c"]["transformer_options"], "cond_or_uncond": [index]}
             c = {**arguments["c"], "c_crossattn": context, "transformer_options": options}
-            with hooked(base, {index: own}):
+            with contexts_by_hook(base, {index: own}):
                 outputs.append(
                     apply_model(arguments["input"][one], arguments["timestep"][one], **c)
                 )
@@ -117,7 +117,7 @@ def controlnet():
 
 
 def test_a_controlnet_reads_the_ordinary_context(concepts, controlnet):
-    model, clip = applied(tiny(NAME), concepts[:1], 0.0)
+    model, clip = apply_concepts(tiny(NAME), concepts[:1], 0.0)
     hint = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     pair = nodes.ControlNetApplyAdvanced().apply_controlnet(
         encode(clip, concepts[:1]), stock(clip, NEGATIVE), controlnet, hint, 1.0, 0.0, 1.0
@@ -126,7 +126,7 @@ def test_a_controlnet_reads_the_ordinary_context(concepts, controlnet):
         found = ksample(model, *pair, latent())
     assert rows == [2] * 4
     base = tiny(NAME)
-    with hooked(base, [contexts_of(prompt) for prompt in pair]):
+    with contexts_by_hook(base, [contexts_of(prompt) for prompt in pair]):
         wanted = ksample(base, *pair, latent())
     assert relative(found, wanted) < EXACT
     bare = ksample(model, encode(clip, concepts[:1]), stock(clip, NEGATIVE), latent())
@@ -134,13 +134,13 @@ def test_a_controlnet_reads_the_ordinary_context(concepts, controlnet):
 
 
 def test_hook_loras_on_a_prompt(concepts):
-    model, clip = applied(tiny(NAME), concepts[:1], 0.0)
+    model, clip = apply_concepts(tiny(NAME), concepts[:1], 0.0)
     hooks = comfy.hooks.create_hook_lora(dict(lora_of(NAME)), 1.0, 0.0)
     positive = comfy.hooks.set_hooks_for_conditioning(encode(clip, concepts[:1]), hooks)
     found = ksample(model, positive, [], latent(), cfg=1.0)
     base = patched(tiny(NAME), lora_of(NAME))
     bare = encode(clip, concepts[:1])
-    with hooked(base, [contexts_of(bare)]):
+    with contexts_by_hook(base, [contexts_of(bare)]):
         wanted = ksample(base, bare, [], latent(), cfg=1.0)
     assert relative(found, wanted) < EXACT
 
@@ -154,9 +154,9 @@ def test_style_guidance_on_top(concepts, style_first, style_text):
     style = encode(clip, concepts[:1], style_text)
     lora = lora_of(NAME)
     if style_first:
-        model, _ = applied(styled(base, lora, style, start=0.0), concepts[:1], 0.0)
+        model, _ = apply_concepts(styled(base, lora, style, start=0.0), concepts[:1], 0.0)
     else:
-        model = styled(applied(base, concepts[:1], 0.0)[0], lora, style, start=0.0)
+        model = styled(apply_concepts(base, concepts[:1], 0.0)[0], lora, style, start=0.0)
     with observed(model) as rows:
         found = ksample(model, positive, negative, latent())
     assert rows == [3] * 4
@@ -195,7 +195,7 @@ def test_style_guidance_on_top(concepts, style_first, style_text):
 
 
 def test_attention_patches_of_others_see_each_layers_context(concepts):
-    model, clip = applied(tiny(NAME), concepts[:1], 0.0)
+    model, clip = apply_concepts(tiny(NAME), concepts[:1], 0.0)
     positive = encode(clip, concepts[:1])
     seen = []
 
@@ -213,12 +213,12 @@ def test_attention_patches_of_others_see_each_layers_context(concepts):
 
 class TestTextChangedByOtherNodes:
     def drawn(self, concepts, change, wanted_contexts):
-        model, clip = applied(tiny(NAME), concepts[:1], 0.0)
+        model, clip = apply_concepts(tiny(NAME), concepts[:1], 0.0)
         original = encode(clip, concepts[:1])
         positive = change(clip, original)
         found = ksample(model, positive, [], latent(), cfg=1.0)
         base = tiny(NAME)
-        with hooked(base, [wanted_contexts(original, positive)]):
+        with contexts_by_hook(base, [wanted_contexts(original, positive)]):
             assert relative(found, ksample(base, positive, [], latent(), cfg=1.0)) < EXACT
 
     def test_zeroed_out(self, concepts, caplog):
@@ -253,7 +253,7 @@ class TestTextChangedByOtherNodes:
 
 
 def test_nothing_stays_after_an_error(concepts):
-    model, clip = applied(tiny(NAME), concepts[:1], 0.0)
+    model, clip = apply_concepts(tiny(NAME), concepts[:1], 0.0)
     positive, negative = encode(clip, concepts[:1]), stock(clip, NEGATIVE)
     wanted = ksample(model, positive, negative, latent())
     before = positive[0][1].copy()

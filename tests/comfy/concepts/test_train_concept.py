@@ -17,9 +17,9 @@ from pack.nodes.text.concept_prompt import encode_concept_prompt
 from pack.nodes.trainer.memory_estimator import MemoryEstimator
 from pack.training import TrainingSettings
 from pair_inputs import picture, progress
-from resume_case import CANCEL, OFTEN, left_behind
+from resume_case import CANCEL, EVERY_STEP, left_behind
 from tiny import tiny, tiny_clip, tiny_latent
-from training_concepts import clip_for, identity, planned, queue
+from training_concepts import checked_trainer, clip_for, identity, queue
 
 from nodes import KSampler
 
@@ -132,7 +132,7 @@ def test_a_cancelled_run_goes_on_to_the_same_bytes(at, output, tmp_path_factory,
     with monkeypatch.context() as patch:
         whole = tmp_path_factory.mktemp("whole")
         patch.setattr(folder_paths, "output_directory", str(whole))
-        queue("sd15", settings=OFTEN)
+        queue("sd15", settings=EVERY_STEP)
     model, clip = tiny("sd15"), tiny_clip()
     before = left_behind(model), left_behind(clip.patcher)
 
@@ -141,10 +141,10 @@ def test_a_cancelled_run_goes_on_to_the_same_bytes(at, output, tmp_path_factory,
             comfy.model_management.interrupt_current_processing()
 
     with progress(cancel), pytest.raises(CANCEL):
-        queue("sd15", model=model, clip=clip, settings=OFTEN)
+        queue("sd15", model=model, clip=clip, settings=EVERY_STEP)
     assert (left_behind(model), left_behind(clip.patcher)) == before
     with progress() as values:
-        queue("sd15", settings=OFTEN)
+        queue("sd15", settings=EVERY_STEP)
     assert values[0] == at + 1
     assert stored(output, 3) == stored(whole, 3)
 
@@ -154,14 +154,14 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path):
     runner = Headless(tmp_path / "base", "concept")
     try:
         runner.begin(tmp_path / "whole")
-        assert runner.ended() == 0
+        assert runner.wait() == 0
         child = runner.begin(tmp_path / "killed")
         wait_for(tmp_path / "killed", "checkpoints/*/step_*.safetensors")
         os.kill(child, signal.SIGKILL)
-        assert runner.ended() == signal.SIGKILL
+        assert runner.wait() == signal.SIGKILL
         assert not list((tmp_path / "killed").glob("pastiche/*/* steps"))
         runner.begin(tmp_path / "killed")
-        assert runner.ended() == 0
+        assert runner.wait() == 0
     finally:
         runner.end()
     assert "goes on from step" in (tmp_path / "killed" / "text").read_text()
@@ -284,7 +284,7 @@ def test_the_released_variants_learn_something_else_and_the_same_again(
 
 
 def test_the_word_stays_nearer_to_the_vocabulary_when_drawn_to_it():
-    rows = planned("sd15", density_weight=1.0).prepare(3)[0].words()
+    rows = checked_trainer("sd15", density_weight=1.0).prepare(3)[0].words()
     away = {}
     for weight in (0.0, 1e4):
         (concept,), _ = queue("sd15", density_weight=weight, word_rate=0.05).result
@@ -293,18 +293,18 @@ def test_the_word_stays_nearer_to_the_vocabulary_when_drawn_to_it():
 
 
 def test_dropout_is_for_the_layers_that_read_the_text_alone():
-    plan = planned("sd15", text_dropout=0.5)
+    plan = checked_trainer("sd15", text_dropout=0.5)
     assert plan.dropout_layers
     assert all(name.endswith(("attn2_to_k", "attn2_to_v")) for name in plan.dropout_layers)
     wan = {"clip": clip_of("wan"), "class_word": "dog", "text_rate": 0.0}
-    plan = planned("wan21", text_dropout=0.5, **wan)
+    plan = checked_trainer("wan21", text_dropout=0.5, **wan)
     assert {name.rpartition("cross_attn.")[2] for name in plan.dropout_layers} == {"k", "v"}
 
 
 def test_words_alone_leave_the_network_as_it_is():
     (concept,), _ = queue("sd15", learnt="words only").result
     assert len(concept.lora) == 0
-    start = planned("sd15").prepare(3)[0].words().starts["clip_l"]
+    start = checked_trainer("sd15").prepare(3)[0].words().starts["clip_l"]
     assert not torch.equal(concept.embeddings["clip_l"], start)
 
 
@@ -318,7 +318,7 @@ def test_words_and_denoiser_leave_the_text_encoder_alone():
 
 def test_the_new_word_begins_alike_or_apart_in_all_layers():
     def start(how: str) -> torch.Tensor:
-        recipe, _ = planned("sd15_layers", embedding_start=how).prepare(3)
+        recipe, _ = checked_trainer("sd15_layers", embedding_start=how).prepare(3)
         return recipe.words().starts["clip_l"]
 
     alike, apart = start("one draw"), start("a draw per layer")
@@ -335,7 +335,7 @@ def test_previews_show_the_word(output):
 
 
 def test_the_forecast_counts_the_text_encoder():
-    trainer = planned("sd15")
+    trainer = checked_trainer("sd15")
     recipe, _ = trainer.prepare(3)
     base = trainer.base
     estimator = MemoryEstimator(base, trainer.layers, trainer.text_encoder, recipe)
@@ -346,5 +346,5 @@ def test_the_forecast_counts_the_text_encoder():
 
 
 def test_unicode_names_are_words_too():
-    plan = planned("sd15", name="bööt7", captions=["ein <bööt7>", ""])
+    plan = checked_trainer("sd15", name="bööt7", captions=["ein <bööt7>", ""])
     assert [one.caption for one in plan.dataset] == ["ein <bööt7>", "<bööt7>"]

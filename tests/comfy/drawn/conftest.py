@@ -1,4 +1,4 @@
-"""Puts ``benchmarks/`` on the module path, for the tests of the drawn world."""
+"""Put ``benchmarks/`` on the module path, for the tests of the drawn world."""
 
 import sys
 from pathlib import Path

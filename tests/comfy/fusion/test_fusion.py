@@ -9,7 +9,14 @@ import pytest
 import torch
 from concept_case import NEGATIVE, encode
 from concept_inputs import stock
-from fusion_inputs import NAME, output_folder, plain_lora, queue_fusion, two_concepts, wordless
+from fusion_inputs import (
+    NAME,
+    lora_to_fuse,
+    plain_lora,
+    queue_fusion,
+    set_output_folder,
+    two_concepts,
+)
 from gated_loras import hook_count, relative
 from guidance_case import ksample
 from pack.lora_ops import delta
@@ -36,7 +43,7 @@ def wires():
 def fused(request, wires, tmp_path_factory):
     """The node's outputs, and the folder of the statistics."""
     folder = tmp_path_factory.mktemp("fused")
-    output_folder(folder)
+    set_output_folder(folder)
     restore_shared()
     before = weights_hash(tiny(NAME))
     out = queue_fusion(wires, activations=request.param, statistics="a Gram per concept")
@@ -109,7 +116,7 @@ def test_with_little_damping_each_lora_draws_its_own_picture_as_alone():
         for seed in (2, 3)
     ]
     wires = [
-        wordless(LoraState(lora, {}), f"a {word}", name=word, strength=1.0)
+        lora_to_fuse(LoraState(lora, {}), f"a {word}", name=word, strength=1.0)
         for lora, word in zip(loras, ("boat", "tower"), strict=True)
     ]
     model, clip, *_ = queue_fusion(wires, damping=1e-7).result
@@ -262,7 +269,7 @@ def test_less_rank_costs_what_is_said(wires):
 
 
 def test_pictures_of_a_lora_are_seen_in_place_of_drawn_ones(wires):
-    shown = wordless(plain_lora(tiny(NAME), 2), images=picture(64, 80, seed=3))
+    shown = lora_to_fuse(plain_lora(tiny(NAME), 2), images=picture(64, 80, seed=3))
     out = queue_fusion([wires[0], shown], vae=vae_for("sd15"))
     assert [stage.passes for stage in out.result[5].stages] == [2, 2, 2]
     drawn_too = queue_fusion(wires).result[2]

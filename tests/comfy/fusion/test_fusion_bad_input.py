@@ -3,7 +3,14 @@
 import pytest
 import torch
 from fusion_inputs import queue_fusion, two_concepts
-from fusion_refusals import DRAWN, NOTED, UNREAD, attempt, parted, refused
+from fusion_refusals import (
+    NOTES,
+    REFUSED_INPUTS,
+    REFUSED_SAMPLING,
+    assert_refused,
+    attempt,
+    disjoint_loras,
+)
 from pack.nodes.fusion import text as fusion_text
 from pack.nodes.fusion.stages import Stages
 from tiny import tiny_clip
@@ -24,16 +31,18 @@ def unread(monkeypatch):
     monkeypatch.setattr(Stages, "run", never)
 
 
-@pytest.mark.parametrize(("make", "changes", "says"), UNREAD.values(), ids=UNREAD)
+@pytest.mark.parametrize(("make", "changes", "says"), REFUSED_INPUTS.values(), ids=REFUSED_INPUTS)
 def test_what_cannot_be_fused_is_refused_before_anything_is_read(
     wires, unread, make, changes, says
 ):
-    refused(lambda: attempt(wires, make, changes), says)
+    assert_refused(lambda: attempt(wires, make, changes), says)
 
 
-@pytest.mark.parametrize(("make", "changes", "says"), DRAWN.values(), ids=DRAWN)
+@pytest.mark.parametrize(
+    ("make", "changes", "says"), REFUSED_SAMPLING.values(), ids=REFUSED_SAMPLING
+)
 def test_numbers_that_are_not_finite_name_layer_and_prompt(wires, make, changes, says):
-    refused(lambda: attempt(wires, make, changes), says)
+    assert_refused(lambda: attempt(wires, make, changes), says)
 
 
 def test_a_context_that_is_not_finite_names_layer_and_prompt(wires, monkeypatch):
@@ -46,7 +55,7 @@ def test_a_context_that_is_not_finite_names_layer_and_prompt(wires, monkeypatch)
 
 
 def noted(wires, case):
-    make, changes, notes = NOTED[case]
+    make, changes, notes = NOTES[case]
     out = attempt(wires, make, changes).result
     for note in notes:
         assert note in out[4]
@@ -84,4 +93,4 @@ def test_no_damping_on_singular_statistics(wires):
 
 def test_no_common_layer(wires):
     out = noted(wires, "no common layer")
-    assert {*out[2]} == {key for wire in parted(wires) for key in wire[0].lora}
+    assert {*out[2]} == {key for wire in disjoint_loras(wires) for key in wire[0].lora}

@@ -12,8 +12,8 @@ from comfy.clip_model import CLIPTextModel
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from concept_encoders import clip_of
 from concept_inputs import concept_for, text_lora
-from fusion_families_case import encoder_of, factor, loads_alike
-from fusion_inputs import NAME, plain_lora, queue_fusion, wordless
+from fusion_families_case import assert_stock_loader_agrees, encoder_of, factor
+from fusion_inputs import NAME, lora_to_fuse, plain_lora, queue_fusion
 from pack.lora_ops import LowRank
 from pack.nodes.fusion.changes import ConceptChanges, WeightSlice
 from pack.nodes.fusion.layers import context_index, layout_of
@@ -33,12 +33,12 @@ def test_sdxl_has_two_text_encoders_and_many_layers():
         **dict(lora_state(wide_text_lora(1), {})),
     }
     trained = (replaced(trained, lora),)
-    out = queue_fusion([trained, wordless(plain_lora(model, 2, text=False))], "sdxl", steps=1)
+    out = queue_fusion([trained, lora_to_fuse(plain_lora(model, 2, text=False))], "sdxl", steps=1)
     stages = {stage.stage: stage for stage in out.result[5].stages}
     assert stages["cross"].layers + stages["spatial"].layers == 48
     assert stages["text"].layers == 8 + 4
     assert any(key.startswith("lora_te2_") for key in out.result[2])
-    loads_alike("sdxl", out)
+    assert_stock_loader_agrees("sdxl", out)
     for layer in out.result[5].layers:
         for ours, average in zip(layer.residuals, layer.average_residuals, strict=True):
             assert ours is None or ours < average
@@ -63,7 +63,7 @@ def test_transformers_fuse_image_and_text_streams_by_their_inputs(name):
     model = tiny(name)
     loras = [plain_lora(model, seed, text=False) for seed in (1, 2)]
     wires = [
-        wordless(lora, f"a {word}", name=word, strength=1.0)
+        lora_to_fuse(lora, f"a {word}", name=word, strength=1.0)
         for lora, word in zip(loras, ("boat", "tower"), strict=True)
     ]
     out = queue_fusion(wires, name, steps=1, clip=encoder_of(name))
@@ -73,7 +73,7 @@ def test_transformers_fuse_image_and_text_streams_by_their_inputs(name):
         len(training_sites(model, "attention")),
         2,
     )
-    loads_alike(name, out)
+    assert_stock_loader_agrees(name, out)
     lost = [share for layer in out.result[5].layers for share in layer.residuals]
     averaged = [share for layer in out.result[5].layers for share in layer.average_residuals]
     assert sum(lost) < 0.3 * sum(averaged)
@@ -87,20 +87,26 @@ def test_split_and_fused_qkv_are_brought_into_line():
         layer = f"transformer.transformer_blocks.0.attn.to_{part}"
         split[f"{layer}.lora_A.weight"] = factor(3, 128, seed=10 + number)
         split[f"{layer}.lora_B.weight"] = factor(128, 3, seed=20 + number)
-    wires = [wordless(whole, "a boat"), wordless(LoraState(split, {}), "a tower", name="tower")]
+    wires = [
+        lora_to_fuse(whole, "a boat"),
+        lora_to_fuse(LoraState(split, {}), "a tower", name="tower"),
+    ]
     out = queue_fusion(wires, "sd3_read", steps=1, clip=clip_of("sd3"))
     layers = {layer.name: layer for layer in out.result[5].layers}
     assert "diffusion_model.joint_blocks.0.x_block.attn.qkv" in layers
     assert not [name for name in layers if name.startswith("transformer.")]
     assert layers["diffusion_model.joint_blocks.0.x_block.attn.qkv"].rank == 3 + 9
-    loads_alike("sd3_read", out)
+    assert_stock_loader_agrees("sd3_read", out)
     # two split files stay split
     other = LoraState({key: value * 2 for key, value in split.items()}, {})
-    wires = [wordless(LoraState(split, {}), "a boat"), wordless(other, "a tower", name="tower")]
+    wires = [
+        lora_to_fuse(LoraState(split, {}), "a boat"),
+        lora_to_fuse(other, "a tower", name="tower"),
+    ]
     out = queue_fusion(wires, "sd3_read", steps=1, clip=clip_of("sd3"))
     assert len(out.result[5].layers) == 3
     assert max(layer.rank for layer in out.result[5].layers) <= 6
-    loads_alike("sd3_read", out)
+    assert_stock_loader_agrees("sd3_read", out)
 
 
 def test_other_kinds_of_adapters_and_convolutions():
@@ -129,7 +135,10 @@ def test_other_kinds_of_adapters_and_convolutions():
         },
         {},
     )
-    wires = [wordless(plain, "a boat"), wordless(LoraState(kinds, {}), "a tower", name="tower")]
+    wires = [
+        lora_to_fuse(plain, "a boat"),
+        lora_to_fuse(LoraState(kinds, {}), "a tower", name="tower"),
+    ]
     out = queue_fusion(wires, steps=1)
     assert "LoHa kept with 100.00% of the energy" in out.result[4]
     assert "LoKr kept with" in out.result[4]
@@ -137,7 +146,7 @@ def test_other_kinds_of_adapters_and_convolutions():
     layers = {layer.name: layer for layer in out.result[5].layers}
     assert layers[conv].rank == 5
     assert layers[conv].residuals[0] < layers[conv].average_residuals[0]
-    loads_alike(NAME, out)
+    assert_stock_loader_agrees(NAME, out)
 
 
 def test_wide_layers_are_fused_within_a_span(monkeypatch):
@@ -145,7 +154,7 @@ def test_wide_layers_are_fused_within_a_span(monkeypatch):
     from pack.nodes.fusion import stages as fusion_stages
 
     wires = [
-        wordless(plain_lora(tiny(NAME), seed), f"a {word}", name=word, strength=1.0)
+        lora_to_fuse(plain_lora(tiny(NAME), seed), f"a {word}", name=word, strength=1.0)
         for seed, word in ((1, "boat"), (2, "tower"))
     ]
     full = queue_fusion(wires, steps=1).result[5]
@@ -153,7 +162,7 @@ def test_wide_layers_are_fused_within_a_span(monkeypatch):
     monkeypatch.setattr(fusion_sites, "WIDEST", 300)
     out = queue_fusion(wires, steps=1)
     assert "layers wider than 4096 fused within the span of the LoRAs" in out.result[4]
-    loads_alike(NAME, out)
+    assert_stock_loader_agrees(NAME, out)
     for layer, other in zip(out.result[5].layers, full.layers, strict=True):
         if layer.stage != "cross":
             assert sum(other.residuals) <= sum(layer.residuals) + 0.02  # the full form fits better
@@ -168,18 +177,21 @@ def test_a_wide_layer_that_only_one_lora_changes(monkeypatch):
     monkeypatch.setattr(fusion_sites, "WIDEST", 300)
     some = {k: v for k, v in plain_lora(tiny(NAME), 2).items() if "attn1_to_q" in k}
     wires = [
-        wordless(plain_lora(tiny(NAME), 1), "a boat"),
-        wordless(LoraState(some, {}), "a tower", name="tower"),
+        lora_to_fuse(plain_lora(tiny(NAME), 1), "a boat"),
+        lora_to_fuse(LoraState(some, {}), "a tower", name="tower"),
     ]
-    loads_alike(NAME, queue_fusion(wires, steps=1))
+    assert_stock_loader_agrees(NAME, queue_fusion(wires, steps=1))
 
 
 def test_a_lora_of_the_text_encoder_alone():
     text = LoraState(lora_state(text_lora(3), {}), {})
-    wires = [wordless(text, "a boat"), wordless(plain_lora(tiny(NAME), 2), "a tower", name="tower")]
+    wires = [
+        lora_to_fuse(text, "a boat"),
+        lora_to_fuse(plain_lora(tiny(NAME), 2), "a tower", name="tower"),
+    ]
     out = queue_fusion(wires, steps=1)
     assert out.result[5].layers[0].stage == "text"
-    loads_alike(NAME, out)
+    assert_stock_loader_agrees(NAME, out)
 
 
 class Layers(nn.Module):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from concept_encoders import clip_of
 from concept_inputs import concept_for
-from fusion_families_case import encoder_of, factor, loads_alike
-from fusion_inputs import queue_fusion, wordless
+from fusion_families_case import assert_stock_loader_agrees, encoder_of, factor
+from fusion_inputs import lora_to_fuse, queue_fusion
 from pack.lora_ops import LowRank
 from pack.training.files.lora_state import lora_state
 from tiny import tiny
@@ -42,7 +42,7 @@ def only(found):
 
 def test_results_of_every_trainer_are_fused(trained):
     wires = [
-        wordless(only(lora), f"a photo of a {name}", name=name, strength=1.0)
+        lora_to_fuse(only(lora), f"a photo of a {name}", name=name, strength=1.0)
         for name, lora in trained.items()
     ]
     wires.append((concept_for(tiny("sd15"), "sks", seed=1),))
@@ -53,13 +53,13 @@ def test_results_of_every_trainer_are_fused(trained):
     for layer in report.layers:
         for left, averaged in zip(layer.residuals, layer.average_residuals, strict=True):
             assert left is None or left <= averaged + 1e-6
-    loads_alike("sd15", out)
+    assert_stock_loader_agrees("sd15", out)
 
 
 def test_their_files_say_how_they_are_called(trained):
     """With trigger_prompts left empty, what the trainer wrote into the metadata is taken."""
     for name in ("style", "made", "plain"):
-        (concept,) = wordless(only(trained[name]), "", name=name)
+        (concept,) = lora_to_fuse(only(trained[name]), "", name=name)
         assert concept.prompts, name
         assert all(prompt.strip() for prompt in concept.prompts)
 
@@ -69,7 +69,7 @@ def test_a_stronger_style_is_fused_stronger(trained):
     norms = []
     for strength in (0.5, 1.0):
         wires = [
-            wordless(only(trained[name]), f"a {name}", name=name, strength=strength)
+            lora_to_fuse(only(trained[name]), f"a {name}", name=name, strength=strength)
             for name in ("style", "content")
         ]
         lora = queue_fusion(wires, "sd15", steps=1).result[2]
@@ -101,7 +101,7 @@ def test_text_encoders_of_transformers_are_fused_too(name, encoders):
     clip = encoder_of(name)
     loras = [encoders_lora(clip, seed) for seed in (300, 600)]
     wires = [
-        wordless(lora, f"a {word}", name=word, strength=1.0)
+        lora_to_fuse(lora, f"a {word}", name=word, strength=1.0)
         for lora, word in zip(loras, ("boat", "tower"), strict=True)
     ]
     out = queue_fusion(wires, name, steps=1, clip=clip)
@@ -112,7 +112,7 @@ def test_text_encoders_of_transformers_are_fused_too(name, encoders):
         for left, averaged in zip(layer.residuals, layer.average_residuals, strict=True):
             assert left < averaged
     assert clip_of(name.removesuffix("_read")) is clip
-    loads_alike(name, out)
+    assert_stock_loader_agrees(name, out)
 
 
 def test_words_are_read_by_the_fused_text_encoder_as_by_their_own():
@@ -121,7 +121,7 @@ def test_words_are_read_by_the_fused_text_encoder_as_by_their_own():
     loras = [encoders_lora(clip, seed) for seed in (300, 600)]
     prompts = ("a big boat", "the tower")
     wires = [
-        wordless(lora, prompt, name=prompt.split()[-1], strength=1.0)
+        lora_to_fuse(lora, prompt, name=prompt.split()[-1], strength=1.0)
         for lora, prompt in zip(loras, prompts, strict=True)
     ]
     fused = queue_fusion(wires, "flux_read", steps=1, clip=clip, damping=1e-6).result[1]

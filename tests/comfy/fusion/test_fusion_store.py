@@ -6,7 +6,14 @@ import comfy.model_management
 import pytest
 import torch
 from full_disk import leave_no_space
-from fusion_inputs import NAME, output_folder, plain_lora, queue_fusion, two_concepts, wordless
+from fusion_inputs import (
+    NAME,
+    lora_to_fuse,
+    plain_lora,
+    queue_fusion,
+    set_output_folder,
+    two_concepts,
+)
 from gated_loras import hook_count, relative
 from pack.nodes.fusion import run as fusion_run
 from pack.nodes.fusion import stages as fusion_stages
@@ -21,13 +28,13 @@ EACH = "a Gram per concept"
 
 @pytest.fixture(scope="module")
 def three():
-    third = wordless(plain_lora(tiny(NAME), 7, text=False), "a sks tower", name="tower")
+    third = lora_to_fuse(plain_lora(tiny(NAME), 7, text=False), "a sks tower", name="tower")
     return [*two_concepts(), third]
 
 
 @pytest.fixture
 def folder(tmp_path):
-    output_folder(tmp_path)
+    set_output_folder(tmp_path)
     return tmp_path / "pastiche"
 
 
@@ -69,7 +76,7 @@ def test_own_statistics_grow_by_one_concept_at_a_time(three, folder):
     heavier = [
         three[0],
         three[1],
-        wordless(three[2][0].lora, "a sks tower", name="tower", weight=3),
+        lora_to_fuse(three[2][0].lora, "a sks tower", name="tower", weight=3),
     ]
     weighted = queue(heavier)
     assert passes(weighted) == [1, 0, 1]  # its share of the sums, not its contexts

@@ -14,13 +14,13 @@ from guidance_case import (
     empty_latent,
     expected,
     ksample,
-    like,
     lora_of,
     network,
     observed,
     prompts,
     styled,
     window,
+    with_style_text,
 )
 from pack.nodes.guidance.rows import style_rows
 from tiny import tiny, tiny_cond, tiny_controlnet, tiny_vae
@@ -58,7 +58,7 @@ def check(name, positive, negative, style, rows_per_step, *, alone=None, latent=
         steps.append(rows[first : first + len(of_style)])
     assert [sorted(step) for step in steps] == [plain, of_style, of_style, of_style]
     assert len(rows) == len(plain) + 3 * len(of_style)
-    styles = [(lora, alone or like(positive, style), window(name))]
+    styles = [(lora, alone or with_style_text(positive, style), window(name))]
     agree(found, expected(name, positive, negative, styles, latent, **more))
 
 

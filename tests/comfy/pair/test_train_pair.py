@@ -19,7 +19,7 @@ from pack.nodes.trainer.nodes import TrainingSettingsNode
 from pack.nodes.trainer.target_layers import training_sites
 from pack.training import FAMILIES, TrainingSettings
 from pack.training.adapters import new_adapter
-from pair_inputs import RandomFeatures, picture, planned, progress, queue, request
+from pair_inputs import RandomFeatures, checked_trainer, new_trainer, picture, progress, queue
 from PIL import Image
 from tiny import tiny, tiny_clip, weights_hash
 from wide_sdxl import real_width_sdxl
@@ -161,7 +161,7 @@ def test_several_pairs_share_the_style_and_keep_their_contents(output):
 def test_sdxl_rows_carry_true_size_and_crop():
     model = tiny("sdxl")
     clip = RandomFeatures(model)
-    trainer = planned(
+    trainer = checked_trainer(
         "sdxl", model=model, clip=clip, before=picture(72, 61, seed=1), after=picture(100, 90)
     )
     ((before, after),) = trainer.prepare(3)[0].pairs
@@ -176,7 +176,7 @@ def test_sdxl_rows_carry_true_size_and_crop():
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 def test_zero_is_the_family_default_and_is_said_to_be(family, monkeypatch):
     monkeypatch.setattr("pack.nodes.trainer.base.identify_for_training", lambda model: family)
-    plan = request(steps=0, rank=0, learning_rate=0.0)
+    plan = new_trainer(steps=0, rank=0, learning_rate=0.0)
     defaults = family.pair
     assert plan.config.steps == defaults.steps
     assert plan.config.rank == defaults.rank

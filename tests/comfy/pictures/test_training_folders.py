@@ -8,7 +8,7 @@ import folder_paths
 import pytest
 from pack.nodes.pictures.folder import folder_fingerprint, training_folders
 from pack.nodes.pictures.nodes import LoadTrainingImages
-from training_pictures import load, painted
+from training_pictures import load, two_colour_picture
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ OUTSIDE = ["..", "../elsewhere", "set/../../elsewhere", "/etc", "link", "a\0b"]
 def test_folders_outside_input_are_refused_before_anything_runs(name, folder, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    painted().save(elsewhere / "a.png")
+    two_colour_picture().save(elsewhere / "a.png")
     (folder.parent / "link").symlink_to(elsewhere)
     refusal = LoadTrainingImages.validate_inputs(name)
     assert "must lie in ComfyUI's input folder" in refusal
@@ -45,17 +45,17 @@ def test_folders_outside_input_are_refused_before_anything_runs(name, folder, tm
 
 @pytest.mark.parametrize("name", ["", "nowhere", "set/a.png"])
 def test_what_is_no_folder_is_refused(name, folder):
-    painted().save(folder / "a.png")
+    two_colour_picture().save(folder / "a.png")
     assert "must be a folder in ComfyUI's input folder" in LoadTrainingImages.validate_inputs(name)
 
 
 def test_a_file_that_links_out_of_input_is_refused(folder, tmp_path):
-    painted().save(tmp_path / "secret.png")
+    two_colour_picture().save(tmp_path / "secret.png")
     (folder / "a.png").symlink_to(tmp_path / "secret.png")
     with pytest.raises(ValueError, match=r"got a link out of it: a.png"):
         load()
     (folder / "a.png").unlink()
-    painted().save(folder / "a.png")
+    two_colour_picture().save(folder / "a.png")
     (tmp_path / "secret.txt").write_text("a secret")
     (folder / "a.txt").symlink_to(tmp_path / "secret.txt")
     with pytest.raises(ValueError, match=r"got a link out of it: a.txt"):
@@ -63,15 +63,15 @@ def test_a_file_that_links_out_of_input_is_refused(folder, tmp_path):
 
 
 def test_folders_that_hold_pictures_are_offered(folder):
-    painted().save(folder / "a.png")
+    two_colour_picture().save(folder / "a.png")
     deep = folder / "more" / "deep"
     deep.mkdir(parents=True)
-    painted().save(deep / "a.JPG")
+    two_colour_picture().save(deep / "a.JPG")
     hidden = folder / ".thumbnails"
     hidden.mkdir()
-    painted().save(hidden / "a.png")
+    two_colour_picture().save(hidden / "a.png")
     assert training_folders() == ["set", "set/more/deep"]
-    painted().save(folder.parent / "loose.png")
+    two_colour_picture().save(folder.parent / "loose.png")
     assert training_folders() == [".", "set", "set/more/deep"]
     assert LoadTrainingImages.validate_inputs(".") is True
     assert len(load(".")[0]) == 1
@@ -80,7 +80,7 @@ def test_folders_that_hold_pictures_are_offered(folder):
 
 
 def test_a_changed_file_changes_the_fingerprint(folder):
-    painted().save(folder / "a.png")
+    two_colour_picture().save(folder / "a.png")
     seen = [folder_fingerprint("set")]
     assert folder_fingerprint("set") == seen[0]
     (folder / "a.txt").write_text("one")
@@ -110,10 +110,10 @@ def test_a_server_reads_a_changed_folder_anew_and_refuses_others(comfy_server):
     place = comfy_server.base_directory / "input" / "set"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
-    painted().save(place / "a.png")
+    two_colour_picture().save(place / "a.png")
     seen: list[str] = []
     run_graph(comfy_server, seen)
-    painted(64, 64).save(place / "b.png")
+    two_colour_picture(64, 64).save(place / "b.png")
     run_graph(comfy_server, seen)
     assert seen[0].startswith("1 pictures from set")
     assert seen[1].startswith("2 pictures from set")

@@ -11,7 +11,7 @@ import torch
 from pack.nodes.pictures.folder import natural_sort_key
 from PIL import Image
 from training_images_case import BAD_PICTURES
-from training_pictures import load, painted
+from training_pictures import load, two_colour_picture
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +28,9 @@ def lines(name: str = "set", **options) -> list[str]:
 
 
 def test_pictures_captions_and_masks_come_together(folder):
-    painted().save(folder / "a.png")
+    two_colour_picture().save(folder / "a.png")
     (folder / "a.txt").write_text(" a red corner\n", encoding="utf-8")
-    painted(64, 64).save(folder / "b.jpg", quality=95)
+    two_colour_picture(64, 64).save(folder / "b.jpg", quality=95)
     Image.new("L", (64, 64), 0).save(folder / "b.mask.png")
     half = Image.new("L", (64, 64), 0)
     half.paste(255, (0, 0, 32, 64))
@@ -51,7 +51,7 @@ def test_pictures_captions_and_masks_come_together(folder):
 
 def test_the_order_is_the_one_that_people_expect(folder):
     for name in ("10.png", "9.PNG", "b2.png", "B10.png", "a.png", "b1.jpeg"):
-        painted().save(folder / name)
+        two_colour_picture().save(folder / name)
         (folder / name).with_suffix(".txt").write_text(name)
     assert load()[1] == ["9.PNG", "10.png", "a.png", "b1.jpeg", "b2.png", "B10.png"]
     names = ["", "é", "²", "1", "a1b", "a01b", "\u0661", "."]
@@ -61,7 +61,7 @@ def test_the_order_is_the_one_that_people_expect(folder):
 def test_exif_orientation_is_turned_for_picture_and_mask(folder):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: the first row is the right side
-    painted(48, 32).save(folder / "a.jpg", exif=exif, quality=95)
+    two_colour_picture(48, 32).save(folder / "a.jpg", exif=exif, quality=95)
     Image.new("L", (32, 48), 255).save(folder / "a.mask.png")
     (image,) = load()[0]
     assert image.shape == (1, 48, 32, 3)
@@ -70,14 +70,14 @@ def test_exif_orientation_is_turned_for_picture_and_mask(folder):
 
 
 def test_transparency_becomes_a_mask_on_white(folder):
-    clear = painted(mode="RGBA")
+    clear = two_colour_picture(mode="RGBA")
     clear.putalpha(Image.new("L", clear.size, 255))
     alpha = np.zeros((32, 48), np.uint8)
     alpha[:, 24:] = 255
     clear.putalpha(Image.fromarray(alpha))
     clear.save(folder / "a.png")
-    painted().quantize(4).save(folder / "b.png", transparency=0)
-    opaque = painted(mode="RGBA")
+    two_colour_picture().quantize(4).save(folder / "b.png", transparency=0)
+    opaque = two_colour_picture(mode="RGBA")
     opaque.save(folder / "c.png")
     images, _, masks, report = load()
     assert masks[0][0, 0].tolist() == [0.0] * 24 + [1.0] * 24
@@ -88,7 +88,7 @@ def test_transparency_becomes_a_mask_on_white(folder):
 
 
 def test_a_mask_picture_counts_more_than_transparency(folder):
-    clear = painted(mode="RGBA")
+    clear = two_colour_picture(mode="RGBA")
     clear.putalpha(Image.new("L", clear.size, 7))
     clear.save(folder / "a.png")
     Image.new("L", (48, 32), 255).save(folder / "a.Mask.PNG")
@@ -96,11 +96,11 @@ def test_a_mask_picture_counts_more_than_transparency(folder):
 
 
 def test_large_pictures_are_brought_into_buckets(folder):
-    painted(1920, 1080).save(folder / "a.jpg")
-    painted(1080, 1920).save(folder / "b.jpg")
-    painted(1000, 1000).save(folder / "c.jpg")
-    painted(48, 32).save(folder / "d.png")
-    painted(2000, 100).save(folder / "e.jpg")
+    two_colour_picture(1920, 1080).save(folder / "a.jpg")
+    two_colour_picture(1080, 1920).save(folder / "b.jpg")
+    two_colour_picture(1000, 1000).save(folder / "c.jpg")
+    two_colour_picture(48, 32).save(folder / "d.png")
+    two_colour_picture(2000, 100).save(folder / "e.jpg")
     images, _, masks, report = load(resolution=512, bucket_step=64)
     sizes = [tuple(image.shape[1:3]) for image in images]
     assert sizes[:4] == [(384, 640), (640, 384), (512, 512), (32, 48)]
@@ -113,7 +113,7 @@ def test_large_pictures_are_brought_into_buckets(folder):
 
 
 def test_nothing_is_resized_without_a_resolution(folder):
-    painted(101, 67).save(folder / "a.png")
+    two_colour_picture(101, 67).save(folder / "a.png")
     assert load()[0][0].shape == (1, 67, 101, 3)
 
 
@@ -139,7 +139,7 @@ CAPTIONS = {
 @pytest.mark.parametrize("case", CAPTIONS)
 def test_captions_of_any_encoding_are_read_and_said(case, folder):
     raw, expected, problem = CAPTIONS[case]
-    painted().save(folder / "a.png")
+    two_colour_picture().save(folder / "a.png")
     (folder / "a.txt").write_bytes(raw)
     _, (caption,), _, report = load()
     assert caption == expected
@@ -155,15 +155,15 @@ def test_captions_of_any_encoding_are_read_and_said(case, folder):
     ],
 )
 def test_what_is_no_caption_is_refused(raw, message, folder):
-    painted().save(folder / "a.png")
+    two_colour_picture().save(folder / "a.png")
     (folder / "a.txt").write_bytes(raw)
     with pytest.raises(ValueError, match=message):
         load()
 
 
 def test_leftovers_are_reported(folder):
-    painted().save(folder / "a.png")
-    painted().save(folder / "b.mask.png")
+    two_colour_picture().save(folder / "a.png")
+    two_colour_picture().save(folder / "b.mask.png")
     (folder / "c.txt").write_text("a cup")
     (folder / "notes.md").write_text("no picture")
     (folder / ".hidden.png").write_bytes(b"")
@@ -187,7 +187,7 @@ def test_sixteen_bits_are_kept_and_said(folder):
 
 
 def test_cmyk_is_turned_into_rgb_and_said(folder):
-    painted(mode="CMYK").save(folder / "a.jpg", quality=95)
+    two_colour_picture(mode="CMYK").save(folder / "a.jpg", quality=95)
     (image,), _, _, report = load()
     assert image.shape == (1, 32, 48, 3)
     assert image[0, 4, 4, 0] > 0.7 > 0.3 > image[0, 4, 4, 2]
@@ -196,14 +196,14 @@ def test_cmyk_is_turned_into_rgb_and_said(folder):
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "YCbCr"])
 def test_other_modes_become_three_channels(mode, folder):
-    painted(mode=mode).save(folder / ("a.jpg" if mode == "YCbCr" else "a.png"))
+    two_colour_picture(mode=mode).save(folder / ("a.jpg" if mode == "YCbCr" else "a.png"))
     assert load()[0][0].shape == (1, 32, 48, 3)
 
 
 @pytest.mark.parametrize("name", BAD_PICTURES)
 def test_a_bad_picture_is_refused_by_name(name, folder):
     make, message = BAD_PICTURES[name]
-    painted().save(folder / "a.png")
+    two_colour_picture().save(folder / "a.png")
     make(folder / name)
     with pytest.raises(ValueError, match=message) as caught:
         load()
@@ -214,7 +214,7 @@ def test_a_bad_picture_is_refused_by_name(name, folder):
 
 
 def test_a_picture_of_30_000_pixels_length_is_taken_and_its_crop_said(folder):
-    painted(30_000, 300).save(folder / "a.png")
+    two_colour_picture(30_000, 300).save(folder / "a.png")
     (image,), _, _, report = load(resolution=512, bucket_step=64)
     assert max(image.shape[1:3]) <= 4 * min(image.shape[1:3])
     assert "a.png (30000 x 300) is cut to 4% of itself" in report
@@ -227,7 +227,7 @@ def test_damaged_bytes_never_end_in_anything_but_a_sentence(seed, folder):
     for ending, options in (("png", {}), ("jpg", {}), ("webp", {}), ("gif", {}), ("tiff", {})):
         file = io.BytesIO()
         kind = {"jpg": "JPEG"}.get(ending, ending.upper())
-        painted(90, 70).save(file, kind, **options)
+        two_colour_picture(90, 70).save(file, kind, **options)
         whole[ending] = file.getvalue()
     for _ in range(100):
         ending = generator.choice(list(whole))
@@ -252,7 +252,7 @@ def test_damaged_bytes_never_end_in_anything_but_a_sentence(seed, folder):
 
 
 def test_masks_that_do_not_fit_are_refused_by_name(folder):
-    painted().save(folder / "a.png")
+    two_colour_picture().save(folder / "a.png")
     Image.new("L", (47, 32), 255).save(folder / "a.mask.png")
     with pytest.raises(ValueError, match=r"got 47 x 32 in a.mask.png for a.png of 48 x 32"):
         load()
@@ -262,7 +262,7 @@ def test_masks_that_do_not_fit_are_refused_by_name(folder):
     ):
         load()
     (folder / "a.mask.png").unlink()
-    clear = painted(mode="RGBA")
+    clear = two_colour_picture(mode="RGBA")
     clear.putalpha(0)
     clear.save(folder / "a.png")
     with pytest.raises(ValueError, match=r"black everywhere in a\.png"):

@@ -17,7 +17,7 @@ from pack.nodes.trainer.examples import latent_mask
 from pack.nodes.trainer.target_layers import training_sites
 from pack.training import FAMILIES, Gate, TrainingSettings
 from pair_inputs import RandomFeatures, picture, progress, vae_for
-from plain_inputs import identity, planned, queue, request
+from plain_inputs import checked_trainer, identity, new_trainer, queue
 from tiny import tiny, tiny_clip, tiny_cond, tiny_latent, tiny_vae, weights_hash
 
 import nodes as core_nodes
@@ -109,7 +109,7 @@ def test_the_node_shows_pictures_and_values():
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 def test_zero_is_the_family_default_and_is_said_to_be(family, monkeypatch):
     monkeypatch.setattr("pack.nodes.trainer.base.identify_for_training", lambda model: family)
-    plan = request(steps=0, rank=0, learning_rate=0.0)
+    plan = new_trainer(steps=0, rank=0, learning_rate=0.0)
     defaults = family.plain
     assert plan.config.steps == defaults.steps
     assert plan.config.rank == defaults.rank
@@ -119,7 +119,7 @@ def test_zero_is_the_family_default_and_is_said_to_be(family, monkeypatch):
     assert plan.resolution == defaults.resolution
     assert plan.values_line(1).count(f"(default: {defaults.source})") == 3
     chosen = TrainingSettings(timesteps="shifted", weight_decay=0.5, resolution=64)
-    plan = planned(settings=chosen)
+    plan = checked_trainer(settings=chosen)
     assert (plan.config.timesteps, plan.config.weight_decay, plan.resolution) == (
         "shifted",
         0.5,
@@ -186,7 +186,7 @@ def test_batches_take_pictures_of_different_sizes():
 
 
 def test_every_caption_goes_to_its_picture():
-    trainer = planned(captions=["one", "two"])
+    trainer = checked_trainer(captions=["one", "two"])
     examples = trainer.prepare(3)[0].examples
     for shown, caption in zip(examples, ("one", "two"), strict=True):
         expected = training_cond(
@@ -212,7 +212,7 @@ def test_dropped_captions_are_the_empty_one():
 def test_only_what_the_mask_shows_is_learnt(name):
     mask = torch.zeros(1, 32, 48)
     mask[:, :, :16] = 1.0
-    trainer = planned(name, images=[picture(seed=1)], captions="a ball", masks=[mask])
+    trainer = checked_trainer(name, images=[picture(seed=1)], captions="a ball", masks=[mask])
     (shown,) = trainer.prepare(3)[0].examples
     assert shown.mask.shape == (1, 4, 6)
     assert shown.mask[0].tolist() == [[1, 1, 0, 0, 0, 0]] * 4
@@ -242,7 +242,7 @@ def test_masks_turn_with_their_pictures_and_shrink_with_them():
     image, mask = picture(64, 96, seed=3), torch.zeros(1, 64, 96)
     mask[:, :, :32] = 1.0
     settings = TrainingSettings(flip="random", resolution=48)
-    trainer = planned(images=image, captions="x", masks=[mask], settings=settings)
+    trainer = checked_trainer(images=image, captions="x", masks=[mask], settings=settings)
     recipe, _ = trainer.prepare(3)
     (shown,), (mirrored,) = recipe.examples, recipe.mirrored
     assert shown.latent.shape[-2:] == shown.mask.shape[-2:] == (4, 6)
@@ -325,7 +325,7 @@ def test_a_caption_s_pooled_vector_decides_where_the_model_reads_it(name, reads_
 def test_sdxl_rows_carry_true_size_and_crop():
     model = tiny("sdxl")
     clip = RandomFeatures(model)
-    trainer = planned(
+    trainer = checked_trainer(
         "sdxl", model=model, clip=clip, images=[picture(72, 61, seed=1)], captions="a ball"
     )
     (shown,) = trainer.prepare(3)[0].examples
@@ -337,7 +337,7 @@ def test_sdxl_rows_carry_true_size_and_crop():
 
 def test_previews_show_the_trained_lora():
     settings = TrainingSettings(preview_every=2, preview_prompt="a cone")
-    _, scene = planned(settings=settings).prepare(3)
+    _, scene = checked_trainer(settings=settings).prepare(3)
     assert scene.gates == scene.uncond_gates == {"lora": Gate()}
     assert scene.shape == (16, 4, 6)
 

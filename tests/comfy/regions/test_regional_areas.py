@@ -5,7 +5,7 @@ import torch
 from gated_loras import relative
 from pack.lora_ops import Box, Region, token_masks
 from pack.nodes.regions.layout.region_maps import RegionMaps
-from regional_case import EXACT, cond, ksample, latent_of, regional, said
+from regional_case import EXACT, cond, ksample, latent_of, region_prompts, regional
 from tiny import tiny
 
 import nodes
@@ -36,7 +36,7 @@ def halves():
 
 
 def sampled(*regions):
-    prompts = said(("cat", cond("sd15", 2), None)) if regions else None
+    prompts = region_prompts(("cat", cond("sd15", 2), None)) if regions else None
     model = regional(tiny("sd15"), regions, prompts)
     # Without a negative prompt, which sees the whole picture, no half knows of the other.
     return ksample(model, halves(), cond("sd15", 1), latent_of("sd15", 8, 16), cfg=1.0)

@@ -17,8 +17,8 @@ from regional_case import (
     cond,
     ksample,
     latent_of,
+    region_prompts,
     regional,
-    said,
 )
 from tiny import tiny, tiny_cond
 
@@ -46,11 +46,11 @@ def _nothing_is_left():
 def test_one_full_frame_region_is_that_prompt_alone(name):
     positive, negative, own, unwanted = (cond(name, seed) for seed in range(4))
     wanted = ksample(tiny(name), own, unwanted, latent_of(name))
-    model = regional(tiny(name), [WHOLE], said(("all", own, unwanted)))
+    model = regional(tiny(name), [WHOLE], region_prompts(("all", own, unwanted)))
     found = ksample(model, positive, negative, latent_of(name))
     assert relative(found, wanted) < EXACT
     # Without a negative of its own, the sampler's holds.
-    model = regional(tiny(name), [WHOLE], said(("all", own, None)))
+    model = regional(tiny(name), [WHOLE], region_prompts(("all", own, None)))
     wanted = ksample(tiny(name), own, negative, latent_of(name))
     assert relative(ksample(model, positive, negative, latent_of(name)), wanted) < EXACT
 
@@ -61,7 +61,7 @@ def test_no_region_is_the_plain_sampler_bit_for_bit(name):
     plain = ksample(tiny(name), positive, negative, latent_of(name))
     for regions, prompts in (
         ([], None),
-        ([Region("later", WHOLE.box, weight=0.0)], said(("later", own, None))),
+        ([Region("later", WHOLE.box, weight=0.0)], region_prompts(("later", own, None))),
     ):
         model = regional(tiny(name), regions, prompts, pooled="global prompt's")
         assert torch.equal(ksample(model, positive, negative, latent_of(name)), plain)
@@ -71,7 +71,7 @@ def test_no_region_is_the_plain_sampler_bit_for_bit(name):
 def test_equal_prompts_everywhere_are_the_plain_sampler(name):
     positive, negative = cond(name, 0), cond(name, 1)
     plain = ksample(tiny(name), positive, negative, latent_of(name))
-    prompts = said(("left", positive, negative), ("right", positive, None))
+    prompts = region_prompts(("left", positive, negative), ("right", positive, None))
     regions = [LEFT, Region("right", Box(0.3, 0.2, 1, 1), feather=0.2)]
     found = ksample(regional(tiny(name), regions, prompts), positive, negative, latent_of(name))
     assert relative(found, plain) < EXACT
@@ -148,7 +148,7 @@ def test_the_papers_routing(name, height, width, batch):
     regions = [Region(title, box) for title, box in BOXES.items()]
     # prompts of another length than the global one
     two = tiny_cond(tiny(name), 24, seed=9)
-    prompts = said(("one", one, unwanted), ("two", two, None))
+    prompts = region_prompts(("one", one, unwanted), ("two", two, None))
     model = regional(tiny(name), regions, prompts, cells=WHOLE_CELLS, pooled="global prompt's")
     latent = latent_of(name, height, width, batch)
     found = ksample(model, positive, negative, latent, steps=2)
@@ -167,7 +167,7 @@ def test_the_papers_routing(name, height, width, batch):
 def test_batches_odd_sizes_and_a_second_pass(name, height, width, batch):
     """Each size has the regions where they are; a full frame of two halves is one prompt."""
     positive, negative, own = (cond(name, seed) for seed in range(3))
-    prompts = said(("left", own, None), ("right", own, None))
+    prompts = region_prompts(("left", own, None), ("right", own, None))
     model = regional(tiny(name), [LEFT, RIGHT], prompts)
     small = ksample(model, positive, negative, latent_of(name, batch=batch), steps=2)
     latent = torch.nn.functional.interpolate(
@@ -211,7 +211,9 @@ def test_a_text_has_no_part_in_tokens_of_another_region():
             seen["b"] = torch.autograd.grad(left.square().sum(), texts)
 
     run = {}
-    model = regional(tiny("sd15"), [LEFT, RIGHT], said(("left", own, None), ("right", other, None)))
+    model = regional(
+        tiny("sd15"), [LEFT, RIGHT], region_prompts(("left", own, None), ("right", other, None))
+    )
 
     def keep_run(apply_model, arguments):
         wrappers = arguments["c"]["transformer_options"]["wrappers"]["apply_model"]
@@ -252,7 +254,7 @@ def test_start_and_end_percent(name):
     positive, negative, own = (cond(name, seed) for seed in range(3))
     late = Region("all", WHOLE.box, start_percent=0.5)
     early = Region("all", WHOLE.box, end_percent=0.5)
-    prompts = said(("all", own, None))
+    prompts = region_prompts(("all", own, None))
     calls = {}
     for title, region in (("late", late), ("early", early)):
         model = regional(tiny(name), [region], prompts, pooled="global prompt's")
@@ -281,7 +283,7 @@ def test_start_and_end_percent(name):
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
 def test_pooled_vectors_are_mixed_by_area_or_left_alone(name):
     positive, negative, own = (cond(name, seed) for seed in range(3))
-    prompts = said(("left", own, None))
+    prompts = region_prompts(("left", own, None))
     seen = []
 
     def record(apply_model, arguments):

@@ -10,17 +10,17 @@ from regional_case import (
     cond,
     ksample,
     latent_of,
+    region_prompts,
     regional,
-    said,
 )
 from regional_refusals import (
-    DRAWN,
     MODELS,
+    NOTES,
     PROMPTS,
-    SAID,
-    drawn,
+    REFUSED_SAMPLING,
     leave_no_room,
     on_left,
+    sample,
     take_no_masks,
 )
 from tiny import tiny
@@ -37,7 +37,7 @@ def test_prompts(action, message):
     refused(message, action)
 
 
-@pytest.mark.parametrize(("action", "messages"), SAID.values(), ids=SAID)
+@pytest.mark.parametrize(("action", "messages"), NOTES.values(), ids=NOTES)
 def test_what_has_no_effect_is_said(caplog, action, messages):
     with caplog.at_level(logging.WARNING):
         action()
@@ -50,10 +50,12 @@ def test_models_and_prompts_that_do_not_fit_are_refused_by_name(action, message)
     refused(message, action)
 
 
-@pytest.mark.parametrize(("make", "message", "error"), DRAWN.values(), ids=DRAWN)
+@pytest.mark.parametrize(
+    ("make", "message", "error"), REFUSED_SAMPLING.values(), ids=REFUSED_SAMPLING
+)
 def test_what_a_sampler_finds_is_refused_and_leaves_nothing(make, message, error):
     model = make()
-    refused(message, drawn, model, error=error)
+    refused(message, sample, model, error=error)
     assert hook_count(model) == 0
 
 
@@ -62,7 +64,7 @@ def test_texts_that_are_too_long_beside_the_picture(monkeypatch):
     leave_no_room(monkeypatch)
     refused(
         "the texts of all regions must fit beside the picture",
-        drawn,
+        sample,
         model,
         "flux",
         error=RuntimeError,
@@ -72,10 +74,10 @@ def test_texts_that_are_too_long_beside_the_picture(monkeypatch):
 def test_an_attention_backend_without_masks_is_replaced_for_those_calls(monkeypatch, caplog):
     """PyTorch's serves in its place, which is said once; the result is the same."""
     model = on_left("flux")
-    wanted = drawn(model, "flux")
+    wanted = sample(model, "flux")
     take_no_masks(monkeypatch)
     with caplog.at_level(logging.WARNING):
-        found = drawn(model, "flux")
+        found = sample(model, "flux")
     assert relative(found, wanted) < EXACT
     assert len([r for r in caplog.records if "takes no masks" in r.getMessage()]) == 1
 
@@ -83,7 +85,7 @@ def test_an_attention_backend_without_masks_is_replaced_for_those_calls(monkeypa
 def test_a_small_box_keeps_a_cell_or_has_none_by_the_papers_rule():
     own, plain = cond("sd15", 2), cond("sd15", 0)
     dot = Region("dot", Box(0.51, 0.51, 0.6, 0.6))
-    prompts = said(("dot", own, None))
+    prompts = region_prompts(("dot", own, None))
     base = ksample(tiny("sd15"), plain, cond("sd15", 1), latent_of("sd15"))
     found = {}
     for cells in ("at least one cell", "whole cells (paper)"):

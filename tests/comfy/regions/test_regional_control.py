@@ -23,8 +23,8 @@ from regional_case import (
     ksample,
     latent_of,
     lora_of,
+    region_prompts,
     regional,
-    said,
 )
 from regional_control_case import (
     STRENGTHS,
@@ -178,9 +178,9 @@ def test_settings_of_the_prompt_change_no_strength(controlnet):
 def test_beside_regional_attention(controlnet):
     """The ControlNet reads the sampler's prompt, the picture hears its regions."""
     own, negative, lora = cond("sd15", 0), cond("sd15", 1), lora_of("sd15")
-    prompts = said(("all", own, negative, {"lora": lora}))
+    prompts = region_prompts(("all", own, negative, {"lora": lora}))
     plain = sampled(controlnet)
-    model = regional(tiny("sd15"), [WHOLE], said(("all", own, negative)))
+    model = regional(tiny("sd15"), [WHOLE], region_prompts(("all", own, negative)))
     assert relative(sampled(controlnet, model=model), plain) < EXACT
     model = regional(tiny("sd15"), [WHOLE], prompts)
     assert relative(sampled(controlnet, model=model), plain) > 1e-3

@@ -7,14 +7,14 @@ from comfy_extras.nodes_custom_sampler import DualCFGGuider, DualModelGuider
 from comfy_extras.nodes_perpneg import PerpNeg, PerpNegGuider
 from gated_loras import hook_count, patched, relative
 from guidance_case import sample_with
-from regional_case import EXACT, WHOLE, cond, ksample, latent_of, lora_of, regional, said
+from regional_case import EXACT, WHOLE, cond, ksample, latent_of, lora_of, region_prompts, regional
 from tiny import tiny
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd3"])
 def test_lists_beside_positive_and_negative_keep_their_own_prompt(name):
     positive, negative, third, own, unwanted = (cond(name, seed) for seed in range(5))
-    model = regional(tiny(name), [WHOLE], said(("all", own, unwanted)))
+    model = regional(tiny(name), [WHOLE], region_prompts(("all", own, unwanted)))
 
     def perp_neg(model, positive, negative):
         return PerpNegGuider.execute(model, positive, negative, third, 5.0, 0.7)[0]
@@ -38,7 +38,7 @@ def test_loras_of_regions_act_in_every_list():
     model = patched(tiny("sd15"), lora)
     wanted = sample_with(guider(model), model, latent_of("sd15"))
     tiny("sd15").unpatch_model()
-    model = regional(tiny("sd15"), [WHOLE], said(("all", None, None, {"lora": lora})))
+    model = regional(tiny("sd15"), [WHOLE], region_prompts(("all", None, None, {"lora": lora})))
     found = sample_with(guider(model), model, latent_of("sd15"))
     assert relative(found, wanted) < EXACT
     assert hook_count(model) == 0
@@ -46,7 +46,7 @@ def test_loras_of_regions_act_in_every_list():
 
 def test_prompts_that_are_predicted_out_of_reach_are_said_once(caplog):
     positive, negative, own, unwanted = (cond("sd15", seed) for seed in range(4))
-    regions, prompts = [WHOLE], said(("all", own, unwanted))
+    regions, prompts = [WHOLE], region_prompts(("all", own, unwanted))
 
     def messages():
         return [r for r in caplog.records if "regions do not reach a prompt" in r.getMessage()]

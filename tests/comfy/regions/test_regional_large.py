@@ -7,7 +7,17 @@ import pytest
 import torch
 from gated_loras import hook_count, patched, random_lora, relative
 from pack.lora_ops import Box, Region
-from regional_case import EXACT, LEFT, RIGHT, cond, ksample, latent_of, lora_of, regional, said
+from regional_case import (
+    EXACT,
+    LEFT,
+    RIGHT,
+    cond,
+    ksample,
+    latent_of,
+    lora_of,
+    region_prompts,
+    regional,
+)
 from tiny import random_state, tiny, weights_hash
 
 NARROW = {
@@ -49,7 +59,9 @@ def test_six_regions_with_six_loras_on_a_canvas_of_1024_x_2048():
     prompts = [(f"{i}", cond("sd15", i + 2), None, {"lora": loras[i]}) for i in range(6)]
     latent = torch.zeros(1, 4, 128, 256)
     plain, first = text_layer(model, latent)
-    found, mixed = text_layer(regional(model, regions, said(*prompts), isolate=True), latent)
+    found, mixed = text_layer(
+        regional(model, regions, region_prompts(*prompts), isolate=True), latent
+    )
     assert bool(found.isfinite().all())
     assert relative(found, plain) > 1e-3
     rows, columns = mixed.shape[:2]
@@ -61,7 +73,7 @@ def test_six_regions_with_six_loras_on_a_canvas_of_1024_x_2048():
         outside[top:, left:right] = False
     assert relative(mixed[outside], first[outside]) < EXACT
     assert relative(mixed[~outside], first[~outside]) > 1e-2
-    alone = said(("all", cond("sd15", 5), None, {"lora": loras[3]}))
+    alone = region_prompts(("all", cond("sd15", 5), None, {"lora": loras[3]}))
     whole = [Region("all", Box(0, 0, 1, 1))]
     _, fourth = text_layer(regional(model, whole, alone, isolate=True), latent)
     held = slice(rows // 4, rows), slice(3 * columns // 8, columns // 2)
@@ -90,7 +102,7 @@ def test_offloaded_weights_give_what_loaded_ones_do(name, monkeypatch):
     """Every layer is cast on each call, LoRAs of the whole model and of the regions too."""
     before = weights_hash(tiny(name))
     upstream = patched(tiny(name), random_lora(tiny(name), seed=50))
-    prompts = said(
+    prompts = region_prompts(
         ("left", cond(name, 2), None, {"lora": lora_of(name, 1)}),
         ("right", cond(name, 3), cond(name, 4), {"lora": lora_of(name, 2)}),
     )

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
-from concept_case import NAME, NEGATIVE, applied, encode
+from concept_case import NAME, NEGATIVE, apply_concepts, encode
 from concept_inputs import concept_for, stock
 from gated_loras import FILES, gaussian, hook_count, layer_file, patched, relative
 from half_inputs import make, trained
@@ -23,8 +23,8 @@ from regional_case import (
     ksample,
     latent_of,
     lora_of,
+    region_prompts,
     regional,
-    said,
 )
 from tiny import restore_shared, tiny, tiny_clip
 
@@ -39,14 +39,16 @@ def test_in_one_full_frame_region_it_is_the_weight_patched_model(name, targets):
         wanted = ksample(patched(tiny(name), lora), own, heard, latent_of(name, batch=1))
         tiny(name).unpatch_model()
         model = regional(
-            tiny(name), [WHOLE], said(("all", own, its_negative, {"lora": lora, "strength": 1.0}))
+            tiny(name),
+            [WHOLE],
+            region_prompts(("all", own, its_negative, {"lora": lora, "strength": 1.0})),
         )
         found = ksample(model, positive, negative, latent_of(name))
         assert relative(found, wanted) < EXACT
     # The global prompt serves a region without words, under its LoRA.
     wanted = ksample(patched(tiny(name), lora), positive, negative, latent_of(name))
     tiny(name).unpatch_model()
-    model = regional(tiny(name), [WHOLE], said(("all", None, None, {"lora": lora})))
+    model = regional(tiny(name), [WHOLE], region_prompts(("all", None, None, {"lora": lora})))
     assert relative(ksample(model, positive, negative, latent_of(name)), wanted) < EXACT
     assert hook_count(model) == 0
 
@@ -57,7 +59,9 @@ def test_in_one_full_frame_region_on_wider_networks(name):
     positive, negative, own = (cond(name, seed) for seed in range(3))
     wanted = ksample(patched(tiny(name), lora_of(name)), own, negative, latent_of(name))
     tiny(name).unpatch_model()
-    model = regional(tiny(name), [WHOLE], said(("all", own, None, {"lora": lora_of(name)})))
+    model = regional(
+        tiny(name), [WHOLE], region_prompts(("all", own, None, {"lora": lora_of(name)}))
+    )
     assert relative(ksample(model, positive, negative, latent_of(name)), wanted) < EXACT
 
 
@@ -68,13 +72,13 @@ def test_downloaded_files_of_every_form(kind):
     own, negative, lora = cond(name, 2), cond(name, 1), make()
     wanted = ksample(patched(tiny(name), lora), own, negative, latent_of(name), steps=1)
     tiny(name).unpatch_model()
-    model = regional(tiny(name), [WHOLE], said(("all", own, None, {"lora": lora})))
+    model = regional(tiny(name), [WHOLE], region_prompts(("all", own, None, {"lora": lora})))
     found = ksample(model, cond(name, 0), negative, latent_of(name), steps=1)
     assert relative(found, wanted) < EXACT
 
 
 def two_loras(name="sd15"):
-    return said(
+    return region_prompts(
         ("left", cond(name, 2), None, {"lora": lora_of(name, 1), "strength": 0.5}),
         ("right", cond(name, 3), None, {"lora": lora_of(name, 2)}),
     )
@@ -134,9 +138,11 @@ LAYERS = ("attn1.to_q", "attn1.to_k", "attn1.to_out.0", "attn2.to_q")
 def test_isolated_keys_and_values_stay_the_bases(name):
     """With ``isolate`` a full-frame LoRA is one without self-attention's keys and values."""
     own, negative, lora = cond(name, 2), cond(name, 1), lora_of(name)
-    model = regional(tiny(name), [WHOLE], said(("all", own, None, {"lora": lora})), isolate=True)
+    model = regional(
+        tiny(name), [WHOLE], region_prompts(("all", own, None, {"lora": lora})), isolate=True
+    )
     found = ksample(model, cond(name, 0), negative, latent_of(name))
-    open_model = regional(tiny(name), [WHOLE], said(("all", own, None, {"lora": lora})))
+    open_model = regional(tiny(name), [WHOLE], region_prompts(("all", own, None, {"lora": lora})))
     assert relative(ksample(open_model, cond(name, 0), negative, latent_of(name)), found) > 1e-3
     if name in ("sd15", "wan21"):
         kept = {k: v for k, v in lora.items() if not any(part in k for part in ISOLATED)}
@@ -149,7 +155,7 @@ def test_isolated_keys_and_values_stay_the_bases(name):
     else:  # single blocks see text and image in one layer: only the double blocks can be told
         lora = {k: v for k, v in lora.items() if "double_blocks" in k}
         model = regional(
-            tiny(name), [WHOLE], said(("all", own, None, {"lora": lora})), isolate=True
+            tiny(name), [WHOLE], region_prompts(("all", own, None, {"lora": lora})), isolate=True
         )
         found = ksample(model, cond(name, 0), negative, latent_of(name))
         kept = {
@@ -172,7 +178,7 @@ def test_layers_without_tokens(without_tokens, caplog):
         model = regional(
             tiny("sd15"),
             [LEFT],
-            said(("left", positive, None, {"lora": lora})),
+            region_prompts(("left", positive, None, {"lora": lora})),
             without_tokens=without_tokens,
         )
         found = ksample(model, positive, negative, latent_of("sd15"))
@@ -187,7 +193,7 @@ def test_layers_that_the_model_lacks_are_said_once(caplog):
     lora = {**lora_of("sd15"), "lora_unet_no_such_layer.lora_up.weight": torch.zeros(4, 4)}
     lora["lora_unet_no_such_layer.lora_down.weight"] = torch.zeros(4, 4)
     with caplog.at_level(logging.WARNING):
-        model = regional(tiny("sd15"), [LEFT], said(("left", None, None, {"lora": lora})))
+        model = regional(tiny("sd15"), [LEFT], region_prompts(("left", None, None, {"lora": lora})))
         for _ in range(2):
             ksample(model, cond("sd15"), cond("sd15", 1), latent_of("sd15"), steps=1)
     assert len([r for r in caplog.records if "are left out" in r.getMessage()]) == 1
@@ -196,7 +202,7 @@ def test_layers_that_the_model_lacks_are_said_once(caplog):
 def test_overlapping_loras_are_averaged_not_added():
     positive, negative, lora = cond("sd15", 0), cond("sd15", 1), lora_of("sd15")
     twice = [WHOLE, Region("again", Box(0, 0, 1, 1))]
-    prompts = said(
+    prompts = region_prompts(
         ("all", positive, negative, {"lora": lora}), ("again", positive, negative, {"lora": lora})
     )
     wanted = ksample(patched(tiny("sd15"), lora), positive, negative, latent_of("sd15"))
@@ -208,7 +214,7 @@ def test_overlapping_loras_are_averaged_not_added():
 
 def test_six_regions_with_six_loras_on_a_wide_canvas():
     rows = [Region(f"{i}", Box(i / 6, 0, (i + 1) / 6, 1)) for i in range(6)]
-    prompts = said(
+    prompts = region_prompts(
         *((f"{i}", cond("sd15", i + 2), None, {"lora": lora_of("sd15", i)}) for i in range(6))
     )
     model = regional(tiny("sd15"), rows, prompts)
@@ -248,7 +254,7 @@ def test_common_words_are_taken_over_and_an_empty_text_stays_empty():
 def test_a_concept_in_a_region_needs_no_apply_concept():
     """Its layer-wise words and its LoRA act as where it is on the whole model."""
     concept = concept_for(tiny(NAME), "sks")
-    model, clip = applied(tiny(NAME), [concept], 0.7, 0.7)
+    model, clip = apply_concepts(tiny(NAME), [concept], 0.7, 0.7)
     negative = stock(tiny_clip(), NEGATIVE)
     wanted = ksample(model, encode(clip, [concept]), negative, latent_of(NAME))
     tiny(NAME).unpatch_model()
@@ -269,7 +275,9 @@ def test_a_concept_in_a_region_needs_no_apply_concept():
 def test_no_copy_of_a_lora_is_made_before_a_layer_meets_it(monkeypatch):
     """Checking the fit costs no memory; a layer's factors are put together once, where it runs."""
     lora = lora_of("sd15", targets="all linear")
-    prompts = said(("left", None, None, {"lora": lora}), ("right", None, None, {"lora": lora}))
+    prompts = region_prompts(
+        ("left", None, None, {"lora": lora}), ("right", None, None, {"lora": lora})
+    )
     concatenated, concatenate = [], torch.cat
     kinds = {tuple(value.shape) for key, value in lora.items() if "lora_down" in key}
 
@@ -294,7 +302,7 @@ def test_the_keys_of_a_text_are_kept_once(monkeypatch):
         return prepare(self, *args)
 
     monkeypatch.setattr(UNetBackend, "prepare", watched)
-    prompts = said(("left", cond("sd15", 2), cond("sd15", 3)))
+    prompts = region_prompts(("left", cond("sd15", 2), cond("sd15", 3)))
     model = regional(tiny("sd15"), [LEFT], prompts)
     ksample(model, cond("sd15"), cond("sd15", 1), latent_of("sd15", batch=4))
     layers = len(kept[-1]._modules)
@@ -342,7 +350,9 @@ def test_a_lora_of_break_for_make_in_a_region(name):
     strong = {k: v * 5 if "lora_up" in k or "lora_B" in k else v for k, v in lora.items()}
     wanted = ksample(patched(tiny(name), strong), own, negative, latent_of(name))
     restore_shared()
-    model = regional(tiny(name), [WHOLE], said(("all", own, None, {"lora": lora, "strength": 5.0})))
+    model = regional(
+        tiny(name), [WHOLE], region_prompts(("all", own, None, {"lora": lora, "strength": 5.0}))
+    )
     found = ksample(model, cond(name, 0), negative, latent_of(name))
     assert relative(found, wanted) < EXACT
     assert relative(ksample(tiny(name), own, negative, latent_of(name)), wanted) > 10 * EXACT

@@ -20,8 +20,8 @@ from regional_case import (
     ksample,
     latent_of,
     lora_of,
+    region_prompts,
     regional,
-    said,
 )
 from tiny import tiny, weights_hash
 
@@ -45,7 +45,7 @@ def area(conditioning, width, height, x, y):
 
 def test_area_conds_see_their_part_of_the_regions():
     positive, negative, left, right = (cond("sd15", seed) for seed in range(4))
-    prompts = said(("left", left, None), ("right", right, None))
+    prompts = region_prompts(("left", left, None), ("right", right, None))
     model = regional(tiny("sd15"), [LEFT, RIGHT], prompts)
     latent = latent_of("sd15", 8, 16)
     parts = [*area(positive, 8, 8, 0, 0), *area(positive, 8, 8, 8, 0)]
@@ -58,7 +58,7 @@ def test_area_conds_see_their_part_of_the_regions():
 
 def test_masked_conds_and_inpainting():
     positive, negative, own = (cond("sd15", seed) for seed in range(3))
-    model = regional(tiny("sd15"), [WHOLE], said(("all", own, None)))
+    model = regional(tiny("sd15"), [WHOLE], region_prompts(("all", own, None)))
     half = torch.zeros(1, 64, 64)
     half[..., :32] = 1.0
 
@@ -133,7 +133,7 @@ def overriding(model):
 def test_other_patches_of_the_attention_go_on_working(patch, ours_first):
     positive, negative, own = (cond("sd15", seed) for seed in range(3))
     wanted = ksample(patch(tiny("sd15")), own, negative, latent_of("sd15"))
-    prompts = said(("left", own, None), ("right", own, None))
+    prompts = region_prompts(("left", own, None), ("right", own, None))
 
     def ours(model):
         return regional(model, [LEFT, RIGHT], prompts)
@@ -147,7 +147,7 @@ def test_other_patches_of_the_attention_go_on_working(patch, ours_first):
 def test_rows_that_run_apart_give_the_same(monkeypatch):
     """Where memory is short ComfyUI splits the rows; the regions follow."""
     positive, negative, own = (cond("sd15", seed) for seed in range(3))
-    model = regional(tiny("sd15"), [LEFT], said(("left", own, negative)))
+    model = regional(tiny("sd15"), [LEFT], region_prompts(("left", own, negative)))
     together = ksample(model, positive, negative, latent_of("sd15", batch=2))
     monkeypatch.setattr(type(model.model), "memory_required", lambda *args, **kwargs: 1e30)
     apart = ksample(model, positive, negative, latent_of("sd15", batch=2))
@@ -158,7 +158,7 @@ def test_hook_loras_on_the_prompt_are_read_anew_in_every_call():
     positive, negative, own = (cond("sd15", seed) for seed in range(3))
     hooks = comfy.hooks.create_hook_lora(dict(lora_of("sd15")), 1.0, 0.0)
     hooked = comfy.hooks.set_hooks_for_conditioning(positive, hooks)
-    model = regional(tiny("sd15"), [WHOLE], said(("all", own, None)))
+    model = regional(tiny("sd15"), [WHOLE], region_prompts(("all", own, None)))
     found = ksample(model, hooked, negative, latent_of("sd15"))
     wanted = ksample(
         tiny("sd15"),
@@ -172,7 +172,7 @@ def test_hook_loras_on_the_prompt_are_read_anew_in_every_call():
 @pytest.mark.parametrize("name", ["sd15", "flux"])
 def test_other_guiders(name):
     positive, own = cond(name, 0), cond(name, 1)
-    model = regional(tiny(name), [WHOLE], said(("all", own, None)))
+    model = regional(tiny(name), [WHOLE], region_prompts(("all", own, None)))
     found = sample_with(BasicGuider.execute(model, positive)[0], model, latent_of(name))
     wanted = sample_with(BasicGuider.execute(tiny(name), own)[0], tiny(name), latent_of(name))
     assert relative(found, wanted) < EXACT
@@ -183,7 +183,7 @@ def test_other_guiders(name):
 def test_style_guidance(name, ours_first):
     """Everywhere a style's rows hear the regions; masked to a region they keep their prompt."""
     positive, negative, style, own = (cond(name, seed) for seed in range(4))
-    prompts = said(("all", own, None))
+    prompts = region_prompts(("all", own, None))
     for mask, heard in ((None, own), (torch.ones(1, 64, 64), style)):
 
         def both(mask=mask):
@@ -211,7 +211,7 @@ def test_style_guidance(name, ours_first):
 def test_a_style_in_one_region_leaves_the_others_bit_for_bit(name):
     """Its term is multiplied by the mask: after one step it is whole inside and nothing outside."""
     positive, negative, style, own, other = (cond(name, seed) for seed in range(5))
-    prompts = said(("left", own, None), ("right", other, None))
+    prompts = region_prompts(("left", own, None), ("right", other, None))
     latent = latent_of(name, 8, 16)
     left = torch.zeros(1, 64, 128)
     left[..., :64] = 1.0
@@ -235,7 +235,7 @@ def test_a_style_in_one_region_leaves_the_others_bit_for_bit(name):
 def test_nothing_is_left_after_an_error():
     positive, own = cond("sd15", 0), cond("sd15", 1)
     before = weights_hash(tiny("sd15"))
-    prompts = said(("left", own, None, {"lora": lora_of("sd15")}))
+    prompts = region_prompts(("left", own, None, {"lora": lora_of("sd15")}))
     model = regional(tiny("sd15"), [LEFT], prompts)
 
     def interrupt(apply_model, arguments):
@@ -254,7 +254,10 @@ def test_loras_on_the_model_are_part_of_every_region():
     base = patched(tiny("sd15"), lora_of("sd15"))
     wanted = ksample(base, own, negative, latent_of("sd15"), cfg=CFG)
     found = ksample(
-        regional(base, [WHOLE], said(("all", own, None))), positive, negative, latent_of("sd15")
+        regional(base, [WHOLE], region_prompts(("all", own, None))),
+        positive,
+        negative,
+        latent_of("sd15"),
     )
     assert relative(found, wanted) < EXACT
 
@@ -270,7 +273,7 @@ def test_context_windows_of_a_video():
 
     video = torch.zeros(1, 16, 7, 4, 4)
     wanted = ksample(windows(tiny("wan21")), own, negative, video)
-    halves = said(("left", own, None), ("right", own, None))
+    halves = region_prompts(("left", own, None), ("right", own, None))
     found = ksample(
         regional(windows(tiny("wan21")), [LEFT, RIGHT], halves), positive, negative, video
     )
@@ -281,7 +284,7 @@ def test_context_windows_of_a_video():
 def test_other_samplers():
     """Samplers that ask twice a step, and one with its own noise."""
     positive, negative, own = (cond("flux", seed) for seed in range(3))
-    model = regional(tiny("flux"), [WHOLE], said(("all", own, None)))
+    model = regional(tiny("flux"), [WHOLE], region_prompts(("all", own, None)))
     for sampler in ("heun", "dpmpp_2m", "euler_ancestral", "uni_pc"):
 
         def run(model, positive, sampler=sampler):

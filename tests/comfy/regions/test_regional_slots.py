@@ -7,7 +7,7 @@ from comfy.ldm.modules.attention import attention_pytorch
 from gated_loras import hook_count, relative
 from pack.lora_ops import Box, Region
 from pack.nodes.regions.sampling import masks as regional_masks
-from regional_case import EXACT, LEFT, RIGHT, cond, ksample, latent_of, regional, said
+from regional_case import EXACT, LEFT, RIGHT, cond, ksample, latent_of, region_prompts, regional
 from tiny import tiny
 
 
@@ -38,7 +38,7 @@ def test_a_text_layer_whose_attention_cannot_be_reached_is_refused(name):
         return (layer.to_out if name == "sd15" else layer.o)(out)
 
     model.add_object_patch(FORWARDS[name], forward)
-    model = regional(model, [LEFT], said(("left", cond(name, 2), None)))
+    model = regional(model, [LEFT], region_prompts(("left", cond(name, 2), None)))
     with pytest.raises(RuntimeError, match="regions must reach every layer that reads the text"):
         ksample(model, cond(name), cond(name, 1), latent_of(name))
 
@@ -62,14 +62,14 @@ def test_a_replacement_that_changes_the_texts_own_attention(batch):
 
     own, other, negative = cond("sd15", 2), cond("sd15", 3), cond("sd15", 1)
     latent = latent_of("sd15", batch=batch)
-    prompts = said(("left", own, None), ("right", own, None))
+    prompts = region_prompts(("left", own, None), ("right", own, None))
     found = ksample(
         regional(replaced(tiny("sd15")), [LEFT, RIGHT], prompts), other, negative, latent
     )
     wanted = ksample(replaced(tiny("sd15")), own, negative, latent)
     assert relative(found, wanted) < EXACT
     # in the left half alone, it is what the same attention in place of the function is
-    prompts = said(("left", own, negative))
+    prompts = region_prompts(("left", own, negative))
     found = ksample(regional(replaced(tiny("sd15")), [LEFT], prompts), other, negative, latent)
 
     def function(function, q, k, v, *args, **kwargs):
@@ -99,7 +99,7 @@ def own_kernel(function, q, k, v, heads, mask=None, **kwargs):
 
 @pytest.mark.parametrize("override", [attention_override_sage, unmasked, own_kernel])
 def test_another_nodes_attention_that_loses_masks_is_replaced_which_is_said(override, caplog):
-    regions, prompts = [LEFT, RIGHT], said(("left", cond("flux", 2), None))
+    regions, prompts = [LEFT, RIGHT], region_prompts(("left", cond("flux", 2), None))
     inputs = cond("flux"), cond("flux", 1), latent_of("flux")
     wanted = ksample(regional(tiny("flux"), regions, prompts), *inputs)
     with caplog.at_level(logging.WARNING):
@@ -118,7 +118,7 @@ def test_another_nodes_attention_that_hands_masks_on_is_kept(caplog):
         return 2 * function(*args, **kwargs)
 
     own, negative = cond("flux", 2), cond("flux", 1)
-    prompts = said(("all", own, negative))
+    prompts = region_prompts(("all", own, negative))
     whole = [Region("all", Box(0, 0, 1, 1))]
     model = regional(overridden(tiny("flux"), doubled), whole, prompts, pooled="global prompt's")
     with caplog.at_level(logging.WARNING):
@@ -132,7 +132,7 @@ def test_another_nodes_attention_that_hands_masks_on_is_kept(caplog):
 @pytest.mark.parametrize("name", ["flux", "sd3"])
 def test_rows_of_different_masks_run_apart_where_memory_is_short(name, monkeypatch):
     """The positive's rows have a text of their own in the region, the negative's have not."""
-    model = regional(tiny(name), [LEFT], said(("left", cond(name, 2, 9), None)))
+    model = regional(tiny(name), [LEFT], region_prompts(("left", cond(name, 2, 9), None)))
     monkeypatch.setattr(type(model.model), "memory_required", lambda *args, **kwargs: 0)
     inputs = cond(name), cond(name, 1), latent_of(name, batch=2)
     together = ksample(model, *inputs)

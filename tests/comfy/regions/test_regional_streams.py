@@ -2,7 +2,7 @@
 
 import pytest
 from gated_loras import relative
-from regional_case import EXACT, WHOLE, cond, ksample, latent_of, regional, said
+from regional_case import EXACT, WHOLE, cond, ksample, latent_of, region_prompts, regional
 from tiny import tiny
 
 
@@ -24,7 +24,7 @@ def test_texts_whose_lengths_would_multiply_run_apart(name):
     """Twelve and thirteen tokens have a common multiple of 156; ComfyUI's own rows run apart."""
     positive, negative, own, unwanted = (cond(name, i, 12 + i // 3) for i in range(4))
     watched, lengths = text_lengths(tiny(name))
-    model = regional(watched, [WHOLE], said(("all", own, unwanted)))
+    model = regional(watched, [WHOLE], region_prompts(("all", own, unwanted)))
     found = ksample(model, positive, negative, latent_of(name))
     assert relative(found, ksample(tiny(name), own, unwanted, latent_of(name))) < EXACT
     assert max(lengths) <= 64  # the picture's own tokens
@@ -33,7 +33,7 @@ def test_texts_whose_lengths_would_multiply_run_apart(name):
 @pytest.mark.parametrize("name", ["sd15", "wan21"])
 def test_texts_of_one_and_two_chunks_share_a_call(name):
     positive, negative, own, unwanted = (cond(name, i, 12 * (1 + i // 3)) for i in range(4))
-    model = regional(tiny(name), [WHOLE], said(("all", own, unwanted)))
+    model = regional(tiny(name), [WHOLE], region_prompts(("all", own, unwanted)))
     rows = []
 
     def record(apply_model, arguments):

@@ -10,7 +10,7 @@ import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from gated_loras import hook_count, relative
 from pack.lora_ops import Box, Region
-from regional_case import EXACT, WHOLE, cond, ksample, latent_of, lora_of, regional, said
+from regional_case import EXACT, WHOLE, cond, ksample, latent_of, lora_of, region_prompts, regional
 from tiny import tiny
 
 HEIGHT, WIDTH = 8, 12
@@ -82,7 +82,7 @@ def test_each_token_hears_the_text_of_its_region_and_no_other(name):
         title: tokens(tiny(name), name, with_pooled(text, positive))
         for title, text in (("global", positive), ("corner", own), ("strip", other))
     }
-    prompts = said(("corner", own, None), ("strip", other, None))
+    prompts = region_prompts(("corner", own, None), ("strip", other, None))
     model = regional(tiny(name), [CORNER, STRIP], prompts, pooled="global prompt's")
     found = tokens(model, name, positive)
     wanted = alone["global"].clone()
@@ -107,7 +107,7 @@ def test_masks_weights_and_blends_mix_by_their_coefficients(name):
         Region("soft", WHOLE.box, mask=mask, weight=2.0),
         Region("strip", STRIP.box, weight=0.5, blend=0.3),
     ]
-    prompts = said(("soft", own, None), ("strip", other, None))
+    prompts = region_prompts(("soft", own, None), ("strip", other, None))
     found = module_tokens(regional(tiny(name), regions, prompts), name, positive)
     pulls = torch.stack([soft * 2.0, inside(STRIP, found) * 0.5])
     covered = (soft + inside(STRIP, found)).clamp(max=1)
@@ -133,7 +133,7 @@ def test_what_masks_weights_and_blends_mean_at_their_ends(name):
     positive, negative, own = (cond(name, seed) for seed in range(3))
 
     def found(*regions, prompts=None):
-        prompts = prompts or said(("all", own, None))
+        prompts = prompts or region_prompts(("all", own, None))
         model = regional(tiny(name), regions, prompts, pooled="global prompt's")
         return ksample(model, positive, negative, latent_of(name))
 
@@ -171,7 +171,7 @@ def test_each_layer_of_a_transformer_changes_by_the_regions_own_lora(name):
     model = regional(
         tiny(name),
         HALVES,
-        said(
+        region_prompts(
             (
                 "left",
                 cond(name, 2),

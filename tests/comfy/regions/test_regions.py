@@ -12,14 +12,14 @@ from pack.nodes.regions.nodes_layout import (
     ShowRegions,
 )
 from region_refusals import (
-    MANNER,
+    DEFAULTS,
     MISTAKES,
-    ODD,
+    WARNINGS,
     WRONG_MASKS,
     WRONG_PICTURES,
     from_colours,
     from_masks,
-    painted,
+    sketch,
 )
 
 TEXT = json.dumps(
@@ -66,7 +66,7 @@ def test_mistakes_in_the_text_are_named_with_their_line(text, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("action", "message"), ODD.values(), ids=ODD)
+@pytest.mark.parametrize(("action", "message"), WARNINGS.values(), ids=WARNINGS)
 def test_tiny_and_covered_regions_are_said(caplog, action, message):
     with caplog.at_level(logging.WARNING):
         action()
@@ -111,7 +111,7 @@ def test_masks_that_are_no_regions(action, message):
 
 
 def test_regions_from_colours():
-    regions = from_colours(painted())
+    regions = from_colours(sketch())
     assert [region.name for region in regions] == ["red", "blue"]
     assert [region.colour for region in regions] == ["#fa0a0a", "#141ef0"]
     assert regions[1].box == Box(0.5, 0.25, 80 / 96, 1)
@@ -119,7 +119,7 @@ def test_regions_from_colours():
 
 
 def test_named_colours_forgive_noise():
-    regions = from_colours(painted(0.02), "cat #ff0000\ndog: #0000ff", tolerance=0.2)
+    regions = from_colours(sketch(0.02), "cat #ff0000\ndog: #0000ff", tolerance=0.2)
     assert [region.name for region in regions] == ["cat", "dog"]
     assert int(region_mask(regions[0], (64, 96)).sum()) == pytest.approx(32 * 64, rel=0.02)
 
@@ -136,7 +136,7 @@ def test_pictures_without_regions(picture, options, message):
 def test_more_regions_come_first():
     first = Regions.execute(TEXT, 512, 512).result[0]
     both = RegionsFromMasks.execute(
-        {"mask0": torch.ones(1, 8, 8)}, "fog", *MANNER.values(), more_regions=first
+        {"mask0": torch.ones(1, 8, 8)}, "fog", *DEFAULTS.values(), more_regions=first
     )[0]
     assert [region.name for region in both] == ["cat", "dog", "fog"]
     assert len({region.colour for region in both}) == 3

@@ -11,7 +11,7 @@ import comfy.text_encoders.wan
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from concept_case import applied, encode
+from concept_case import apply_concepts, encode
 from concept_encoders import ENCODERS, clip_of
 from concept_inputs import clip_with, concept_for, rows_of, stock, write_embedding
 from guidance_case import ksample
@@ -94,7 +94,7 @@ def test_other_text_encoders_are_refused_by_name():
 def test_a_transformer_needs_no_patch(name):
     model = tiny(name)
     concept = concept_for(model)
-    patched, clip = applied(model, [concept], clip=tiny_clip())
+    patched, clip = apply_concepts(model, [concept], clip=tiny_clip())
     positive, negative = encode(clip, [concept]), stock(clip, "blurry, red")
     samples = torch.zeros_like(tiny_latent(model, 8, 8)["samples"])
     found = ksample(patched, positive, negative, samples)
@@ -110,7 +110,7 @@ def test_a_transformer_needs_no_patch(name):
 def test_wan_draws_with_a_concept(caplog):
     model, clip = tiny("wan21"), clip_of("wan")
     concept = concept_of(["umt5xxl"])
-    patched, text = applied(model, [concept], clip=clip)
+    patched, text = apply_concepts(model, [concept], clip=clip)
     samples = torch.zeros_like(tiny_latent(model, 8, 8)["samples"])
     with caplog.at_level(logging.WARNING):
         found = ksample(patched, encode(text, [concept]), stock(text, "red"), samples)

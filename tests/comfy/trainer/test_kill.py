@@ -16,7 +16,7 @@ import killed_run
 import pytest
 import torch
 from comfyui.server import ComfyServer, make_base_directory
-from comfyui.toy_base import place
+from comfyui.toy_base import place_toy_base
 from headless import Headless, wait_for
 from pack.training.files.checkpoint import checkpoints, latest_checkpoint
 from substitution import Graph, toy_graph
@@ -55,7 +55,7 @@ def undisturbed(headless, tmp_path_factory) -> tuple[Results, float]:
     headless.begin(output)
     wait_for(output, "lock")
     started = time.monotonic()
-    assert headless.ended() == 0
+    assert headless.wait() == 0
     return results(output), time.monotonic() - started
 
 
@@ -66,7 +66,7 @@ def killed_after(headless: Headless, output: Path, delay: float) -> bool:
     time.sleep(delay)
     with suppress(ProcessLookupError):
         os.kill(process, signal.SIGKILL)
-    return headless.ended() == signal.SIGKILL
+    return headless.wait() == signal.SIGKILL
 
 
 def killed_and_resumed(headless: Headless, undisturbed, output: Path, share: float) -> int:
@@ -78,7 +78,7 @@ def killed_and_resumed(headless: Headless, undisturbed, output: Path, share: flo
     output /= str(attempts)
     step = kept_step(output)
     headless.begin(output)
-    assert headless.ended() == 0
+    assert headless.wait() == 0
     assert results(output) == expected
     text = (output / "text").read_text()
     if step:
@@ -132,7 +132,7 @@ def test_a_second_process_on_the_same_run_is_refused(headless, undisturbed, tmp_
             killed_run.train(tmp_path)
     finally:
         os.kill(process, signal.SIGCONT)
-    assert headless.ended() == 0
+    assert headless.wait() == 0
     assert results(tmp_path) == undisturbed[0]
 
 
@@ -164,7 +164,7 @@ def server_results(toy_server: ComfyServer) -> Results:
 def server_killed_after(step: int, delay: float, folder: Path, expected: Results) -> None:
     """Kill a server that trains, start it again, queue the same graph and compare."""
     base = make_base_directory(folder / "base")
-    place(base)
+    place_toy_base(base)
     server = ComfyServer(
         Path(sys.executable), Path(os.environ["COMFYUI_PATH"]), base, log=folder / "server.log"
     )

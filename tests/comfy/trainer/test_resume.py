@@ -15,7 +15,7 @@ from pack.training.runs.lock import run_lock
 from pair_inputs import identity, picture, progress, queue
 from resume_case import (
     CANCEL,
-    OFTEN,
+    EVERY_STEP,
     STEPS,
     breaking,
     cancelled_at,
@@ -199,7 +199,7 @@ def test_a_run_that_ran_out_of_memory_goes_on_with_less_of_it(output):
 
 @pytest.mark.parametrize("damage", ["cut short", "other version"])
 def test_a_damaged_checkpoint_is_passed_over_and_said(damage, output, undisturbed):
-    cancelled_at(4, settings=OFTEN)
+    cancelled_at(4, settings=EVERY_STEP)
     (newest,) = output.rglob("step_00000004.safetensors")
     content = newest.read_bytes()
     if damage == "cut short":
@@ -207,7 +207,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(damage, output, undisturbe
     else:
         newest.write_bytes(content.replace(b'"format":"1"', b'"format":"0"'))
     with progress() as steps:
-        (text,) = queue(steps=STEPS, settings=OFTEN).ui["text"]
+        (text,) = queue(steps=STEPS, settings=EVERY_STEP).ui["text"]
     assert steps == [4, 5, 6]
     assert "checkpoint step_00000004.safetensors was not used: " in text
     assert "goes on from step 3" in text
@@ -232,7 +232,7 @@ def test_a_full_disk_at_a_checkpoint_is_a_warning(output, monkeypatch, undisturb
             ]
 
     with progress(look) as steps:
-        (text,) = queue(steps=STEPS, settings=OFTEN).ui["text"]
+        (text,) = queue(steps=STEPS, settings=EVERY_STEP).ui["text"]
     assert steps == [1, 2, 3, 4, 5, 6]
     assert "no checkpoint at step 4: 'step_00000004.safetensors' needs 1.0 MB" in text
     assert "no checkpoint at step 5: " in text

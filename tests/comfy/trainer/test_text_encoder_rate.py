@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from concept_encoders import clip_of
-from half_inputs import make_inputs, tuning
+from half_inputs import joint_inputs, make_inputs
 from pack.lora_ops.keys import changes_text_encoder, parts_by_layer
 from pack.nodes.break_for_make.nodes_train import Make, TrainHalf
 from pack.nodes.bridge.conditioning import encode_prompt
@@ -146,7 +146,7 @@ def test_halves_are_made_one_with_their_text_encoder_layers(caplog):
         trained_half(role=role, run_name=role).result[0] for role in ("content", "style")
     )
     assert text_layers(content).keys() == text_layers(style).keys()
-    tuned = {**tuning("sd15"), "clip": tiny_clip()}
+    tuned = {**joint_inputs("sd15"), "clip": tiny_clip()}
 
     def made(settings):
         inputs = make_inputs([content], [style], **tuned, settings=settings)
@@ -166,7 +166,7 @@ def test_halves_without_text_encoder_layers_are_not_given_some():
         for role in ("content", "style")
     )
     inputs = make_inputs(
-        [content], [style], **{**tuning("sd15"), "clip": tiny_clip()}, settings=RATE
+        [content], [style], **{**joint_inputs("sd15"), "clip": tiny_clip()}, settings=RATE
     )
     with pytest.raises(ValueError, match="got halves without layers"), torch.inference_mode():
         Make.PREPARE_CLASS_CLONE(None).execute(**inputs)

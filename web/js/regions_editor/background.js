@@ -1,5 +1,5 @@
 // @ts-check
-// Find the address of a picture that is wired to a node, before anything has run.
+// Find the address of the picture that is connected to a node, even before the graph has run.
 import { api } from "../../../../scripts/api.js";
 import { app } from "../../../../scripts/app.js";
 
@@ -26,7 +26,7 @@ function* subgraphs(graph) {
 }
 
 /**
- * Return the node at the other end of a wire, through reroutes and out of subgraphs.
+ * Return the node that an input is connected to, through reroutes and out of subgraphs.
  *
  * @param {ComfyUI.Node} start
  * @param {number} slot
@@ -50,7 +50,7 @@ function originOf(start, slot) {
 }
 
 /**
- * Return the address of a file that is named as core's loaders do: "folder/name.png [output]".
+ * Return the address of a file in the notation of core's loaders: "folder/name.png [output]".
  *
  * @param {string} value
  */
@@ -62,7 +62,7 @@ function addressOf(value) {
 }
 
 /**
- * Return the address of the picture that goes into an input, "" if it can't be seen yet.
+ * Return the address of the picture that is connected to an input, "" if there is none yet.
  *
  * @param {ComfyUI.Node} node
  * @param {string} name

@@ -1,12 +1,12 @@
 // @ts-check
-// Move, resize and snap boxes; all numbers are shares of the picture.
+// Move, resize and snap boxes. All numbers are fractions of the picture's sides.
 
 /** @typedef {{left: number, top: number, right: number, bottom: number}} Edges */
 /** @typedef {{x: number, y: number, width: number, height: number}} Box */
 /** @typedef {{width: number, height: number}} Size in pixels */
 /** @typedef {{x: number, y: number}} Point */
 
-const DIGITS = 1e6; // of a share; a pixel of any picture is larger
+const DIGITS = 1e6; // fractions are rounded to 1 / DIGITS, which is less than a pixel
 /** @type {Record<keyof Edges, keyof Size>} */
 const EDGES = { left: "width", right: "width", top: "height", bottom: "height" };
 
@@ -33,8 +33,8 @@ export const edgesOf = (region) => ({
 });
 
 /**
- * Return the region with other edges. Edges are rounded, not sizes, so that neighbours still meet
- * and nothing ends beyond the picture.
+ * Return the region with other edges. The edges are rounded instead of the sizes, so that neighbours
+ * still touch and no region ends outside the picture.
  *
  * @template {Box} Region
  * @param {Region} region
@@ -82,7 +82,7 @@ export function moved(region, across, down, size, grid = 0) {
   const place = (low, length, by, pixels) => {
     const start = clamped(low + by, 0, Math.max(0, 1 - length));
     const snaps = pixels === undefined ? start : snapped(start, pixels, grid);
-    // At the far border the end lies on the line, not the start.
+    // At the far border the region's end is snapped instead of its start.
     return start + length > 1 - 1 / DIGITS ? 1 - length : clamped(snaps, 0, 1 - length);
   };
   const left = across === 0 ? region.x : place(region.x, region.width, across, size?.width);
@@ -125,7 +125,7 @@ export function resized(region, names, across, down, size, grid = 0) {
  * @param {number} grid in pixels; 0 snaps to nothing
  * @returns {Edges | null}
  */
-export function between(one, other, size, grid) {
+export function boxBetween(one, other, size, grid) {
   const [xs, ys] = [[one.x, other.x], [one.y, other.y]].map((pair) => pair.sort((a, b) => a - b));
   const [left, right] = xs.map((x) => snapped(clamped(x, 0, 1), size.width, grid));
   const [top, bottom] = ys.map((y) => snapped(clamped(y, 0, 1), size.height, grid));

@@ -1,5 +1,5 @@
 // @ts-check
-// The editor of one node: it creates the parts and gives them access to the node.
+// Create the parts of one node's editor and give them access to the node.
 import { app } from "../../../../scripts/app.js";
 import { createElement } from "../dom.js";
 import { pictureOf } from "./background.js";
@@ -12,7 +12,7 @@ import { Stage } from "./stage.js";
 import { addStyle } from "./style.js";
 import { Tools } from "./tools.js";
 
-const GRID = "pastiche_grid"; // a property of the node: snapping changes no picture
+const GRID = "pastiche_grid"; // a property of the node, because snapping does not change its result
 
 export class Editor {
   /** @param {ComfyUI.Node} node */
@@ -20,7 +20,7 @@ export class Editor {
     addStyle();
     this.node = node;
     this.asText = false;
-    this.refusal = ""; // why what was typed last was not applied
+    this.refusal = ""; // why the last typed value was not applied
     this.writing = false;
     /** @type {ConstructorParameters<typeof Model>[0]} */
     const texts = { read: () => this.read(), write: (changed) => this.write(changed) };
@@ -65,16 +65,16 @@ export class Editor {
     }
     this.writing = false;
     this.redraw();
-    requestAnimationFrame(() => this.announce());
+    requestAnimationFrame(() => this.announceChange());
   }
 
-  // The page keeps the graph, and counts it as changed, after what it knows to be a change.
-  announce() {
+  // Notify the page of a change, so that it saves the graph and marks it as modified.
+  announceChange() {
     app.canvas.emitBeforeChange();
     app.canvas.emitAfterChange();
     const focused = document.activeElement;
     if (focused && this.element.contains(focused) && !isField(focused)) {
-      focused.dispatchEvent(new Event("change")); // ends the page's waiting for it
+      focused.dispatchEvent(new Event("change")); // the page waits for this event
     }
   }
 
@@ -86,7 +86,7 @@ export class Editor {
   }
 
   /**
-   * The user's grid, else about a sixteenth of the longer side: 64 pixels of 1024.
+   * Return the user's grid, else about a sixteenth of the longer side, such as 64 of 1024 pixels.
    *
    * @returns {{on: boolean, grid: number}}
    */
@@ -104,7 +104,7 @@ export class Editor {
   /** @param {{on?: boolean, grid?: number}} changed */
   setSnap(changed) {
     this.node.properties[GRID] = { ...this.ownSnap, ...changed };
-    requestAnimationFrame(() => this.announce());
+    requestAnimationFrame(() => this.announceChange());
   }
 
   /**
@@ -116,10 +116,10 @@ export class Editor {
     return this.snap.on && !event.altKey ? this.snap.grid : 0;
   }
 
-  // Whether nothing can be drawn.
+  // Return whether the regions can't be edited on the stage.
   get fixed() {
-    const { problem, inRows } = this.model;
-    return this.asText || Boolean(problem) || inRows || this.isLinked("regions");
+    const { problem, usesLayout } = this.model;
+    return this.asText || Boolean(problem) || usesLayout || this.isLinked("regions");
   }
 
   /** @param {boolean} on */
@@ -152,7 +152,7 @@ export class Editor {
     this.note.draw();
   }
 
-  // The editor shows both texts; where one is wired, the node shows where its wire ends.
+  // Hide the widgets of both texts, which the editor shows; a connected one needs its input slot.
   hideTexts() {
     for (const name of ["regions", "layout"]) {
       const widget = this.widget(name);
@@ -164,7 +164,7 @@ export class Editor {
     if (this.writing || this.gestures.gesture) return;
     if (this.model.sync()) this.refusal = "";
     else if (this.fields.element.contains(document.activeElement)) {
-      if (isTyping(document.activeElement)) return; // not over what is being typed
+      if (isTyping(document.activeElement)) return; // a redraw would overwrite the typed text
     }
     this.redraw();
   }

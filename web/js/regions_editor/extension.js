@@ -1,29 +1,30 @@
 // @ts-check
-// A canvas to draw regions on, on every Regions node of Pastiche. It shows and writes the text of
-// the node's own widget "regions", so a graph that never saw the editor has the regions too.
+// Add an editor to every Regions node of Pastiche. It shows and writes the text of the node's widget
+// "regions", so the regions are also there without the editor.
 import { api } from "../../../../scripts/api.js";
 import { app } from "../../../../scripts/app.js";
 import { Editor } from "./editor.js";
 
 const NODE = "PasticheRegions";
-const NAME = "pastiche_regions_editor";
-const FOLLOWED = ["regions", "width", "height", "layout"]; // the node's widgets
+const WIDGET_NAME = "pastiche_regions_editor";
+const WATCHED = ["regions", "width", "height", "layout"]; // changes of these widgets are shown
 
+// Editors of nodes in a graph; the page also creates nodes just to copy them.
 /** @type {Set<Editor>} */
-const editors = new Set(); // of nodes in a graph: the page also makes nodes only to copy them
+const editors = new Set();
 
 /**
  * Call a function after a method of an object, which may lack it.
  *
  * @template {string} Name
- * @param {{[name in Name]?: (...given: any[]) => unknown}} object
+ * @param {{[name in Name]?: (...args: any[]) => unknown}} object
  * @param {Name} name
  * @param {() => void} after
  */
 function chain(object, name, after) {
   const before = object[name];
-  object[name] = function (...given) {
-    const answer = before?.apply(this, given);
+  object[name] = function (...args) {
+    const answer = before?.apply(this, args);
     after();
     return answer;
   };
@@ -33,11 +34,11 @@ function chain(object, name, after) {
 function addEditor(node) {
   const editor = new Editor(node);
   editor.hideTexts();
-  for (const name of FOLLOWED) {
+  for (const name of WATCHED) {
     const widget = editor.widget(name);
     if (widget) chain(widget, "callback", () => editor.refresh());
   }
-  const widget = node.addDOMWidget(NAME, "pastiche-regions", editor.element, {
+  const widget = node.addDOMWidget(WIDGET_NAME, "pastiche-regions", editor.element, {
     serialize: false, // not with the prompt
     hideOnZoom: false,
     getMinHeight: () => 430,
@@ -57,7 +58,7 @@ function addEditor(node) {
   editor.redraw();
 }
 
-// A graph that makes room for another tells only its own nodes, not those inside its subgraphs.
+// Nodes inside subgraphs are not notified when another graph is opened, so they are removed here.
 function refresh() {
   const { rootGraph } = app;
   const open = new Set([rootGraph, ...rootGraph.subgraphs.values()]);
@@ -70,7 +71,7 @@ function refresh() {
 app.registerExtension({
   name: "Pastiche.RegionsEditor",
   setup() {
-    // Anything may have changed the node's texts, or the picture that is wired to it.
+    // The change may concern the node's texts or the picture that is connected to it.
     api.addEventListener("graphChanged", refresh);
   },
   nodeCreated(node) {

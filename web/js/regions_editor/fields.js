@@ -1,5 +1,5 @@
 // @ts-check
-// The fields for the selected region's name, colour and numbers.
+// Fields for the name, colour and numbers of the selected region.
 import { createElement } from "../dom.js";
 import { edgesOf, withEdges } from "./boxes.js";
 import { colourOf } from "./model.js";
@@ -17,10 +17,10 @@ const PIXELS = [
 /** @type {[key: ShareKey, label: string, title: string, most: number][]} */
 const SHARES = [
   ["feather", "Feather", "Width of the soft edge, as a share of the picture's shorter side", 1],
-  ["weight", "Weight", "Against other regions where they overlap", 100],
+  ["weight", "Weight", "Weight against other regions where they overlap", 100],
   ["blend", "Blend", "Share of the global prompt inside the region", 1],
-  ["start_percent", "Start", "Share of the sampling run from which on the region acts", 1],
-  ["end_percent", "End", "Share of the sampling run up to which the region acts", 1],
+  ["start_percent", "Start", "Start of the region's effect, as a share of the sampling run", 1],
+  ["end_percent", "End", "End of the region's effect, as a share of the sampling run", 1],
 ];
 
 const tidy = (/** @type {number} */ pixels) => String(Math.round(pixels * 10) / 10);
@@ -31,7 +31,7 @@ export class Fields {
     this.editor = editor;
     this.element = createElement("div", "pastiche-fields");
     const first = this.addRow("pastiche-field-row");
-    this.name = this.addField(first, "Name", "Name of the region, as a prompt calls it", "text");
+    this.name = this.addField(first, "Name", "Name of the region, for its Region Prompt", "text");
     this.colour = this.addField(first, "Colour", "Colour of the region in the editor", "color");
     this.name.addEventListener("change", () => this.rename());
     this.colour.addEventListener("change", () => this.apply({ colour: this.colour.value }));
@@ -70,7 +70,7 @@ export class Fields {
     input.setAttribute("aria-label", title);
     frame.append(input);
     row.append(frame);
-    // Enter applies what is typed, as leaving does; the graph's own keys must not act on it.
+    // Keys that are typed in a field must not reach the graph's keyboard shortcuts.
     input.addEventListener("keydown", (event) => {
       if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
     });
@@ -152,7 +152,7 @@ export class Fields {
     else this.apply({ [key]: value });
   }
 
-  // Without a region the fields are empty but keep their place: the picture stays where it is.
+  // Without a selected region the fields stay visible but empty, so that the picture doesn't move.
   draw() {
     const { model, size, fixed, asText, stage } = this.editor;
     const { region } = model;
@@ -165,13 +165,13 @@ export class Fields {
     for (const { key, input } of this.shares) this.show(input, region ? String(region[key]) : "");
     for (const input of this.element.querySelectorAll("input")) {
       input.disabled = fixed || !region;
-      // A field that can't be typed in would lose the focus to the graph, and undo with it.
+      // A disabled field would lose the focus to the graph, and Ctrl+Z would undo in the graph.
       if (input.disabled && input === document.activeElement) stage.focus(model.selected);
     }
   }
 
   /**
-   * Show a text in a field. `dataset.shown` tells what is typed and not applied from what is shown.
+   * Show a text in a field. `dataset.shown` keeps it, to detect typed text that is not applied yet.
    *
    * @param {HTMLInputElement} input
    * @param {string} text

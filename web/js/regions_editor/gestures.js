@@ -1,7 +1,7 @@
 // @ts-check
 // Draw, move and resize regions with a mouse, a pen or a finger.
 import { app } from "../../../../scripts/app.js";
-import { between, moved, resized } from "./boxes.js";
+import { boxBetween, moved, resized } from "./boxes.js";
 
 /** @typedef {import("./boxes.js").Edges} Edges */
 
@@ -10,12 +10,12 @@ import { between, moved, resized } from "./boxes.js";
  * @property {import("./boxes.js").Point} start
  * @property {import("./text.js").Region | undefined} from region that is moved or resized
  * @property {(keyof Edges)[] | undefined} edges that are moved; none to move the whole region
- * @property {PointerEvent} event that began it
+ * @property {PointerEvent} event that began the gesture
  * @property {boolean} moved
  * @property {Edges | null} box that is being drawn
  */
 
-const SMALLEST_DRAG = 4; // screen pixels; what is shorter is a click
+const MIN_DRAG = 4; // screen pixels; a shorter drag is a click
 
 export class Gestures {
   /** @param {import("./editor.js").Editor} editor */
@@ -39,12 +39,12 @@ export class Gestures {
     event.stopPropagation();
     if (event.button !== 0) return;
     if (this.gesture) {
-      this.cancel(); // a second finger: the page zooms the graph with two
+      this.cancel(); // a second finger is down, with which the page zooms the graph
       return;
     }
-    event.preventDefault(); // no selecting of text, no focus but the one given here
+    event.preventDefault(); // no text is selected, and only this handler sets the focus
     const { model, stage } = this.editor;
-    stage.focus(-1); // what is typed in a field is taken over, by the region it was typed for
+    stage.focus(-1); // applies text that was typed in a field, before the selection changes
     const index = event.shiftKey ? -1 : stage.indexOf(event.target);
     model.selected = index;
     this.editor.redraw();
@@ -65,7 +65,7 @@ export class Gestures {
     event.stopPropagation();
     const { clientX, clientY } = gesture.event;
     const distance = Math.hypot(event.clientX - clientX, event.clientY - clientY);
-    gesture.moved ||= distance >= SMALLEST_DRAG;
+    gesture.moved ||= distance >= MIN_DRAG;
     if (gesture.moved) this.show(gesture, event);
   }
 
@@ -78,8 +78,8 @@ export class Gestures {
     const { start, from, edges } = gesture;
     const [place, grid] = [stage.place(event), this.editor.grid(event)];
     if (!from) {
-      gesture.box = between(start, place, size, grid);
-      stage.showDrawn(gesture.box);
+      gesture.box = boxBetween(start, place, size, grid);
+      stage.showOutline(gesture.box);
       return;
     }
     const [across, down] = [place.x - start.x, place.y - start.y];
@@ -108,7 +108,7 @@ export class Gestures {
     this.editor.redraw();
   }
 
-  // Break off the gesture; return whether there was one.
+  // Cancel the gesture; return whether there was one.
   cancel() {
     if (!this.gesture) return false;
     this.end();
@@ -119,6 +119,6 @@ export class Gestures {
   end() {
     this.gesture = null;
     this.editor.model.draft = null;
-    this.editor.stage.showDrawn(null);
+    this.editor.stage.showOutline(null);
   }
 }

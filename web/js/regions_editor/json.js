@@ -1,5 +1,5 @@
 // @ts-check
-// Parse JSON with the line of every key and entry, so that an error names the line it is in.
+// Parse JSON and record the line of every key and entry, so that an error can name its line.
 
 const SPACE = /[ \t\r\n]*/y;
 const TOKEN = new RegExp(
@@ -36,7 +36,7 @@ class Reader {
     this.line = 1;
     this.token = "";
     /** @type {RegionTextError | undefined} */
-    this.twice = undefined;
+    this.duplicate = undefined;
     this.lines = new Map([[keyOf([]), 1]]);
     this.next();
   }
@@ -83,14 +83,14 @@ class Reader {
   /** @param {Path} path */
   object(path) {
     /** @type {Record<string, unknown>} */
-    const found = Object.create(null); // any key is only a key
+    const found = Object.create(null); // no key has a special meaning
     this.next();
     while (this.token !== "}") {
       if (!this.token.startsWith('"')) this.refuse("a name in double quotes");
       const key = JSON.parse(this.token);
       const at = [...path, key];
       if (this.lines.has(keyOf(at))) {
-        this.twice ??= new RegionTextError(
+        this.duplicate ??= new RegionTextError(
           this.line,
           `"${key}" must be given once, got it twice; delete one`,
         );
@@ -133,6 +133,6 @@ export function readJson(text) {
   const reader = new Reader(text);
   const value = reader.value([]);
   if (reader.token) reader.refuse("the end");
-  if (reader.twice) throw reader.twice; // after all that is no JSON at all
+  if (reader.duplicate) throw reader.duplicate; // errors of syntax come first
   return { value, lineOf: (/** @type {Path} */ ...path) => reader.lines.get(keyOf(path)) ?? 1 };
 }

@@ -1,5 +1,5 @@
 // @ts-check
-// The editor's keys. Undo inside the editor is the editor's own and never undoes the graph.
+// Handle the editor's keys. Undo inside the editor only undoes changes of its regions.
 import { moved, resized } from "./boxes.js";
 
 /** @type {Record<string, [across: number, down: number]>} */
@@ -9,14 +9,14 @@ const ARROWS = {
   ArrowUp: [0, -1],
   ArrowDown: [0, 1],
 };
-const STEP = 8; // pixels: a cell of the latent; with Alt one pixel
+const STEP = 8; // pixels, a cell of the latent; with Alt it is one pixel
 
 /** @type {import("./text.js").Region | null} */
-let copied = null; // from any editor on the page
+let copied = null; // shared by all editors on the page
 
 /**
- * Hide a key's modifiers from the page. It looks at a key a frame later, wherever it was pressed
- * and whatever stopped it, and would undo a change of the graph.
+ * Hide a key's modifiers from the page. The page handles keys one frame later, even if propagation
+ * was stopped, and would undo a change of the graph.
  *
  * @param {KeyboardEvent} event
  */
@@ -25,7 +25,7 @@ function hideFromPage(event) {
 }
 
 /**
- * Return whether something was typed in a field and not yet applied: it has its own undo.
+ * Return whether text was typed in a field and is not applied yet; the field then has its own undo.
  *
  * @param {EventTarget | null} field
  */
@@ -58,15 +58,15 @@ export class Keys {
       this.editor.model[redo ? "redo" : "undo"]();
     } else if (event.target instanceof Element && !isField(event.target)) {
       const drawing = this.editor.stage.element.contains(event.target);
-      const taken = drawing ? (command ? this.command(key) : this.plain(event)) : false;
-      if (!taken && !this.deletes(event)) return;
+      const taken = drawing ? (command ? this.handleShortcut(key) : this.handleKey(event)) : false;
+      if (!taken && !this.handleDelete(event)) return;
       event.preventDefault();
       event.stopPropagation();
     }
   }
 
   /** @param {string} key */
-  command(key) {
+  handleShortcut(key) {
     const { model, stage, fixed } = this.editor;
     if (key === "c" && model.region) copied = { ...model.region };
     else if (key === "v" && copied && !fixed) model.copy(copied);
@@ -77,11 +77,11 @@ export class Keys {
   }
 
   /**
-   * Delete the selected region. Return true even if there is none: the page would delete the node.
+   * Delete the selected region. Return true even if there is none, or the page would delete the node.
    *
    * @param {KeyboardEvent} event
    */
-  deletes({ key }) {
+  handleDelete({ key }) {
     const { model, fixed } = this.editor;
     if (key !== "Delete" && key !== "Backspace") return false;
     if (model.region && !fixed) model.remove();
@@ -89,7 +89,7 @@ export class Keys {
   }
 
   /** @param {KeyboardEvent} event */
-  plain(event) {
+  handleKey(event) {
     const { model, gestures, fields, fixed } = this.editor;
     if (event.key === "Escape") {
       if (!gestures.cancel()) model.selected = -1;
@@ -97,7 +97,7 @@ export class Keys {
       return true;
     }
     if (!model.region || fixed) return false;
-    if (event.key in ARROWS) this.arrow(event, model.region);
+    if (event.key in ARROWS) this.handleArrow(event, model.region);
     else if (event.key === "PageUp") model.order(1);
     else if (event.key === "PageDown") model.order(-1);
     else if (event.key === "Enter" || event.key === "F2") fields.name.select();
@@ -109,7 +109,7 @@ export class Keys {
    * @param {KeyboardEvent} event
    * @param {import("./text.js").Region} selected
    */
-  arrow(event, selected) {
+  handleArrow(event, selected) {
     const { model, size } = this.editor;
     const grid = this.editor.grid(event);
     const step = event.altKey ? 1 : grid || STEP;

@@ -5,7 +5,7 @@ import { DEFAULTS } from "./text.js";
 const NUMBER = /^\s*\+?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$/;
 
 /**
- * Return the positive number that a text holds, null if it holds none.
+ * Return the positive number in a text, null if there is none.
  *
  * @param {string} text
  */
@@ -15,7 +15,7 @@ function positive(text) {
 }
 
 /**
- * Return start and end of each size, in shares of their sum.
+ * Return start and end of each size, as fractions of the sum of all sizes.
  *
  * @param {number[]} sizes
  */

@@ -1,10 +1,10 @@
 // @ts-check
-// The editor's model: the regions, which of them is selected, and the history for undo.
+// The editor's model: the regions, the selected one, and the history for undo.
 import { edgesOf, moved, withEdges } from "./boxes.js";
 import { parseLayout } from "./layout.js";
 import { DEFAULTS, parseRegions, regionsText } from "./text.js";
 
-// The same as on the server, for regions that have no colour of their own.
+// Colours of regions without one, the same as on the server.
 const COLOURS = "#e6553c #3c82e6 #41ab5d #f2b134 #9b5de5 #21b5b5 #e0559b #8d6e4a".split(" ");
 const MAX_UNDONE = 200;
 
@@ -42,9 +42,9 @@ export class Model {
     /** @type {unknown} */
     this.editor = undefined;
     /** @type {Region[] | null} */
-    this.draft = null; // regions while a gesture goes on
-    this.unread = ""; // why the boxes can't be read
-    this.problem = ""; // why there is nothing to edit
+    this.draft = null; // regions during a gesture
+    this.unreadable = ""; // why the text of the boxes can't be read
+    this.problem = ""; // why there are no regions to edit
     this.load(this.seen);
   }
 
@@ -53,7 +53,8 @@ export class Model {
     this.load(this.texts.read());
   }
 
-  // Load what others have written; return whether there was anything. Undo never crosses that.
+  // Load the widgets' texts if they were changed outside the editor; return whether they were. The
+  // history is cleared then, so undo never reverts such a change.
   sync() {
     const now = this.texts.read();
     if (this.seen.regions === now.regions && this.seen.layout === now.layout) return false;
@@ -66,28 +67,28 @@ export class Model {
   load(texts) {
     this.seen = texts;
     [this.boxes, this.editor, this.rows] = [[], undefined, []];
-    this.unread = this.problem = "";
+    this.unreadable = this.problem = "";
     try {
       ({ regions: this.boxes, editor: this.editor } = parseRegions(texts.regions));
     } catch (error) {
-      this.unread = messageOf(error);
+      this.unreadable = messageOf(error);
     }
     try {
       this.rows = parseLayout(texts.layout);
     } catch (error) {
       this.problem = messageOf(error);
     }
-    if (!this.inRows) this.problem = this.unread;
+    if (!this.usesLayout) this.problem = this.unreadable;
     this.selected = Math.min(this.selected, this.regions.length - 1);
   }
 
-  // A layout that is not empty takes the place of the boxes.
-  get inRows() {
+  // Return whether the layout of rows and columns is used in place of the boxes.
+  get usesLayout() {
     return this.seen.layout.trim() !== "";
   }
 
   get regions() {
-    return this.draft ?? (this.inRows ? this.rows : this.boxes);
+    return this.draft ?? (this.usesLayout ? this.rows : this.boxes);
   }
 
   /** @returns {Region | undefined} */
@@ -96,10 +97,10 @@ export class Model {
   }
 
   /**
-   * Make a change of the texts and write it to the widgets.
+   * Change the texts and write them to the widgets.
    *
    * @param {Texts} texts
-   * @param {boolean} [history] whether undo goes back to before this change
+   * @param {boolean} [history] whether undo can revert this change alone
    */
   put(texts, history = true) {
     if (history) {
@@ -122,11 +123,11 @@ export class Model {
 
   /**
    * @param {Region[]} regions
-   * @param {boolean} [history] false joins the change to the one before: a key is held down
+   * @param {boolean} [history] false joins the change to the one before, while a key is held down
    */
   edit(regions, history = true) {
     this.draft = null;
-    if (this.problem || this.inRows) return;
+    if (this.problem || this.usesLayout) return;
     const text = regionsText(regions, this.editor);
     if (text !== this.seen.regions) this.putText({ regions: text }, history);
   }
@@ -175,7 +176,7 @@ export class Model {
   }
 
   /**
-   * Move the selected region in the order; later regions lie above earlier ones.
+   * Move the selected region in the order; later regions cover earlier ones.
    *
    * @param {number} by
    */

@@ -1,6 +1,6 @@
 // @ts-check
-// The regions as text, rows and columns, and the line that says what is wrong or where the regions
-// come from.
+// The regions as text, the field for rows and columns, and the line that shows problems or where the
+// regions come from.
 import { createElement } from "../dom.js";
 
 const EXAMPLE = `{
@@ -9,7 +9,7 @@ const EXAMPLE = `{
   ]
 }`;
 
-const LAYOUT = "Rows and columns in place of what is drawn; empty for what is drawn";
+const LAYOUT = "Rows and columns that replace the drawn regions; leave empty to use those";
 
 export class Note {
   /** @param {import("./editor.js").Editor} editor */
@@ -18,9 +18,9 @@ export class Note {
     this.text = createElement("textarea");
     this.text.placeholder = EXAMPLE;
     this.text.spellcheck = false;
-    this.text.dataset.captureWheel = "true"; // scrolls, where the page would zoom
+    this.text.dataset.captureWheel = "true"; // the wheel scrolls the text
     this.text.setAttribute("aria-label", "The regions as text, in JSON");
-    this.typing = false; // what is typed in one go is undone in one go
+    this.typing = false; // undo reverts text that is typed without a pause in one step
     this.text.addEventListener("input", () => {
       this.editor.model.putText({ regions: this.text.value }, !this.typing);
       this.typing = true;
@@ -69,17 +69,17 @@ export class Note {
       return ["The regions come from another node and are changed there.", "", false];
     }
     if (model.problem) {
-      const canShow = !asText && !model.inRows;
+      const canShow = !asText && !model.usesLayout;
       return [model.problem, canShow ? "Show the text" : "", true];
     }
     if (refusal) return [refusal, "", true];
     if (this.editor.isLinked("layout")) {
-      return ["Rows and columns come from another node; without them the boxes hold.", "", false];
+      return ["Rows and columns come from another node; else the boxes are used.", "", false];
     }
-    if (!model.inRows) return ["", "", false];
-    // A text that can't be read is never written over.
-    const button = model.unread ? "" : "Make boxes of them";
-    return ["The rows and columns are used; what was drawn is kept.", button, false];
+    if (!model.usesLayout) return ["", "", false];
+    // A text that can't be read is never overwritten.
+    const button = model.unreadable ? "" : "Make boxes of them";
+    return ["The rows and columns are used; the drawn regions are kept.", button, false];
   }
 
   draw() {
@@ -88,8 +88,8 @@ export class Note {
     this.text.readOnly = this.editor.isLinked("regions");
     this.rows.hidden = asText;
     this.layout.disabled = this.editor.isLinked("layout");
-    // A field of one line shows the lines of a text as the rows they are; what is being typed in it
-    // stays until the text is another one.
+    // A field of one line shows the lines of a text as rows. Typed text stays until the widget's text
+    // changes.
     const rows = model.seen.layout.trim().replace(/\s*\n\s*/g, " / ");
     if (rows !== this.layout.dataset.shown) this.layout.value = this.layout.dataset.shown = rows;
     if (this.text.value !== model.seen.regions) this.text.value = model.seen.regions;

@@ -1,5 +1,5 @@
 // @ts-check
-// The picture with its regions: boxes with names and handles, which can have the focus.
+// The picture with its regions: boxes with names and handles, which can be focused.
 import { createElement } from "../dom.js";
 import { edgesOf } from "./boxes.js";
 import { colourOf } from "./model.js";
@@ -47,16 +47,16 @@ export class Stage {
     this.picture.alt = "";
     this.picture.draggable = false;
     this.hint = createElement("div", "pastiche-stage-hint");
-    this.drawn = createElement("div", "pastiche-drawn");
-    this.drawn.hidden = true;
-    this.area.append(this.picture, this.hint, this.drawn);
+    this.outline = createElement("div", "pastiche-drawn");
+    this.outline.hidden = true;
+    this.area.append(this.picture, this.hint, this.outline);
     this.element.append(this.area);
     /** @type {HTMLElement[]} */
     this.boxes = [];
   }
 
   /**
-   * Return where a pointer is, in shares of the picture; the graph may be zoomed.
+   * Return the position of a pointer in fractions of the picture, at any zoom of the graph.
    *
    * @param {MouseEvent} event
    */
@@ -91,16 +91,18 @@ export class Stage {
    *
    * @param {import("./boxes.js").Edges | null} box
    */
-  showDrawn(box) {
-    this.drawn.hidden = !box;
-    if (box) this.lay(this.drawn, box);
+  showOutline(box) {
+    this.outline.hidden = !box;
+    if (box) this.setEdges(this.outline, box);
   }
 
   /**
+   * Place an element in the area.
+   *
    * @param {HTMLElement} element
    * @param {import("./boxes.js").Edges} edges
    */
-  lay(element, { left, top, right, bottom }) {
+  setEdges(element, { left, top, right, bottom }) {
     element.style.left = `${left * 100}%`;
     element.style.top = `${top * 100}%`;
     element.style.width = `${(right - left) * 100}%`;
@@ -111,7 +113,7 @@ export class Stage {
    * @param {import("./model.js").Model} model
    * @param {import("./boxes.js").Size} size
    * @param {number} grid in pixels; 0 for none
-   * @param {boolean} fixed whether nothing can be drawn
+   * @param {boolean} fixed whether the regions can't be edited here
    */
   draw(model, size, grid, fixed) {
     const { regions, selected } = model;
@@ -129,7 +131,7 @@ export class Stage {
     while (this.boxes.length < regions.length) {
       const box = createBox();
       this.boxes.push(box);
-      area.insertBefore(box, this.drawn);
+      area.insertBefore(box, this.outline);
     }
     this.boxes.forEach((box, index) => {
       const region = regions[index];
@@ -138,7 +140,7 @@ export class Stage {
       const place = `${index + 1} of ${regions.length}, ${placeText(region, size)}`;
       box.setAttribute("aria-label", `${region.name}, ${place}`);
     });
-    // A region that changed its place in the order, or went away, hands the focus on.
+    // If the focused region was moved in the order or deleted, the selected one gets the focus.
     if (focused >= 0 && focused !== selected) this.focus(selected);
   }
 
@@ -148,19 +150,19 @@ export class Stage {
    * @param {number} index
    */
   drawBox(box, region, index) {
-    this.lay(box, edgesOf(region));
+    this.setEdges(box, edgesOf(region));
     box.style.setProperty("--colour", colourOf(region, index));
     box.style.setProperty("--ink", inkOn(colourOf(region, index)));
     const name = box.querySelector(".pastiche-region-name");
     if (name) name.textContent = region.name;
-    // Half of the soft edge lies outside, half inside; cqmin is of the area's shorter side.
+    // Half of the soft edge is outside, half inside; cqmin is a percentage of the shorter side.
     box.classList.toggle("pastiche-feathered", region.feather > 0);
     box.style.setProperty("--reach", `${region.feather * 50}cqmin`);
   }
 }
 
 /**
- * Return black or white, whichever is read better on a colour.
+ * Return black or white, whichever is more readable on a colour.
  *
  * @param {string} colour
  */
@@ -170,7 +172,7 @@ function inkOn(colour) {
 }
 
 /**
- * Return a region's place and size in pixels, as a screen reader says it.
+ * Return a region's place and size in pixels, as a text for screen readers.
  *
  * @param {import("./boxes.js").Box} region
  * @param {import("./boxes.js").Size} size

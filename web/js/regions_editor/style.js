@@ -1,5 +1,5 @@
 // @ts-check
-// The style sheet of the regions editor; it follows the page's colours.
+// The style sheet of the regions editor, which uses the page's colours.
 import { createElement } from "../dom.js";
 
 const STYLE = `

@@ -1,10 +1,9 @@
 // @ts-check
-// Read and write the regions' text as lora_ops/region_text.py does: each accepts what the other
-// accepts.
+// Read and write the regions' text. lora_ops/region_text.py accepts exactly the same texts.
 import { RegionTextError, readJson } from "./json.js";
 
 /**
- * A region with all its fields; places and sizes are shares of the picture.
+ * A region with all its fields; places and sizes are fractions of the picture.
  *
  * @typedef {object} Region
  * @property {string} name
@@ -47,7 +46,7 @@ const SIDES = [
   ["x", "width"],
   ["y", "height"],
 ];
-const SLACK = 1e-6; // how far sums of typed numbers may lie beyond the picture's border
+const SLACK = 1e-6; // by how much a sum of typed numbers may exceed the picture's border
 
 /**
  * @param {unknown} value
@@ -57,7 +56,7 @@ const isObject = (value) => value !== null && typeof value === "object" && !Arra
 const short = (/** @type {number} */ number) => String(Number(number.toPrecision(6)));
 
 /**
- * Return the regions of a text, and the "editor" entry that may stand next to them.
+ * Return the regions of a text, and the optional "editor" entry next to them.
  *
  * @param {string} text
  * @returns {{ regions: Region[], editor: unknown }}
@@ -94,7 +93,7 @@ export function parseRegions(text) {
 }
 
 /**
- * Return a region with the defaults of what its fields leave out.
+ * Return a region in which defaults replace the missing fields.
  *
  * @param {unknown} fields
  * @param {number} line
@@ -182,6 +181,6 @@ export function regionsText(regions, editor) {
     return `    {${fields.join(", ")}}`;
   });
   const inside = rows.length ? `\n${rows.join(",\n")}\n  ` : "";
-  const beside = editor === undefined ? "" : `,\n  "editor": ${JSON.stringify(editor)}`;
-  return `{\n  "regions": [${inside}]${beside}\n}`;
+  const editorEntry = editor === undefined ? "" : `,\n  "editor": ${JSON.stringify(editor)}`;
+  return `{\n  "regions": [${inside}]${editorEntry}\n}`;
 }

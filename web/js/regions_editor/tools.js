@@ -1,5 +1,5 @@
 // @ts-check
-// The row of buttons, and the list of the regions in their order.
+// The toolbar, and the list of the regions in their order.
 import { createElement } from "../dom.js";
 import { colourOf } from "./model.js";
 
@@ -7,15 +7,15 @@ import { colourOf } from "./model.js";
 
 /** @type {[action: Action, label: string, title: string][]} */
 const BUTTONS = [
-  ["add", "Add", "Add a region; or drag on the picture, with Shift over another region"],
+  ["add", "Add", "Add a region; or drag on the picture, with Shift also over another region"],
   ["copy", "Copy", "Copy the selected region (Ctrl+D)"],
   ["remove", "Delete", "Delete the selected region (Delete)"],
   ["lower", "↓", "Put the selected region below the one before it (Page Down)"],
   ["raise", "↑", "Put the selected region above the one after it (Page Up)"],
   ["undo", "Undo", "Undo the last change of the regions (Ctrl+Z)"],
   ["redo", "Redo", "Redo the change of the regions (Ctrl+Y)"],
-  ["snap", "Snap", "Snap edges to a grid; hold Alt to snap to nothing"],
-  ["text", "Text", "Show the regions as text, to be read and written by hand"],
+  ["snap", "Snap", "Snap edges to a grid; hold Alt to move without snapping"],
+  ["text", "Text", "Show the regions as text, which you can edit"],
 ];
 
 export class Tools {
@@ -71,7 +71,7 @@ export class Tools {
     if (action === "snap") this.editor.setSnap({ on: !snap.on });
     if (action === "text") this.editor.setAsText(!asText);
     this.editor.redraw();
-    // A button that is now disabled would lose the focus to the graph, and undo with it.
+    // A button that is now disabled would lose the focus to the graph, and Ctrl+Z would undo there.
     if (this.buttons[action].disabled || action === "add") stage.focus(model.selected);
   }
 

@@ -1,12 +1,12 @@
 // @ts-check
-// The loss curve of a run as SVG: the raw losses faint, the smoothed ones strong, on a linear or a
-// logarithmic scale.
+// Draw the loss curve of a run as SVG: the raw losses faint, the smoothed ones strong, on a linear
+// or a logarithmic scale.
 import { createElement } from "../dom.js";
 
 /** @typedef {[step: number, loss: number, smoothed: number]} Point */
 
 const SVG = "http://www.w3.org/2000/svg";
-const WIDTH = 1000; // of the drawing's own units; the page stretches them
+const WIDTH = 1000; // units of the drawing, which the page stretches
 const HEIGHT = 300;
 const EDGE = 12;
 

@@ -1,6 +1,6 @@
 // @ts-check
-// A panel on every Pastiche trainer node that has a run. It is added when the first message of a
-// run arrives and is never saved with a workflow.
+// Add a panel to every Pastiche trainer node that has a run. It is added when the first message of
+// a run arrives and is never saved with a workflow.
 import { api } from "../../../../scripts/api.js";
 import { app } from "../../../../scripts/app.js";
 import { View } from "./view.js";
@@ -9,11 +9,11 @@ import { View } from "./view.js";
 
 const MESSAGE = "pastiche.training";
 const TRAINERS = /^PasticheTrain(?!ing)/; // not PasticheTrainingSettings
-const NAME = "pastiche_run";
+const WIDGET_NAME = "pastiche_run";
 const MAX_POINTS = 3000;
 
 /** @type {Map<string, Run>} */
-const runs = new Map(); // by run id, as the server describes them
+const runs = new Map(); // latest state of each run, by run id
 /** @type {WeakMap<ComfyUI.Node, View>} */
 const views = new WeakMap(); // by node
 
@@ -64,7 +64,7 @@ function viewOf(node) {
   if (known) return known;
   const view = new View();
   views.set(node, view);
-  const widget = node.addDOMWidget(NAME, "pastiche-run", view.element, {
+  const widget = node.addDOMWidget(WIDGET_NAME, "pastiche-run", view.element, {
     serialize: false, // not with the prompt
     hideOnZoom: false,
     getMinHeight: () => 280,
@@ -79,8 +79,8 @@ function viewOf(node) {
 }
 
 /**
- * Return whether a run is shown instead of another one. One node may have had several runs, or be
- * drawn by several subgraph nodes: the running one is shown.
+ * Return whether a run is shown instead of another one. A node may have had several runs, or may
+ * belong to several subgraph nodes: the running one is shown, else the one that started last.
  *
  * @param {Run} run
  * @param {Run} other
@@ -94,7 +94,7 @@ function takesPrecedence(run, other) {
 function show(run) {
   const node = nodeAt(run.node_id);
   if (!node || !belongsTo(run, node)) return;
-  // The page would draw a widget that is added out of sight over the graph that is open.
+  // If the node is in another graph than the open one, the page would draw its widget over it.
   if (!views.has(node) && node.graph !== app.canvas.graph) return;
   const shown = runs.get(views.get(node)?.run?.run ?? "");
   if (!shown || takesPrecedence(run, shown)) viewOf(node).show(run);
@@ -111,8 +111,8 @@ function thinPoints(points) {
 }
 
 /**
- * Add a message to what is known of its run. Return false if an earlier message is missing: the
- * page slept, or was loaded after the run's start.
+ * Update a run with a message. Return false if an earlier message is missing, because the page slept
+ * or was loaded after the run's start.
  *
  * @param {Run} message
  */
@@ -129,38 +129,38 @@ function applyMessage(message) {
 }
 
 /** @type {Run[] | null} */
-let waiting = null; // messages that arrive while the server is asked for the runs
+let pending = null; // messages that arrive while the runs are fetched; null while they are not
 
-async function askServer() {
-  if (waiting) return;
-  waiting = [];
+async function fetchRuns() {
+  if (pending) return;
+  pending = [];
   try {
     const answer = await api.fetchApi("/pastiche/runs");
     for (const run of (await answer.json()).runs) runs.set(run.run, run);
     showAll();
   } catch (error) {
-    // The next message asks again.
-    console.warn("Pastiche: the training runs could not be asked for", error);
+    // The next message starts another attempt.
+    console.warn("Pastiche: the training runs could not be fetched", error);
   }
-  const missed = waiting;
-  waiting = null;
+  const missed = pending;
+  pending = null;
   missed.forEach(applyMessage);
 }
 
 /** @param {CustomEvent<Run>} event */
 function onMessage({ detail: message }) {
-  if (waiting) waiting.push(message);
-  else if (!applyMessage(message)) askServer();
+  if (pending) pending.push(message);
+  else if (!applyMessage(message)) fetchRuns();
 }
 
 app.registerExtension({
   name: "Pastiche.TrainingPanel",
   setup() {
     api.addEventListener(MESSAGE, onMessage);
-    api.addEventListener("reconnected", askServer);
+    api.addEventListener("reconnected", fetchRuns);
     app.canvas.canvas.addEventListener("litegraph:set-graph", () => setTimeout(showAll));
-    askServer();
+    fetchRuns();
   },
-  // Every graph that is opened has new nodes, which get the panels of their runs.
+  // An opened graph has new nodes, which need the panels of their runs.
   afterConfigureGraph: showAll,
 });

@@ -1,5 +1,5 @@
 // @ts-check
-// The panel of one training run: loss curve, time left, preview picture and buttons.
+// Show one training run: loss curve, time left, preview picture and buttons.
 import { api } from "../../../../scripts/api.js";
 import { createElement } from "../dom.js";
 import { Curve } from "./curve.js";
@@ -16,7 +16,7 @@ import { Curve } from "./curve.js";
  * @property {string | null} workflow
  * @property {number} started seconds since the epoch
  * @property {"running" | "finished" | "stopped" | "broken"} state
- * @property {string} doing what keeps the run from its next step; "" while it steps
+ * @property {string} doing activity between two steps, such as saving; "" during steps
  * @property {number} step
  * @property {number} steps
  * @property {number | null} loss
@@ -191,7 +191,7 @@ export class View {
     this.picture.hidden = !picture;
     if (!picture) return;
     const { filename, subfolder, type, step } = picture;
-    // A run that begins anew may write a picture of the same name.
+    // A restarted run may write a picture of the same name, so the address contains its start.
     const query = new URLSearchParams({ filename, subfolder, type, run: String(started) });
     const address = api.apiURL(`/view?${query}`);
     if (this.image.getAttribute("src") === address) return;
