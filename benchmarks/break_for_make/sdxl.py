@@ -19,7 +19,7 @@ from pack.training.loop import take_step
 from pack.training.recipes import Make
 from pack.training.recipes.break_for_make import Half
 
-from ..shared.process_memory import MIB, forget_peak, measure_in_process, peak, resident
+from ..shared.process_memory import MIB, reset_peak, measure_in_process, peak, resident
 from ..shared.real_width import Case, load_base, random_examples
 
 RANK, SIDE = 64, 16  # of the latent: 128 pixels
@@ -72,7 +72,7 @@ def measure(threads: int) -> dict[str, Any]:
 
 def _stepped(denoiser: Any, sites: Any, recipe: Any, config: Any) -> tuple[dict, dict[str, float]]:
     """Return what two steps have learnt, and the time and memory of the second."""
-    forget_peak()
+    reset_peak()
     before = resident()
     session = Session(denoiser, sites, recipe, config)
     inside = session.optimizer.step

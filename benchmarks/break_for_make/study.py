@@ -35,7 +35,7 @@ FLAGS = ("content", "style", "colour", "background")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what is not yet in the cache and write the report."""
+    """Compute the results that are not in the cache, and write the report."""
     parser = argparse.ArgumentParser(prog="break_for_make", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="trainings per pair and arm")
     parser.add_argument("--pictures", type=int, default=67, help="per training")
@@ -51,12 +51,12 @@ def main(arguments: Sequence[str]) -> int:
     found = study.flags(options.arm)
     if options.arm is None:
         sdxl = study.cache.get(["sdxl"], lambda: measured(options.threads))
-        write_report(options.out, study.facts(), found, sdxl)
+        write_report(options.out, study.metadata(), found, sdxl)
     return 0
 
 
 class Study:
-    """The trainings and pictures of the study, each kept in the cache as soon as it is made."""
+    """The trainings and pictures of the study, each stored in the cache as soon as it exists."""
 
     def __init__(self, setup: Setup, options: argparse.Namespace) -> None:
         self.setup, self.base, self.judge = setup, setup.base, setup.judge
@@ -64,10 +64,10 @@ class Study:
         basis = [setup.base_digest, setup.judge.hash, asdict(BUDGET)]
         self.cache = ResultCache(cache_folder() / "b4m_study", basis)
 
-    def facts(self) -> dict:
-        """Return what the results depend on."""
+    def metadata(self) -> dict:
+        """Return the values that the results depend on."""
         return {
-            **self.setup.facts,
+            **self.setup.metadata,
             **asdict(self.budget),
             "sampling": SAMPLING,
             "pictures": self.options.pictures,

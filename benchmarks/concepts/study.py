@@ -30,7 +30,7 @@ NEW_PROMPTS = 1000  # each training is judged on noise of its own
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what is not yet in the cache and write the report."""
+    """Compute the results that are not in the cache, and write the report."""
     parser = argparse.ArgumentParser(prog="concepts", description=__doc__)
     parser.add_argument("--seeds", type=int, default=2, help="trainings per subject and arm")
     parser.add_argument("--words-seeds", type=int, default=1, help="likewise, of words alone")
@@ -42,12 +42,12 @@ def main(arguments: Sequence[str]) -> int:
     study = Study(load_setup(options.threads), options)
     found = study.flags(options.arm)
     if options.arm is None:
-        write_report(options.out, study.facts(), found, study.own_flags())
+        write_report(options.out, study.metadata(), found, study.own_flags())
     return 0
 
 
 class Study:
-    """The trainings and pictures of the study, each kept in the cache as soon as it is made."""
+    """The trainings and pictures of the study, each stored in the cache as soon as it exists."""
 
     def __init__(self, setup: Setup, options: argparse.Namespace) -> None:
         self.setup, self.base, self.judge = setup, setup.base, setup.judge
@@ -55,10 +55,10 @@ class Study:
         basis = [setup.base_digest, setup.judge.hash, asdict(BUDGET)]
         self.cache = ResultCache(cache_folder() / "ed_lora_study", basis)
 
-    def facts(self) -> dict:
-        """Return what the results depend on."""
+    def metadata(self) -> dict:
+        """Return the values that the results depend on."""
         return {
-            **self.setup.facts,
+            **self.setup.metadata,
             **asdict(self.budget),
             "sampling": SAMPLING,
             "pictures": 20 * self.options.per_prompt,

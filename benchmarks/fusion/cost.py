@@ -14,7 +14,7 @@ import folder_paths
 import torch
 from pack.nodes.fusion.run import fuse
 
-from ..shared.process_memory import MIB, RETURN_FREED_MEMORY, growing, measure_in_process
+from ..shared.process_memory import MIB, RETURN_FREED_MEMORY, track_growth, measure_in_process
 from .arms import request
 
 
@@ -29,14 +29,14 @@ def measure(base: Any, concepts: Sequence[Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as output, torch.inference_mode():
         folder_paths.set_output_directory(output)
         fuse(request(base, concepts[:2], steps=1))  # whatever is made once
-        with growing() as growth:
+        with track_growth() as growth:
             started = time.monotonic()
             done = fuse(request(base, concepts))
             seconds = time.monotonic() - started
     return {
         "concepts": len(concepts),
         "seconds": seconds,
-        "growth_mib": growth.beyond / MIB,
+        "growth_mib": growth.increase / MIB,
         "peak_mib": growth.highest / MIB,
         "stages": {
             stage.stage: {

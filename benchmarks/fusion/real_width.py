@@ -29,7 +29,13 @@ from pack.nodes.trainer.target_layers import training_sites
 from pack.training.files.concept import TEXT_WIDTHS, Concept
 from pack.training.files.lora_state import lora_state
 
-from ..shared.process_memory import MIB, RETURN_FREED_MEMORY, Growth, growing, measure_in_process
+from ..shared.process_memory import (
+    MIB,
+    RETURN_FREED_MEMORY,
+    Growth,
+    track_growth,
+    measure_in_process,
+)
 from ..shared.real_width import Case, load_base, random_state
 from .arms import request
 from .solvers import closed, statistics_of
@@ -115,7 +121,7 @@ def _fusion(count: int, steps: int, side: int) -> dict[str, Any]:
     concepts = _concepts(model, count, words)
     asked = request(base, concepts, steps=steps, size=side)
     fuse(request(base, _concepts(model, 2, False), steps=1, size=64))  # whatever is made once
-    with growing() as growth, _stage_peaks(growth) as peaks:
+    with track_growth() as growth, _stage_peaks(growth) as peaks:
         started = time.perf_counter()
         done = fuse(asked)
         seconds = time.perf_counter() - started
@@ -127,7 +133,7 @@ def _fusion(count: int, steps: int, side: int) -> dict[str, Any]:
         "layers": len(done.report.layers),
         "seconds": seconds,
         "peak_mib": growth.highest / MIB,
-        "growth_mib": growth.beyond / MIB,
+        "growth_mib": growth.increase / MIB,
         "stages": {
             stage.stage: {
                 "layers": stage.layers,
@@ -210,7 +216,7 @@ def _site(site: Site) -> dict[str, Any]:
     inputs = [torch.randn(site.rows, site.width, generator=generator) for _ in range(CONCEPTS)]
     stage = "text" if "text encoder" in site.kind else "spatial"
     few = "cross" in site.kind
-    with growing() as growth:
+    with track_growth() as growth:
         started = time.perf_counter()
         statistics = None if few else statistics_of(wanted, inputs)
         collected = time.perf_counter() - started
@@ -221,7 +227,7 @@ def _site(site: Site) -> dict[str, Any]:
         "collecting": collected,
         "solving": seconds - collected,
         "statistics_mib": held / MIB,
-        "growth_mib": growth.beyond / MIB,
+        "growth_mib": growth.increase / MIB,
         "rank": fused.rank,
         "span": 0 if statistics is None or statistics.span is None else len(statistics.span),
     }

@@ -19,19 +19,19 @@ from .verdicts import verdict_lines
 MEAN_AIM, WORST_AIM, BASE_AIM = 0.05, 0.15, 0.05
 
 
-def write_report(path: Path, facts: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Write ``fusion.md`` and ``fusion.json`` side by side.
+def write_report(path: Path, metadata: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Write the page ``fusion.md`` and the data ``fusion.json``.
 
     Args:
-        path: Of the page.
-        facts: What the result rests on.
+        path: Path of the page.
+        metadata: Values that the results depend on.
         found: By part.
     """
     together = min(map(int, found["identity"][FUSED[0]]))
     lines = [
         "# Gradient fusion",
         "",
-        *(f"{name}: `{value}`  " for name, value in facts.items()),
+        *(f"{name}: `{value}`  " for name, value in metadata.items()),
         "",
         *identity_lines(found["identity"]),
         *cost_lines(found["cost"]),
@@ -43,7 +43,7 @@ def write_report(path: Path, facts: Mapping[str, Any], found: Mapping[str, Any])
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    record = {"facts": dict(facts), **found, "identity": _shares(found["identity"])}
+    record = {"facts": dict(metadata), **found, "identity": _shares(found["identity"])}
     path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(path.read_text(encoding="utf-8"))
 

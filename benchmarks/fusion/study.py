@@ -49,7 +49,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what is not yet in the cache and write the report."""
+    """Compute the results that are not in the cache, and write the report."""
     options = _options(arguments)
     if options.real is not None:
         how = (options.real_steps, options.real_side, options.threads)
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     found = {part: getattr(study, part)() for part in options.part or PARTS}
     if options.part is None:
-        write_report(options.out, study.facts(), found)
+        write_report(options.out, study.metadata(), found)
     return 0
 
 
@@ -106,10 +106,10 @@ class Study:
         self.wide_cache = ResultCache(self.cache.folder, [STAGE_DAMPING, VERSION])
         self._learnt: list[Concept] = []
 
-    def facts(self) -> dict:
-        """Return what the results depend on."""
+    def metadata(self) -> dict:
+        """Return the values that the results depend on."""
         return {
-            **self.setup.facts,
+            **self.setup.metadata,
             **asdict(self.budget),
             "layers": LAYERS,
             "sampling": SAMPLING,

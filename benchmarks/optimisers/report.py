@@ -17,12 +17,12 @@ TITLES = {
 }
 
 
-def write_report(path: Path, facts: dict, result: dict) -> None:
-    """Write ``optimisers.md`` and ``optimisers.json`` side by side.
+def write_report(path: Path, metadata: dict, result: dict) -> None:
+    """Write the page ``optimisers.md`` and the data ``optimisers.json``.
 
     Args:
-        path: Of the page.
-        facts: What the result rests on.
+        path: Path of the page.
+        metadata: Values that the results depend on.
         result: Courses by problem, optimiser and rate, and the timings.
     """
     courses = {name: _with_seconds(name, result) for name in (*PROBLEMS, "matrix")}
@@ -31,7 +31,7 @@ def write_report(path: Path, facts: dict, result: dict) -> None:
     lines = [
         "# The optimisers on three trainings and a matrix",
         "",
-        *(f"{name}: `{value}`  " for name, value in facts.items()),
+        *(f"{name}: `{value}`  " for name, value in metadata.items()),
         "",
         f"On the toy base the loss is held out: every training picture at {LEVELS} fixed noise levels,",
         "with noise that no step has drawn, the same for all. One training per cell, so a small",
@@ -56,7 +56,7 @@ def write_report(path: Path, facts: dict, result: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     kept = {
-        "facts": facts,
+        "facts": metadata,
         "courses": courses,
         "costs": result["costs"],
         "shares": shares,

@@ -41,7 +41,7 @@ DECIDING = (
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what is not yet in the cache and write the report."""
+    """Compute the results that are not in the cache, and write the report."""
     parser = argparse.ArgumentParser(prog="optimisers", description=__doc__)
     parser.add_argument("--steps", type=int, default=120, help="of a training on the toy base")
     parser.add_argument("--make-steps", type=int, default=60, help="of a make, which starts learnt")
@@ -56,24 +56,24 @@ def main(arguments: Sequence[str]) -> int:
         print(json.dumps(wide.measure(options.threads)))
         return 0
     study = Study(load_setup(options.threads), options)
-    write_report(options.out, study.facts(), study.result())
+    write_report(options.out, study.metadata(), study.result())
     return 0
 
 
 class Study:
-    """The trainings and timings of the study, each kept in the cache as soon as it is made."""
+    """The trainings and timings of the study, each stored in the cache as soon as it exists."""
 
     def __init__(self, setup: Setup, options: argparse.Namespace) -> None:
         self.setup, self.base, self.options = setup, setup.base, options
         code = source_digest(BENCHMARKS.parent / name for name in DECIDING)
         self.cache = ResultCache(cache_folder() / "optimisers_study", [setup.base_digest, code])
 
-    def facts(self) -> dict:
-        """Return what the results depend on."""
-        facts = self.setup.facts
+    def metadata(self) -> dict:
+        """Return the values that the results depend on."""
+        metadata = self.setup.metadata
         return {
-            "world": facts["world"],
-            "base": facts["base"],
+            "world": metadata["world"],
+            "base": metadata["base"],
             "torch": torch.__version__,
             "threads": self.options.threads,
             "steps": f"{self.options.steps}, make {self.options.make_steps}",

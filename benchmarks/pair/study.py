@@ -34,7 +34,7 @@ NEW_PROMPTS = 1000  # each training is judged on prompts and noise of its own
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what is not yet in the cache and write the report."""
+    """Compute the results that are not in the cache, and write the report."""
     parser = argparse.ArgumentParser(prog="pair", description=__doc__)
     parser.add_argument("--pictures", type=int, default=67, help="per training; three make a cell")
     parser.add_argument("--seeds", type=int, default=3, help="trainings per cell")
@@ -51,12 +51,12 @@ def main(arguments: Sequence[str]) -> int:
                 style, pairs, options.seeds, options.pictures
             )
     if options.style is None:
-        write_report(options.out, study.facts(options), cells)
+        write_report(options.out, study.metadata(options), cells)
     return 0
 
 
 class Study:
-    """The trainings and pictures of the study, each kept in the cache as soon as it is made."""
+    """The trainings and pictures of the study, each stored in the cache as soon as it exists."""
 
     def __init__(self, setup: Setup, steps: int) -> None:
         self.setup, self.base, self.judge, self.steps = setup, setup.base, setup.judge, steps
@@ -66,10 +66,10 @@ class Study:
         # The judge and the sampling change no training.
         self.trainings = ResultCache(self.folder, [setup.base_digest])
 
-    def facts(self, options: argparse.Namespace) -> dict:
-        """Return what the results depend on."""
+    def metadata(self, options: argparse.Namespace) -> dict:
+        """Return the values that the results depend on."""
         return {
-            **self.setup.facts,
+            **self.setup.metadata,
             "steps": self.steps,
             "sampling": GUIDED_SAMPLING,
             "pictures": options.pictures,

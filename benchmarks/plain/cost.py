@@ -11,7 +11,7 @@ import time
 import folder_paths
 
 from ..shared.plain_lora import PlainTraining
-from ..shared.process_memory import MIB, forget_peak, measure_in_process, peak, resident
+from ..shared.process_memory import MIB, reset_peak, measure_in_process, peak, resident
 from ..shared.toy_base import ToyBase
 from .arms import LEARN
 
@@ -36,7 +36,7 @@ def measure(base: ToyBase, arm: str, steps: int) -> dict[str, float]:
         folder_paths.set_output_directory(output)
         LEARN[arm](base, PlainTraining(2, RATE, 0))  # whatever is made once
         before = resident()
-        forget_peak()
+        reset_peak()
         seconds = []
         for count in (max(1, steps // 4), steps):
             started = time.monotonic()

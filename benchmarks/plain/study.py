@@ -34,7 +34,7 @@ BATCH = 20
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what is not yet in the cache and write the report."""
+    """Compute the results that are not in the cache, and write the report."""
     parser = argparse.ArgumentParser(prog="plain", description=__doc__)
     parser.add_argument("--steps", type=int, default=600, help="of a training, one picture each")
     parser.add_argument("--pictures", type=int, default=100, help="per training")
@@ -50,12 +50,12 @@ def main(arguments: Sequence[str]) -> int:
         print(json.dumps(measure(setup.base, options.cost, options.steps)))
         return 0
     study = Study(setup, options)
-    write_report(options.out, study.facts(), study.result())
+    write_report(options.out, study.metadata(), study.result())
     return 0
 
 
 class Study:
-    """The trainings and pictures of the study, each kept in the cache as soon as it is made."""
+    """The trainings and pictures of the study, each stored in the cache as soon as it exists."""
 
     def __init__(self, setup: Setup, options: argparse.Namespace) -> None:
         self.setup, self.base, self.judge = setup, setup.base, setup.judge
@@ -65,10 +65,10 @@ class Study:
         basis = [setup.base_digest, setup.judge.hash, shown, options.steps, RANK]
         self.cache = ResultCache(cache_folder() / "plain_study", basis)
 
-    def facts(self) -> dict:
-        """Return what the results depend on."""
+    def metadata(self) -> dict:
+        """Return the values that the results depend on."""
         return {
-            **self.setup.facts,
+            **self.setup.metadata,
             "steps": self.options.steps,
             "sampling": SAMPLING,
             "pictures": self.options.pictures,

@@ -17,12 +17,12 @@ SHARE, LEAK_LIMIT = 0.95, 0.05
 COST, COST_WITH_LORAS, COST_OF_TOKENS = 1.15, 1.3, 1.1
 
 
-def write_report(path: Path, facts: dict, found: dict[str, Any]) -> None:
-    """Write ``regions.md`` and ``regions.json`` side by side.
+def write_report(path: Path, metadata: dict, found: dict[str, Any]) -> None:
+    """Write the page ``regions.md`` and the data ``regions.json``.
 
     Args:
-        path: Of the page.
-        facts: What the result rests on.
+        path: Path of the page.
+        metadata: Values that the results depend on.
         found: What each part of the study found.
     """
     layouts = {canvas: _layouts(arms) for canvas, arms in found["layouts"].items()}
@@ -32,7 +32,7 @@ def write_report(path: Path, facts: dict, found: dict[str, Any]) -> None:
     lines = [
         "# Regions on the toy base",
         "",
-        *(f"{name}: `{value}`  " for name, value in facts.items()),
+        *(f"{name}: `{value}`  " for name, value in metadata.items()),
         "",
         "Intervals are Wilson's at 95 %. A thing is looked for in every square of 64 pixels of its",
         "place, on a stride of 16, and is right where one of them shows its kind in its colour.",
@@ -49,7 +49,7 @@ def write_report(path: Path, facts: dict, found: dict[str, Any]) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     stored = {
-        "facts": facts,
+        "facts": metadata,
         "layouts": layouts,
         "adapters": adapters,
         "outlines": outlines,

@@ -30,7 +30,7 @@ FIRST_NOISE = 60_000
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what is not yet in the cache and write the report."""
+    """Compute the results that are not in the cache, and write the report."""
     parser = argparse.ArgumentParser(prog="regions", description=__doc__)
     parser.add_argument("--layouts", type=int, default=200, help="per canvas")
     parser.add_argument("--pictures", type=int, default=100, help="per adapter and seed")
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     study = Study(load_setup(options.threads), options)
     found = {part: getattr(study, part)() for part in options.part or PARTS}
     if options.part is None:
-        write_report(options.out, study.facts(), found)
+        write_report(options.out, study.metadata(), found)
     return 0
 
 
@@ -64,10 +64,10 @@ class Study:
         self.folder = cache_folder() / "regional_study"
         self.cache = ResultCache(self.folder, [setup.base_digest, setup.judge.hash])
 
-    def facts(self) -> dict:
-        """Return what the results depend on."""
+    def metadata(self) -> dict:
+        """Return the values that the results depend on."""
         return {
-            **self.setup.facts,
+            **self.setup.metadata,
             "sampling": SAMPLING,
             "layouts": self.options.layouts,
             "pictures per adapter": self.options.pictures * self.options.seeds,
