@@ -1,4 +1,4 @@
-"""Compute confidence intervals of rates and of differences of rates, and format them for reports."""
+"""Compute and format confidence intervals of rates and of differences of rates."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Run a study in the development environment: ``python3 benchmarks/run.py STUDY [ARGS]``.
 
-Any Python can start it. It creates the environment if there is none and starts itself again inside
-it. There it prepares ComfyUI with temporary folders and loads the pack as ``pack`` before it imports
-the study, so that the study's modules can import both at module level.
+Any Python can start it. It creates the environment if there is none and starts itself again
+inside it. There it prepares ComfyUI with temporary folders and loads the pack as ``pack`` before it
+imports the study, so that the study's modules can import both at module level.
 """
 
 from __future__ import annotations

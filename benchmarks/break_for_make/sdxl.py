@@ -19,7 +19,7 @@ from pack.training.loop import take_step
 from pack.training.recipes import Make
 from pack.training.recipes.break_for_make import Half
 
-from ..shared.process_memory import MIB, reset_peak, measure_in_process, peak, resident
+from ..shared.process_memory import MIB, measure_in_process, peak, reset_peak, resident
 from ..shared.real_width import Case, load_base, random_examples
 
 RANK, SIDE = 64, 16  # of the latent: 128 pixels

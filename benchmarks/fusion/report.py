@@ -1,4 +1,4 @@
-"""The markdown page and the JSON of the fusion study: identity, and all parts together."""
+"""Write the markdown page and the JSON of the fusion study."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_report(path: Path, metadata: Mapping[str, Any], found: Mapping[str, An
     Args:
         path: Path of the page.
         metadata: Values that the results depend on.
-        found: By part.
+        found: Results by part.
     """
     together = min(map(int, found["identity"][FUSED[0]]))
     lines = [
@@ -49,7 +49,7 @@ def write_report(path: Path, metadata: Mapping[str, Any], found: Mapping[str, An
 
 
 def identity_lines(found: Mapping[str, Any]) -> list[str]:
-    """Identity alone and in company, by arm and number of subjects; and the base's own abilities."""
+    """Return the lines of identity, alone and combined, and of the base's own abilities."""
     alone = [_by_prompt(flags) for flags in found[ALONE]]
     base = _by_prompt(found[BASE])
     lines = [
@@ -96,8 +96,8 @@ def identity_lines(found: Mapping[str, Any]) -> list[str]:
                 gap = difference(_right(fused[:count], many), _right(subjects, many))
                 beside = difference_text(gap)
                 if arm == FUSED[2]:
-                    said_of = f"the base's abilities with {count} and prior prompts"
-                    verdicts.append((f"{said_of} within {BASE_AIM}", stays))
+                    claim = f"the base's abilities with {count} and prior prompts"
+                    verdicts.append((f"{claim} within {BASE_AIM}", stays))
                 if arm not in FUSED:
                     verdicts.append((f"ahead of {arm} with {count}", gap[1] > 0))
             lines.append(
@@ -108,7 +108,7 @@ def identity_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _shares(found: Any) -> Any:
-    """Return identity's flags as the shares that are true of each, in place of every picture's."""
+    """Return nested flags with every list of pictures replaced by the shares that are true."""
     if isinstance(found, dict):
         return {name: _shares(one) for name, one in found.items()}
     if isinstance(found[0][0], bool):
@@ -117,7 +117,7 @@ def _shares(found: Any) -> Any:
 
 
 def _each_lines(found: Mapping[str, Any], alone: Sequence[np.ndarray]) -> list[str]:
-    """Identity of every subject, alone and in the default fusion."""
+    """Return the table of every subject's identity, alone and in the default fusion."""
     counts = sorted(found[FUSED[0]], key=int)
     lines = [
         f"| subject | alone | {' | '.join(f'{FUSED[0]}, {count}' for count in counts)} |",
@@ -140,7 +140,7 @@ def _by_prompt(flags: Sequence[Sequence[bool]]) -> np.ndarray:
 
 
 def _right(subjects: Sequence[np.ndarray], many: int) -> np.ndarray:
-    """Return identity ``(subject, picture)`` of so many pictures of each prompt, the first ones."""
+    """Return identity flags ``(subject, picture)`` of the first ``many`` pictures per prompt."""
     return np.array([one[:, :many, 0].ravel() for one in subjects])
 
 

@@ -1,9 +1,9 @@
 """Compare forecast and measured peak memory: ``python3 benchmarks/run.py memory``.
 
 The cases are the toy base, and SD1.5 and SDXL at their real widths with random weights, with and
-without checkpointing. Every measurement runs two training steps in a new process. On a CPU it is the
-growth of the resident set since before the model was made; on a GPU it is the most memory that torch
-has allocated. Every case is stored in ``benchmarks/results/memory.json`` as soon as it is measured;
+without checkpointing. Every measurement runs two training steps in a new process. On a CPU it is
+the growth of the resident set since before the model was made; on a GPU it is the most memory that
+torch has allocated. Every case is stored in ``benchmarks/results/memory.json`` when it is measured;
 ``--again`` measures it again. The table is written to ``memory.md`` in the same folder.
 """
 
@@ -29,9 +29,9 @@ from pack.training.recipes.single import Single
 from ..shared.process_memory import (
     MIB,
     RETURN_FREED_MEMORY,
-    reset_peak,
     measure_in_process,
     peak,
+    reset_peak,
     resident,
 )
 from ..shared.real_width import TOY_BASE, Case, load_base, random_examples
@@ -90,7 +90,7 @@ def _in_process(number: int, device: str) -> dict:
 
 
 def measure(case: Case) -> dict:
-    """Forecast one case, train two steps of it on ComfyUI's device, and return all numbers in MB."""
+    """Forecast one case, train two steps of it on ComfyUI's device, and return all sizes in MB."""
     _warm_up()
     before = resident()
     model = load_base(case)
@@ -126,7 +126,7 @@ def measure(case: Case) -> dict:
 
 
 def _warm_up() -> None:
-    """Make torch set up its threads, kernels and autograd, which it keeps until the process ends."""
+    """Make torch set up its threads, kernels and autograd, which stay for the whole process."""
     x = torch.randn(1, 8, 16, 16, requires_grad=True)
     convolved = torch.nn.functional.conv2d(x, torch.randn(8, 8, 3, 3))
     torch.nn.functional.linear(convolved, torch.randn(32, 14)).square().sum().backward()

@@ -11,7 +11,7 @@ import time
 import folder_paths
 
 from ..shared.plain_lora import PlainTraining
-from ..shared.process_memory import MIB, reset_peak, measure_in_process, peak, resident
+from ..shared.process_memory import MIB, measure_in_process, peak, reset_peak, resident
 from ..shared.toy_base import ToyBase
 from .arms import LEARN
 

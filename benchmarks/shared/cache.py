@@ -27,7 +27,7 @@ class ResultCache:
     basis: Sequence[Any]
 
     def path(self, key: Sequence[Any], name: str | None = None) -> Path:
-        """Return the file of a key. Its name begins with ``name``, or with the key's first entry."""
+        """Return the file of a key; its name begins with ``name`` or the key's first entry."""
         digest = hashlib.sha256(json.dumps([*self.basis, *key]).encode()).hexdigest()[:16]
         if name is None:
             name = str(key[0]).split(",")[0].replace(" ", "_")

@@ -24,7 +24,7 @@ Lora = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class PlainTraining:
-    """Options of a plain training: steps of one picture, learning rate, seed, timesteps and layers."""
+    """Options of a plain training, whose steps see one picture each."""
 
     steps: int
     learning_rate: float
@@ -44,7 +44,7 @@ def learn_with_pack(
     name: str = "boat",
     scenes: Sequence[Scene] = BOAT_SCENES,
 ) -> Lora:
-    """Return the LoRA that this pack's trainer learns; a finished run is reused from its run folder."""
+    """Return the LoRA that this pack's trainer learns; finished runs are reused."""
     images, captions = pictures(scenes)
     trainer = PlainTrainer(
         base=Base(base.model, base.clip, base.vae),

@@ -74,7 +74,7 @@ class Case:
 
 
 def load_base(case: Case) -> Any:
-    """Return the case's base as ComfyUI loads it. All bases but the toy base have random weights."""
+    """Return the case's base, loaded by ComfyUI, with random weights unless it is the toy base."""
     dtype = getattr(torch, case.dtype)
     if case.base == TOY_BASE:
         return comfy.sd.load_diffusion_model(str(toy_checkpoint()), model_options={"dtype": dtype})

@@ -87,7 +87,7 @@ class ToyBase:
 
     @classmethod
     def load(cls, checkpoint: str) -> ToyBase:
-        """Return the base of a checkpoint, loaded by the stock loader and set to compute in bf16."""
+        """Load a checkpoint through the stock loader and return it, set to compute in bf16."""
         model, clip, vae = nodes.CheckpointLoaderSimple().load_checkpoint(checkpoint)[:3]
         model = model.clone()
         model.set_model_compute_dtype(torch.bfloat16)
