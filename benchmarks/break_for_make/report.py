@@ -1,4 +1,4 @@
-"""The markdown page and the JSON of the Break-for-Make study."""
+"""Write the markdown page and the JSON of the Break-for-Make study."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The markdown page and the JSON of the study of concepts."""
+"""Write the markdown page and the JSON of the study of concepts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write_report(path: Path, metadata: dict, found: dict[str, list], own: list) 
         path: Path of the page.
         metadata: Values that the results depend on.
         found: Flags by arm, ``(training, picture, flag)``.
-        own: The base's flags on its own classes, likewise.
+        own: Flags of the base on its own classes, ``(training, picture, flag)``.
     """
     flags = {arm: np.array(values, dtype=bool) for arm, values in found.items()}
     base = np.array(own, dtype=bool)
@@ -52,7 +52,7 @@ def write_report(path: Path, metadata: dict, found: dict[str, list], own: list) 
     gaps = {}
     for arm, values in flags.items():
         if arm != FULL:
-            same = flags[FULL][: len(values), ..., 0]  # seed by seed: words alone may have fewer
+            same = flags[FULL][: len(values), ..., 0]  # the arm may have fewer seeds
             gaps[arm] = difference(same, values[..., 0])
         gap = difference_text(gaps[arm]) if arm in gaps else ""
         lines.append(f"| {arm} | {_cells(values)} | {gap} |")

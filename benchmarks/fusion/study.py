@@ -3,9 +3,10 @@
 Two, four and eight subjects are trained separately: held-out classes, marks and a style, as
 concepts and as ordinary LoRAs. They are fused, averaged and stacked; each is judged on its own
 prompts, and so are the base's own abilities. The study also measures the cost of a fusion by number
-of concepts, compares the closed form with the authors' optimiser on the same activations, and runs a
-whole fusion at real widths. ``--part``, and ``--arm`` for the part identity, compute only a part of the results,
-so that processes can share the work; ``--part learning`` must end first. The results are written to
+of concepts, compares the closed form with the authors' optimiser on the same activations, and runs
+a whole fusion at real widths. ``--part``, and ``--arm`` for the part identity, compute only a part
+of the results, so that processes can share the work; ``--part learning`` must end first. The
+results are written to
 ``benchmarks/results/fusion.md`` and ``fusion.json``.
 """
 
@@ -115,7 +116,7 @@ class Study:
         self.cache = ResultCache(cache_folder() / "fusion_study", basis)
         # Measurements with random weights do not depend on the toy base.
         self.wide_cache = ResultCache(self.cache.folder, [STAGE_DAMPING, VERSION])
-        self._learnt: list[Concept] = []
+        self._trained: list[Concept] = []
 
     def metadata(self) -> dict:
         """Return the values that the results depend on."""
@@ -132,9 +133,9 @@ class Study:
 
     def concepts(self, count: int) -> tuple[Concept, ...]:
         """Return the first ``count`` subjects, trained."""
-        for one in LEARNT[len(self._learnt) : count]:
-            self._learnt.append(learn(self.base, one))
-        return tuple(self._learnt[:count])
+        for one in LEARNT[len(self._trained) : count]:
+            self._trained.append(learn(self.base, one))
+        return tuple(self._trained[:count])
 
     def learning(self) -> list[str]:
         """Train all subjects and return their words."""
@@ -168,11 +169,11 @@ class Study:
                 )
         for arm in (arm for arm in arms if arm in ARMS):
             found[arm] = {
-                str(count): self._flags_together(arm, count) for count in self.options.counts
+                str(count): self._combined_flags(arm, count) for count in self.options.counts
             }
         return found
 
-    def _flags_together(self, arm: str, count: int) -> list[list[list[bool]]]:
+    def _combined_flags(self, arm: str, count: int) -> list[list[list[bool]]]:
         """Return the flags of each of ``count`` combined subjects, then those of the base."""
         many = self.options.pictures // PROMPTS
         if arm != FUSED[0]:

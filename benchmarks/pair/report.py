@@ -1,4 +1,4 @@
-"""The markdown page and the JSON of the pair study."""
+"""Write the markdown page and the JSON of the pair study."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _summary(cell: dict) -> dict:
 
 
 def _rates(flags: np.ndarray) -> dict[str, dict[str, float]]:
-    """Style and object rate of ``(training, picture, 2)`` with Wilson intervals."""
+    """Return style and object rate of flags ``(training, picture, 2)`` with Wilson intervals."""
     flat = flags.reshape(-1, 2)
     found = {}
     for column, name in enumerate(("style", "object")):

@@ -1,4 +1,4 @@
-"""Step time and peak memory of one trainer, measured in a process of its own.
+"""Measure step time and peak memory of one trainer in a new process.
 
 ``python3 benchmarks/run.py plain --cost pack`` prints one line of JSON.
 """
@@ -18,7 +18,7 @@ from .arms import LEARN
 RATE = 1e-3
 
 
-def measured(arm: str, steps: int, threads: int) -> dict[str, float]:
+def measure_in_new_process(arm: str, steps: int, threads: int) -> dict[str, float]:
     """Run the measurement of an arm in a new process and return it."""
     arguments = ["--cost", arm, "--steps", str(steps), "--threads", str(threads)]
     return measure_in_process("plain", arguments)
@@ -34,7 +34,8 @@ def measure(base: ToyBase, arm: str, steps: int) -> dict[str, float]:
     """
     with tempfile.TemporaryDirectory() as output:
         folder_paths.set_output_directory(output)
-        LEARN[arm](base, PlainTraining(2, RATE, 0))  # whatever is made once
+        # The first training also sets up what torch and ComfyUI keep for the whole process.
+        LEARN[arm](base, PlainTraining(2, RATE, 0))
         before = resident()
         reset_peak()
         seconds = []

@@ -1,4 +1,4 @@
-"""The markdown page and the JSON of the study of regions."""
+"""Write the markdown page and the JSON of the study of regions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_report(path: Path, metadata: dict, found: dict[str, Any]) -> None:
     Args:
         path: Path of the page.
         metadata: Values that the results depend on.
-        found: What each part of the study found.
+        found: Results by part of the study.
     """
     layouts = {canvas: _layouts(arms) for canvas, arms in found["layouts"].items()}
     adapters = {name: _adapters(arms) for name, arms in found["adapters"].items()}
@@ -65,7 +65,7 @@ def _rate(flags: Any) -> dict[str, float]:
 
 
 def _layouts(arms: dict[str, list]) -> dict[str, Any]:
-    """Return each arm's rates, and what is expected of two things that each come out alone."""
+    """Return each arm's rates, and the rate expected of two independently drawn things."""
     flags = {arm: np.array(values, dtype=bool)[..., 1] for arm, values in arms.items()}
     single = flags[ALONE].mean(axis=0)
     return {
@@ -105,7 +105,7 @@ def _layout_lines(layouts: dict[str, Any]) -> list[str]:
 
 
 def _adapters(arms: dict[str, list]) -> dict[str, Any]:
-    """Return each arm's rates, and two differences with their intervals over trainings, pictures."""
+    """Return each arm's rates, and two differences with bootstrap intervals."""
     flags = {arm: np.array(values, dtype=bool) for arm, values in arms.items()}
     return {
         "rates": {arm: _rate(values) for arm, values in flags.items()},
