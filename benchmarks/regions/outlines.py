@@ -36,7 +36,7 @@ FIRST_NOISE, FIRST_LAYOUT, FIRST_SCENE = 40_000, 9000, 700_000
 
 
 class OutlineAdapter(Adapter):
-    """ComfyUI's T2I-Adapter for the toy base, with one level and a feature for each of two blocks."""
+    """ComfyUI's T2I-Adapter for the toy base: one level, with a feature for each of two blocks."""
 
     def __init__(self) -> None:
         super().__init__(
