@@ -44,7 +44,7 @@ class Ceilings:
     """The shares of true scenes that the judge reads rightly.
 
     Args:
-        table: Shares ``{head: {answer: {style: share}}}``; head ``style`` has grounds as inner keys.
+        table: Shares ``{head: {answer: {style: share}}}``; ``style`` has grounds as inner keys.
     """
 
     def __init__(self, table: dict[str, dict[str, dict[str, float]]]) -> None:

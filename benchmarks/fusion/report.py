@@ -83,7 +83,7 @@ def identity_lines(found: Mapping[str, Any]) -> list[str]:
             many = kept.shape[1]
             lost = difference(_right(alone[:count], many), _right(subjects, many))
             losses = _right(alone[:count], many).mean(1) - _right(subjects, many).mean(1)
-            beside = ""
+            gap_text = ""
             mine = kept.mean((0, 1)) - base[:, :many].mean((0, 1))
             stays = bool(np.abs(mine).max() <= BASE_AIM)
             if arm == FUSED[0]:
@@ -94,7 +94,7 @@ def identity_lines(found: Mapping[str, Any]) -> list[str]:
                 ]
             else:
                 gap = difference(_right(fused[:count], many), _right(subjects, many))
-                beside = difference_text(gap)
+                gap_text = difference_text(gap)
                 if arm == FUSED[2]:
                     claim = f"the base's abilities with {count} and prior prompts"
                     verdicts.append((f"{claim} within {BASE_AIM}", stays))
@@ -102,7 +102,7 @@ def identity_lines(found: Mapping[str, Any]) -> list[str]:
                     verdicts.append((f"ahead of {arm} with {count}", gap[1] > 0))
             lines.append(
                 f"| {count} | {arm} | {subjects[0][..., 0].size} | {_rate(subjects)} | "
-                f"{difference_text(lost)} | {losses.max():+.2f} | {beside} | {_three(kept)} |"
+                f"{difference_text(lost)} | {losses.max():+.2f} | {gap_text} | {_three(kept)} |"
             )
     return [*lines, "", *verdict_lines(verdicts), "", *_each_lines(found, alone), ""]
 

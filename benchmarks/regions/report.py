@@ -199,10 +199,10 @@ def _speed_lines(speed: dict[str, Any]) -> list[str]:
                 f"at most {aim:g} {_verdict(cost <= aim)}"
                 for cost, aim in zip(costs, aims, strict=True)
             ]
-            beside = found["seconds"][MASKED] / found["seconds"][REGIONAL]
+            ratio = found["seconds"][MASKED] / found["seconds"][REGIONAL]
             lines += [
                 f"The aims: {', with LoRAs '.join(verdicts)}. Core's masked prompts take "
-                f"{beside:.1f} times as long as regions.",
+                f"{ratio:.1f} times as long as regions.",
                 "",
             ]
     return lines[:-1]
