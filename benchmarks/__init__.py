@@ -1,1 +1,1 @@
-"""Studies of the pack's methods, on the toy base and at real widths; ``run.py`` starts them."""
+"""Studies of the pack's methods, on the toy base and at real widths. ``run.py`` starts them."""

@@ -1,4 +1,4 @@
-"""Confidence intervals of rates and of differences between rates, and their notation in reports."""
+"""Compute and format confidence intervals of rates and of differences of rates."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def wilson(right: int, count: int) -> tuple[float, float]:
 def difference(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     """Return the first rate minus the second with a 95 % bootstrap interval.
 
-    The bootstrap draws trainings, then pictures, the same for both: a picture is a prompt and its
-    noise.
+    The bootstrap resamples trainings and then pictures, with the same samples for both arms. A
+    picture is a prompt with its noise.
 
     Args:
         ours: Flags of one arm, ``(training, picture)``.
@@ -41,12 +41,12 @@ def difference(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> tuple[flo
 
 
 def rate_text(flags: np.ndarray) -> str:
-    """Return the rate of the flags with its Wilson interval, as tables show it."""
+    """Return the rate of the flags with its Wilson interval as a table cell."""
     low, high = wilson(int(flags.sum()), flags.size)
     return f"{flags.mean():.2f} ({low:.2f}–{high:.2f})"
 
 
 def difference_text(values: tuple[float, float, float]) -> str:
-    """Return a difference with its interval, as tables show it."""
+    """Return a difference with its interval as a table cell."""
     middle, low, high = values
     return f"{middle:+.2f} ({low:+.2f} to {high:+.2f})"

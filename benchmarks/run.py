@@ -1,8 +1,8 @@
 """Run a study in the development environment: ``python3 benchmarks/run.py STUDY [ARGS]``.
 
-Started by any Python, it makes the environment if need be and starts itself again inside it. There
-it prepares ComfyUI with folders of its own and loads the pack as ``pack`` before it imports the
-study, so that the study's modules import both at their top.
+Any Python can start it. It creates the environment if there is none and starts itself again
+inside it. There it prepares ComfyUI with temporary folders and loads the pack as ``pack`` before it
+imports the study, so that the study's modules can import both at module level.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import tempfile
 from pathlib import Path
 
 BENCHMARKS = Path(__file__).resolve().parent
-# The studies' names would hide other modules: they are imported from the package ``benchmarks``.
+# Studies are imported from the package ``benchmarks``. On the module path, the names of their
+# folders would hide other modules.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != BENCHMARKS]
 sys.path.append(str(BENCHMARKS.parent / "scripts"))
 
-# ruff: noqa: E402 - found by the line above
+# ruff: noqa: E402 - these modules are found only after the line above
 from comfyui.in_process import prepare_comfy
 from comfyui.pack_loader import load_pack, load_package
 from environment import prepare

@@ -1,1 +1,1 @@
-"""The Break-for-Make study: a content and a style, learnt apart, become one LoRA."""
+"""The Break-for-Make study: a content and a style, trained separately, become one LoRA."""

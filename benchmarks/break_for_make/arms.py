@@ -1,4 +1,4 @@
-"""The arms of the study: ways to make one LoRA of a content and a style learnt apart."""
+"""Define the arms of the study: ways to make one LoRA of a content and a style."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ from ..shared.toy_base import Drawing, ToyBase, image_of
 from ..toyworld.scenes import BOAT_SCENES, PAIR_SCENES
 from ..toyworld.world import Scene, Thing, caption
 
-AUXILIARY = 3
-"""Pictures that share a step with a main one."""
+AUXILIARY = 3  # auxiliary pictures in each step, next to a main picture
 OTHER_CONTENTS = tuple(
     Scene((Thing(kind, colour),), background, seed=31 + number)
     for number, (kind, colour, background) in enumerate(
         (
-            *(("tree", "red", "snow"), ("star", "blue", "brick"), ("ring", "green", "sand")),
-            *(("moon", "yellow", "night"), ("cross", "purple", "snow"), ("ball", "red", "brick")),
+            ("tree", "red", "snow"),
+            ("star", "blue", "brick"),
+            ("ring", "green", "sand"),
+            ("moon", "yellow", "night"),
+            ("cross", "purple", "snow"),
+            ("ball", "red", "brick"),
         )
     )
 )
@@ -46,17 +49,17 @@ SETTINGS = TrainingSettings(schedule="linear", targets="all linear")
 
 @dataclass(frozen=True)
 class Budget:
-    """Steps and rates of a training; the same for every arm that has that stage.
+    """Steps, ranks and learning rates, the same in every arm that has the stage.
 
     Args:
         content: Steps of a content half; a step sees a main and three auxiliary pictures.
         style: Steps of a style half; the released scripts give contents nine times as many.
         make: Steps of the joint fine-tune; a step sees a content and a style picture.
-        rank: Of halves and made LoRAs.
+        rank: Rank of halves and made LoRAs.
         half_rate: Learning rate of a half.
         make_rate: Learning rate of the fine-tune.
-        adamw_rate: Of the fine-tune without the preconditioner, searched for by itself.
-        plain_rank: Of the ordinary LoRAs: about as many learnt numbers as the halves have.
+        adamw_rate: Learning rate of the fine-tune without the preconditioner, searched separately.
+        plain_rank: Rank of the ordinary LoRAs, which gives about as many parameters as the halves.
         plain_rate: Learning rate of the ordinary LoRAs.
     """
 
@@ -72,7 +75,7 @@ class Budget:
 
     @property
     def rows(self) -> int:
-        """Pictures that all stages see, each counted every time."""
+        """Return the number of pictures that all stages see, with repetitions."""
         return (self.content + self.style) * (1 + AUXILIARY) + 2 * self.make
 
 
@@ -91,23 +94,23 @@ BUDGET = Budget(
 
 @dataclass(frozen=True)
 class Cell:
-    """One content, one style and one seed, with what was trained for it kept in memory."""
+    """A content, a style and a seed, with a cache of the LoRAs trained for them."""
 
     base: ToyBase
     budget: Budget
     kind: str
     style: str
     seed: int
-    made: dict[Any, Any] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def contents(self) -> list[Scene]:
-        """The content's pictures: plain, in half of the colours and on half of the grounds."""
+        """Return the content's scenes: plain, in half of the colours and on half of the grounds."""
         return [replace(s, things=(Thing(self.kind, s.things[0].colour),)) for s in BOAT_SCENES]
 
     @property
     def styles(self) -> list[Scene]:
-        """The style's pictures: four things that the base knows."""
+        """Return the style's scenes: four things that the base knows."""
         return [scene.with_style(self.style) for scene in PAIR_SCENES]
 
 
@@ -115,19 +118,19 @@ def _images(scenes: list[Scene]) -> list[torch.Tensor]:
     return [image_of(scene) for scene in scenes]
 
 
-def half(cell: Cell, role: Role, share: float = 1.0, **how: Any) -> LoraState:
-    """Return a half, trained where no equal run is kept.
+def half(cell: Cell, role: Role, share: float = 1.0, **options: Any) -> LoraState:
+    """Return a trained half; a finished run with equal options is reused.
 
     Args:
-        cell: Whose.
-        role: Of the half.
-        share: Of the budget's steps.
-        how: Other fields of the request; ``alone`` trains without auxiliary pictures, with as many
-            rows.
+        cell: Content, style and seed.
+        role: Role of the half.
+        share: Multiplier of the budget's steps.
+        options: Other fields of the request; ``alone`` trains without auxiliary pictures on as
+            many rows.
     """
-    key = ("half", role, share, tuple(sorted(how.items())))
-    if key not in cell.made:
-        alone = how.pop("alone", False)
+    key = ("half", role, share, tuple(sorted(options.items())))
+    if key not in cell.cache:
+        alone = options.pop("alone", False)
         main = cell.contents if role == "content" else cell.styles
         other = list(OTHER_STYLES if role == "content" else OTHER_CONTENTS)
         request = HalfTrainer(
@@ -144,14 +147,18 @@ def half(cell: Cell, role: Role, share: float = 1.0, **how: Any) -> LoraState:
             seed=cell.seed,
             run_name=f"{cell.kind if role == 'content' else cell.style} half",
             settings=SETTINGS,
-            **how,
+            **options,
         )
-        cell.made[key] = run_training(request).loras[HALF]
-    return cell.made[key]
+        cell.cache[key] = run_training(request).loras[HALF]
+    return cell.cache[key]
 
 
 def make(
-    cell: Cell, content: LoraState, style: LoraState, optimizer: str = "Scaled AdamW", **how: Any
+    cell: Cell,
+    content: LoraState,
+    style: LoraState,
+    optimizer: str = "Scaled AdamW",
+    **options: Any,
 ) -> LoraState:
     """Return the LoRA of two halves after the budget's fine-tune."""
     scaled = optimizer == "Scaled AdamW"
@@ -167,7 +174,7 @@ def make(
         "seed": cell.seed,
         "run_name": f"{cell.kind} {cell.style}",
         "settings": SETTINGS,
-        **how,
+        **options,
     }
     return make_loras(MakeTrainer(contents=[content], styles=[style], **values))[0][0]
 
@@ -188,8 +195,8 @@ def plain(cell: Cell, scenes: list[Scene], rows: int, batch: int) -> LoraState:
     return run_training(request).loras[LORA]
 
 
-def _staged(cell: Cell, optimizer: str = "Scaled AdamW", **how: Any) -> LoraState:
-    halves = (half(cell, role, **how) for role in ("content", "style"))
+def _all_stages(cell: Cell, optimizer: str = "Scaled AdamW", **options: Any) -> LoraState:
+    halves = (half(cell, role, **options) for role in ("content", "style"))
     return make(cell, *halves, optimizer=optimizer)
 
 
@@ -199,20 +206,22 @@ def _short_style(cell: Cell, optimizer: str) -> LoraState:
 
 
 def _joint(cell: Cell) -> LoraState:
-    # Twice the four style pictures: both sides have equal weight, as in the fine-tune.
+    # The four style pictures appear twice, so that content and style have equal weight.
     return plain(cell, [*cell.contents, *cell.styles, *cell.styles], cell.budget.rows, 2)
 
 
 def _sum(cell: Cell, strength: float) -> LoraState:
     rows = cell.budget.rows // 2
-    if "sum" not in cell.made:
-        cell.made["sum"] = [plain(cell, scenes, rows, 2) for scenes in (cell.contents, cell.styles)]
-    one, other = cell.made["sum"]
-    return LoraState({key: _beside(key, one[key], other[key], strength) for key in one})
+    if "sum" not in cell.cache:
+        cell.cache["sum"] = [
+            plain(cell, scenes, rows, 2) for scenes in (cell.contents, cell.styles)
+        ]
+    one, other = cell.cache["sum"]
+    return LoraState({key: _stacked(key, one[key], other[key], strength) for key in one})
 
 
-def _beside(key: str, one: torch.Tensor, other: torch.Tensor, strength: float) -> torch.Tensor:
-    """The tensor of a LoRA that changes a layer as both do, each at ``strength``."""
+def _stacked(key: str, one: torch.Tensor, other: torch.Tensor, strength: float) -> torch.Tensor:
+    """Return a tensor of the LoRA that is the sum of two, each at ``strength``."""
     if key.endswith("alpha"):
         return one + other
     return (
@@ -223,14 +232,14 @@ def _beside(key: str, one: torch.Tensor, other: torch.Tensor, strength: float) -
 
 
 ARMS: Mapping[str, Callable[[Cell], LoraState]] = {
-    "all stages": _staged,
+    "all stages": _all_stages,
     "make with 0 steps": lambda cell: make(
         cell, half(cell, "content"), half(cell, "style"), steps=0
     ),
-    "without the preconditioner": lambda cell: _staged(cell, "AdamW"),
-    "without the orthogonal prior": lambda cell: _staged(cell, start="gaussian"),
-    "without multi-correspondence": lambda cell: _staged(cell, alone=True),
-    "owner swapped": lambda cell: _staged(cell, content_owns="up"),
+    "without the preconditioner": lambda cell: _all_stages(cell, "AdamW"),
+    "without the orthogonal prior": lambda cell: _all_stages(cell, start="gaussian"),
+    "without multi-correspondence": lambda cell: _all_stages(cell, alone=True),
+    "owner swapped": lambda cell: _all_stages(cell, content_owns="up"),
     "joint LoRA": _joint,
     "sum of two LoRAs, each at 1": lambda cell: _sum(cell, 1.0),
     "sum of two LoRAs, each at 0.7": lambda cell: _sum(cell, 0.7),
@@ -240,6 +249,6 @@ ARMS: Mapping[str, Callable[[Cell], LoraState]] = {
 
 
 def draw(base: ToyBase, lora: LoraState, scenes: list[Scene], seed: int) -> torch.Tensor:
-    """One picture per scene with the LoRA on the base, ``(scene, 64, 64, 3)`` in 0..1."""
+    """Return one picture per scene with the LoRA on the base, ``(scene, 64, 64, 3)`` in 0..1."""
     model, _ = apply_lora(base.model, None, lora, 1.0, 0.0)
     return replace(base, model=model).draw(scenes, seed, Drawing("plain"))

@@ -1,4 +1,4 @@
-"""The markdown page and the JSON of the Break-for-Make study."""
+"""Write the markdown page and the JSON of the Break-for-Make study."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ FULL = "all stages"
 BASELINES = ("joint LoRA", "sum of two LoRAs, each at 1", "sum of two LoRAs, each at 0.7")
 
 
-def write_report(path: Path, facts: dict, found: dict[str, list], sdxl: dict) -> None:
-    """Write ``break_for_make.md`` and ``break_for_make.json`` side by side.
+def write_report(path: Path, metadata: dict, found: dict[str, list], sdxl: dict) -> None:
+    """Write the page ``break_for_make.md`` and the data ``break_for_make.json``.
 
     Args:
-        path: Of the page.
-        facts: What the result rests on.
+        path: Path of the page.
+        metadata: Values that the results depend on.
         found: Flags by arm, ``(training, picture, flag)``.
         sdxl: Time and memory of a step at SDXL's real widths.
     """
@@ -30,7 +30,7 @@ def write_report(path: Path, facts: dict, found: dict[str, list], sdxl: dict) ->
     lines = [
         "# Break-for-Make on the toy base",
         "",
-        *(f"{name}: `{value}`  " for name, value in facts.items()),
+        *(f"{name}: `{value}`  " for name, value in metadata.items()),
         "",
         "Contents and styles that the base has never seen: a boat in mosaic, a crown as a",
         "blueprint. A content is learnt from eight plain pictures, a style from four pictures of",
@@ -82,7 +82,7 @@ def write_report(path: Path, facts: dict, found: dict[str, list], sdxl: dict) ->
     ]
     path.write_text("\n".join(lines), encoding="utf-8")
     data = {
-        "facts": facts,
+        "facts": metadata,
         "both": {arm: values.mean(axis=1).tolist() for arm, values in both.items()},
         "differences": gaps,
         "balance": balance,

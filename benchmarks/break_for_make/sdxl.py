@@ -1,4 +1,4 @@
-"""One break and one make step at SDXL's real widths, in a process of its own.
+"""Measure one break and one make step at SDXL's real widths, in a new process.
 
 ``python3 benchmarks/run.py break_for_make --sdxl`` prints one line of JSON.
 """
@@ -19,16 +19,18 @@ from pack.training.loop import take_step
 from pack.training.recipes import Make
 from pack.training.recipes.break_for_make import Half
 
-from ..shared.process_memory import MIB, forget_peak, measure_in_process, peak, resident
+from ..shared.process_memory import MIB, measure_in_process, peak, reset_peak, resident
 from ..shared.real_width import Case, load_base, random_examples
 
-RANK, SIDE = 64, 16  # of the latent: 128 pixels
+RANK = 64
+SIDE = 16  # side of the latent, which is 128 pixels
 
 
-def measured(threads: int) -> dict[str, Any]:
+def measure_in_new_process(threads: int) -> dict[str, Any]:
     """Run the measurement in a new process and return it."""
-    # Freed memory goes back at once, so that the resident set is what a step holds.
-    # A factor is small: below the threshold it would lie in holes that loading has left.
+    # Freed memory is returned at once, so that the resident set is the memory that a step holds.
+    # The threshold is below the size of a factor; otherwise factors would reuse memory that loading
+    # has freed but not returned.
     memory = {
         "MALLOC_MMAP_THRESHOLD_": str(2**15),
         "MALLOC_TRIM_THRESHOLD_": str(2**15),
@@ -55,11 +57,11 @@ def measure(threads: int) -> dict[str, Any]:
         halves = {}
         for role in ("content", "style"):
             recipe = Half(role, [main], others)
-            halves[role], found["break"] = _stepped(denoiser, sites, recipe, config)
+            halves[role], found["break"] = _take_two_steps(denoiser, sites, recipe, config)
         given = join_halves(halves["content"], halves["style"])
         recipe = Make([main], others[:1], PartlyLearnable(given=given))
         scaled = TrainingConfig(2, RANK, 1e-4, seed=0, optimizer="Scaled AdamW")
-        made, found["make"] = _stepped(denoiser, sites, recipe, scaled)
+        made, found["make"] = _take_two_steps(denoiser, sites, recipe, scaled)
     for layer, factors in made.items():
         rows, columns = factors.up.shape[0] // 2, factors.down.shape[1] // 2
         kept = (factors.up[:rows] == given[layer].up[:rows]).all() and (
@@ -70,17 +72,19 @@ def measure(threads: int) -> dict[str, Any]:
     return found
 
 
-def _stepped(denoiser: Any, sites: Any, recipe: Any, config: Any) -> tuple[dict, dict[str, float]]:
-    """Return what two steps have learnt, and the time and memory of the second."""
-    forget_peak()
+def _take_two_steps(
+    denoiser: Any, sites: Any, recipe: Any, config: Any
+) -> tuple[dict, dict[str, float]]:
+    """Return the factors after two steps, the time of the second, and the growth of memory."""
+    reset_peak()
     before = resident()
     session = Session(denoiser, sites, recipe, config)
-    inside = session.optimizer.step
+    step = session.optimizer.step
     spent = [0.0]
 
     def timed() -> None:
         started = time.perf_counter()
-        inside()
+        step()
         spent[0] = time.perf_counter() - started
 
     session.optimizer.step = timed

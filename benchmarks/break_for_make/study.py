@@ -1,10 +1,11 @@
-"""Break-for-Make on the toy base: ``python3 benchmarks/run.py break_for_make``; resumable.
+"""Evaluate Break-for-Make on the toy base: ``python3 benchmarks/run.py break_for_make``; resumable.
 
-Contents and styles that the base has never seen, learnt apart and made one; judged on pictures of
-the content in the style, which no training picture shows. Every arm that has a stage gives it the
-same steps and rate, and ordinary LoRAs see as many pictures as all stages together. The base
-computes in bf16. ``--arm`` fills the cache for one arm alone, so that processes can share the work.
-Writes ``benchmarks/results/break_for_make.md`` and ``break_for_make.json``.
+Contents and styles that the base has never seen are trained separately and combined in one LoRA.
+They are judged on pictures of the content in the style, which no training picture shows. Every arm
+that has a stage gives it the same steps and rate, and ordinary LoRAs see as many pictures as all
+stages together. The base computes in bf16. ``--arm`` computes one arm only, so that processes can
+share the work. The results are written to ``benchmarks/results/break_for_make.md`` and
+``break_for_make.json``.
 """
 
 from __future__ import annotations
@@ -24,24 +25,23 @@ from ..shared.toy_base import SAMPLING, Setup, load_setup
 from ..toyworld.world import BACKGROUNDS, COLOURS, Scene, Thing
 from .arms import ARMS, BUDGET, Cell, draw
 from .report import write_report
-from .sdxl import measure, measured
+from .sdxl import measure, measure_in_new_process
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
-PAIRS = (("boat", "mosaic"), ("crown", "blueprint"))
-"""Held-out content and held-out style."""
-NEW_PROMPTS = 1000  # each training is judged on noise of its own
+PAIRS = (("boat", "mosaic"), ("crown", "blueprint"))  # held-out contents and held-out styles
+NEW_PROMPTS = 1000  # difference of the noise seeds of two trainings
 BATCH = 20
 FLAGS = ("content", "style", "colour", "background")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what is not yet in the cache and write the report."""
+    """Compute the results that are not in the cache, and write the report."""
     parser = argparse.ArgumentParser(prog="break_for_make", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="trainings per pair and arm")
-    parser.add_argument("--pictures", type=int, default=67, help="per training")
+    parser.add_argument("--pictures", type=int, default=67, help="pictures per training")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--arm", action="append", help="fill the cache for it, write no report")
-    parser.add_argument("--sdxl", action="store_true", help="measure SDXL's steps, print JSON")
+    parser.add_argument("--arm", action="append", help="compute this arm only and write no report")
+    parser.add_argument("--sdxl", action="store_true", help="measure SDXL's steps and print JSON")
     parser.add_argument("--out", type=Path, default=BENCHMARKS / "results" / "break_for_make.md")
     options = parser.parse_args(arguments)
     if options.sdxl:
@@ -50,13 +50,13 @@ def main(arguments: Sequence[str]) -> int:
     study = Study(load_setup(options.threads), options)
     found = study.flags(options.arm)
     if options.arm is None:
-        sdxl = study.cache.get(["sdxl"], lambda: measured(options.threads))
-        write_report(options.out, study.facts(), found, sdxl)
+        sdxl = study.cache.get(["sdxl"], lambda: measure_in_new_process(options.threads))
+        write_report(options.out, study.metadata(), found, sdxl)
     return 0
 
 
 class Study:
-    """The trainings and pictures of the study, each kept in the cache as soon as it is made."""
+    """The trainings and pictures of the study, each stored in the cache as soon as it exists."""
 
     def __init__(self, setup: Setup, options: argparse.Namespace) -> None:
         self.setup, self.base, self.judge = setup, setup.base, setup.judge
@@ -64,10 +64,10 @@ class Study:
         basis = [setup.base_digest, setup.judge.hash, asdict(BUDGET)]
         self.cache = ResultCache(cache_folder() / "b4m_study", basis)
 
-    def facts(self) -> dict:
-        """Return what the results depend on."""
+    def metadata(self) -> dict:
+        """Return the values that the results depend on."""
         return {
-            **self.setup.facts,
+            **self.setup.metadata,
             **asdict(self.budget),
             "sampling": SAMPLING,
             "pictures": self.options.pictures,
@@ -75,20 +75,20 @@ class Study:
         }
 
     def flags(self, chosen: Sequence[str] | None) -> dict[str, list[list[list[bool]]]]:
-        """Flags by arm, ``(training, picture, flag)``; a training is a pair with a seed."""
+        """Return flags by arm, ``(training, picture, flag)``, a training for each pair and seed."""
         found: dict[str, list] = {arm: [] for arm in chosen or ARMS}
         for seed in range(self.options.seeds):
             for kind, style in PAIRS:
                 cell = Cell(self.base, self.budget, kind, style, seed)
                 for arm in found:
-                    place = [arm, kind, style, seed, self.options.pictures]
+                    key = [arm, kind, style, seed, self.options.pictures]
                     found[arm].append(
-                        self.cache.get(place, lambda a=arm, c=cell: self._judged(a, c))
+                        self.cache.get(key, lambda a=arm, c=cell: self._judge_pictures(a, c))
                     )
         return found
 
-    def _judged(self, arm: str, cell: Any) -> list[list[bool]]:
-        """Draw the content in the style, in every colour on every ground, and read the pictures."""
+    def _judge_pictures(self, arm: str, cell: Any) -> list[list[bool]]:
+        """Return the flags of pictures of the content in the style, in all colours and grounds."""
         colours = list(COLOURS)
         scenes = [
             Scene(

@@ -1,1 +1,1 @@
-"""The concept study: subjects learnt with words of their own, by ED-LoRA and otherwise."""
+"""The concept study: subjects learnt with new words, by ED-LoRA and in other ways."""

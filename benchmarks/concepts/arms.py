@@ -1,4 +1,4 @@
-"""The arms of the study: ways to learn a subject from six pictures and to prompt for it."""
+"""Define the arms of the study: ways to learn a subject from six pictures and to prompt for it."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ from ..shared.subjects import Budget, Subject
 from ..shared.toy_base import CFG, SAMPLER, SCHEDULER, STEPS, ToyBase, image_of
 from ..toyworld.world import Scene
 
-NAME = "pstch1"
-"""A word that the text encoder doesn't know."""
-
-
+NAME = "pstch1"  # a word that the text encoder doesn't know
 SUBJECTS = (Subject("boat"), Subject("crown"), Subject("house", "halo"), Subject("fish", "wings"))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One subject and one seed, with what was trained for it kept in memory."""
+    """A subject and a seed, with a cache of the concepts trained for them."""
 
     base: ToyBase
     budget: Budget
     subject: Subject
     seed: int
-    made: dict[Any, Any] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict)
 
     def concept(self, learnt: str) -> Concept:
-        """The concept that the pack's trainer learns."""
-        if learnt not in self.made:
+        """Return the concept that the pack's trainer learns.
+
+        Args:
+            learnt: Parts that are learnt, an option of the trainer.
+        """
+        if learnt not in self.cache:
             scenes = self.subject.scenes()
             words_alone = learnt == LEARNT[2]
             request = ConceptTrainer(
@@ -66,16 +67,16 @@ class Cell:
                 ),
             )
             with torch.inference_mode():
-                self.made[learnt] = request.concept(run_training(request).loras)
-        return self.made[learnt]
+                self.cache[learnt] = request.concept(run_training(request).loras)
+        return self.cache[learnt]
 
     def plain(self) -> Mapping[str, torch.Tensor]:
-        """An ordinary LoRA of the same pictures, steps and rank, in the denoiser."""
+        """Return an ordinary LoRA of the denoiser with the same pictures, steps and rank."""
         scenes = self.subject.scenes()
         request = PlainTrainer(
             base=Base(self.base.model, self.base.clip, self.base.vae),
             images=_images(scenes),
-            captions=[self.subject.text(scene, self.called) for scene in scenes],
+            captions=[self.subject.text(scene, self.name_in_prompts) for scene in scenes],
             steps=self.budget.steps,
             rank=self.budget.rank,
             learning_rate=self.budget.plain_rate,
@@ -89,8 +90,8 @@ class Cell:
             return run_training(request).loras[LORA]
 
     @property
-    def called(self) -> str:
-        """How prompts without learnt words call the subject."""
+    def name_in_prompts(self) -> str:
+        """Return the words for the subject in prompts without learnt words."""
         return f"{NAME} {self.subject.class_word}"
 
 
@@ -98,36 +99,49 @@ def _images(scenes: list[Scene]) -> list[torch.Tensor]:
     return [image_of(scene) for scene in scenes]
 
 
-Drawn = Callable[[str], Any]
-"""Makes a prompt's CONDITIONING."""
+PromptEncoder = Callable[[str], Any]  # from a prompt to its CONDITIONING
 
 
-def _with_concept(cell: Cell, learnt: str, strength: float) -> tuple[Any, str, Drawn]:
+def _with_concept(cell: Cell, learnt: str, strength: float) -> tuple[Any, str, PromptEncoder]:
     concepts = [cell.concept(learnt)]
     model, clip = apply_concepts(cell.base.model, cell.base.clip, concepts, strength, strength)
     return model, f"<{NAME}>", lambda text: encode_concept_prompt(clip, concepts, text)
 
 
-def _with_lora(cell: Cell) -> tuple[Any, str, Drawn]:
+def _with_lora(cell: Cell) -> tuple[Any, str, PromptEncoder]:
     model, _ = apply_lora(cell.base.model, None, cell.plain(), 1.0, 0.0)
-    return model, cell.called, cell.base.prompt
+    return model, cell.name_in_prompts, cell.base.prompt
 
 
 WORDS_ALONE = "words alone"
-ARMS: Mapping[str, Callable[[Cell], tuple[Any, str, Drawn]]] = {
+# Every arm returns the model, the subject's name in prompts and the prompt encoder.
+ARMS: Mapping[str, Callable[[Cell], tuple[Any, str, PromptEncoder]]] = {
     "ED-LoRA": lambda cell: _with_concept(cell, LEARNT[0], 1.0),
     "ED-LoRA, its LoRA at 0": lambda cell: _with_concept(cell, LEARNT[0], 0.0),
     WORDS_ALONE: lambda cell: _with_concept(cell, LEARNT[2], 1.0),
     "plain LoRA": _with_lora,
 }
-"""The model, how the subject is called, and what encodes a prompt."""
 
 
 def draw(
-    base: ToyBase, how: tuple[Any, str, Drawn], subject: Subject, scene: Scene, seed: int, many: int
+    base: ToyBase,
+    prepared: tuple[Any, str, PromptEncoder],
+    subject: Subject,
+    scene: Scene,
+    seed: int,
+    many: int,
 ) -> torch.Tensor:
-    """So many pictures of one prompt, ``(picture, 64, 64, 3)`` in 0..1."""
-    model, called, encode = how
+    """Return ``many`` pictures of one prompt, ``(picture, 64, 64, 3)`` in 0..1.
+
+    Args:
+        base: The toy base.
+        prepared: Model, name of the subject in prompts and prompt encoder of an arm.
+        subject: Subject of the pictures.
+        scene: Scene of the prompt.
+        seed: Seed of the noise.
+        many: Number of pictures.
+    """
+    model, name, encode = prepared
     latent = nodes.EmptyLatentImage().generate(64, 64, many)[0]
     with torch.inference_mode():
         sampled = nodes.KSampler().sample(
@@ -137,7 +151,7 @@ def draw(
             CFG,
             SAMPLER,
             SCHEDULER,
-            encode(subject.text(scene, called)),
+            encode(subject.text(scene, name)),
             encode(""),
             latent,
         )[0]

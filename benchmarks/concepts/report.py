@@ -1,4 +1,4 @@
-"""The markdown page and the JSON of the study of concepts."""
+"""Write the markdown page and the JSON of the study of concepts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ IDENTITY_AIM, OBEYED_AIM = 0.85, 0.10
 COLUMNS = ("identity", "colour", "background")
 
 
-def write_report(path: Path, facts: dict, found: dict[str, list], own: list) -> None:
-    """Write ``concepts.md`` and ``concepts.json`` side by side.
+def write_report(path: Path, metadata: dict, found: dict[str, list], own: list) -> None:
+    """Write the page ``concepts.md`` and the data ``concepts.json``.
 
     Args:
-        path: Of the page.
-        facts: What the result rests on.
+        path: Path of the page.
+        metadata: Values that the results depend on.
         found: Flags by arm, ``(training, picture, flag)``.
-        own: The base's flags on its own classes, likewise.
+        own: Flags of the base on its own classes, ``(training, picture, flag)``.
     """
     flags = {arm: np.array(values, dtype=bool) for arm, values in found.items()}
     base = np.array(own, dtype=bool)
@@ -33,7 +33,7 @@ def write_report(path: Path, facts: dict, found: dict[str, list], own: list) -> 
     lines = [
         "# Concepts on the toy base",
         "",
-        *(f"{name}: `{value}`  " for name, value in facts.items()),
+        *(f"{name}: `{value}`  " for name, value in metadata.items()),
         "",
         "Two classes that the base has never seen, and two of its own classes with a mark that it",
         "has never seen; six pictures each, red, yellow and green on sand and night. Drawn are all",
@@ -52,7 +52,7 @@ def write_report(path: Path, facts: dict, found: dict[str, list], own: list) -> 
     gaps = {}
     for arm, values in flags.items():
         if arm != FULL:
-            same = flags[FULL][: len(values), ..., 0]  # seed by seed: words alone may have fewer
+            same = flags[FULL][: len(values), ..., 0]  # the arm may have fewer seeds
             gaps[arm] = difference(same, values[..., 0])
         gap = difference_text(gaps[arm]) if arm in gaps else ""
         lines.append(f"| {arm} | {_cells(values)} | {gap} |")
@@ -74,7 +74,7 @@ def write_report(path: Path, facts: dict, found: dict[str, list], own: list) -> 
     ]
     path.write_text("\n".join(lines), encoding="utf-8")
     data = {
-        "facts": facts,
+        "facts": metadata,
         "base": dict(zip(COLUMNS, theirs.tolist(), strict=True)),
         "arms": {arm: values.mean(axis=1).tolist() for arm, values in flags.items()},
         "differences": gaps,

@@ -1,1 +1,1 @@
-"""The drawn world: real drawings by several artists' teams, and the base models trained on them."""
+"""The drawn world: drawings by several teams of artists, and base models trained on them."""

@@ -1,4 +1,7 @@
-"""Measure how well the judge reads true scenes sent through a VAE, and refuse to score the rest."""
+"""Measure how well the judge reads true scenes sent through a VAE, and refuse other questions.
+
+The ceiling of an answer is the share of true scenes in which the judge reads it rightly.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +21,18 @@ from .scenes import Scene, Thing, draw
 from .vae import TinyVAE, round_trip
 from .vocabulary import COLOURS, GROUNDS, LEARNT_SETS, MARKS, STYLES, THINGS
 
-THRESHOLD = 0.95
-_TEST_SEEDS = 900_000_000  # scenes from here on are never trained on
+THRESHOLD = 0.95  # lowest ceiling of an answer that a study may score
+_TEST_SEEDS = 900_000_000  # first seed of scenes that are never used in training
 
 
 @dataclass(frozen=True)
 class Question:
-    """One thing that a study may score.
+    """A question to the judge that a study may score.
 
     Attributes:
-        head: "thing", "style", "ground", "colour" or "mark".
-        name: the right answer.
-        style: the style of the picture, for heads other than "style".
+        head: ``thing``, ``style``, ``ground``, ``colour`` or ``mark``.
+        name: The right answer.
+        style: Style of the picture, for heads other than ``style``.
     """
 
     head: str
@@ -41,7 +44,7 @@ class Ceilings:
     """The shares of true scenes that the judge reads rightly.
 
     Args:
-        table: {head: {answer: {style: share}}}; for "style" the inner keys are grounds.
+        table: Shares ``{head: {answer: {style: share}}}``; ``style`` has grounds as inner keys.
     """
 
     def __init__(self, table: dict[str, dict[str, dict[str, float]]]) -> None:
@@ -53,17 +56,17 @@ class Ceilings:
         return cls(json.loads(path.read_text(encoding="utf-8")))
 
     def ceiling(self, question: Question) -> float:
-        """Return the share of true scenes in which the answer is read rightly."""
+        """Return the share of true scenes in which the judge gives the right answer."""
         answers = self.table[question.head][question.name]
         if question.head == "style":
             return float(np.mean(list(answers.values())))
         return answers[question.style]
 
     def require_scored(self, questions: list[Question]) -> None:
-        """Refuse questions that the judge cannot answer well enough.
+        """Raise unless the judge answers all questions well enough.
 
         Raises:
-            ValueError: A ceiling lies below ``THRESHOLD``.
+            ValueError: A ceiling is below ``THRESHOLD``.
         """
         below = [q for q in questions if self.ceiling(q) < THRESHOLD]
         if below:
@@ -76,7 +79,7 @@ class Ceilings:
 
 
 def _true_scenes() -> list[Scene]:
-    """Return scenes that ask about every answer: things and grounds by style, marks, colours."""
+    """Return scenes for every answer: things and grounds by style, colours, and marks."""
     scenes, seed = [], _TEST_SEEDS
     random = np.random.RandomState(1)
     grounds, things = list(GROUNDS), list(THINGS)
@@ -102,7 +105,7 @@ def _true_scenes() -> list[Scene]:
 
 @torch.no_grad()
 def read_true(judge: Judge, vae: TinyVAE | None, scenes: list[Scene]) -> Reading:
-    """Return what the judge reads of scenes, through the VAE where one is given."""
+    """Return the judge's reading of scenes, which are sent through the VAE if there is one."""
     readings = []
     for start in range(0, len(scenes), 50):
         pictures = np.stack([draw(scene) for scene in scenes[start : start + 50]])
@@ -121,7 +124,7 @@ def read_true(judge: Judge, vae: TinyVAE | None, scenes: list[Scene]) -> Reading
 
 
 def measure(judge: Judge, vae: TinyVAE | None, path: Path) -> Ceilings:
-    """Measure all ceilings and write them as JSON."""
+    """Measure all ceilings, write them as JSON and return them."""
     scenes = _true_scenes()
     reading = read_true(judge, vae, scenes)
     flags: dict[str, dict[str, dict[str, list[bool]]]] = defaultdict(
@@ -150,7 +153,7 @@ def measure(judge: Judge, vae: TinyVAE | None, path: Path) -> Ceilings:
 
 
 def means(ceilings: Ceilings) -> dict[str, float]:
-    """Return the mean ceiling per head, and of things per style, for a table."""
+    """Return the mean ceilings by head, and those of things by style, for a table."""
     out = {}
     for head, answers in ceilings.table.items():
         out[head] = float(np.mean([v for styles in answers.values() for v in styles.values()]))

@@ -1,7 +1,7 @@
-"""The world's hash: of its words, its packages, and of pictures and captions that it leads to.
+"""Compute the world's hash from its vocabulary, its packages, and sample pictures and captions.
 
-It covers content, not paths or the wording of the code, so that moving or rewording a file keeps
-every checkpoint valid, while any change of a picture or a caption makes another world.
+The hash covers content only, not paths or code. Moving or rewording a file keeps all checkpoints
+valid, while any change of a picture or a caption makes another world.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ SAMPLES = 60  # scenes of each kind that enter the hash
 
 
 def _words() -> dict:
-    """Return every constant of the vocabulary, as JSON can hold it."""
+    """Return all constants of the vocabulary by name, as JSON values."""
     names = [name for name in dir(vocabulary) if name.isupper()]
     return {name.lower(): getattr(vocabulary, name) for name in names}
 
 
 @cache
 def world_hash() -> str:
-    """Return the hash that every result carries, computed from the world as it is now."""
+    """Return the hash of the present world, which every result records."""
     digest = hashlib.sha256()
     digest.update(json.dumps(_words(), sort_keys=True).encode())
     digest.update(json.dumps([(p.name, p.version, p.sha256) for p in PACKAGES]).encode())
     for seed in range(SAMPLES):
-        for scene in (any_scene(seed), any_scene(seed, wide=True), *_learnt(seed)):
+        for scene in (any_scene(seed), any_scene(seed, wide=True), *_learnt_scenes(seed)):
             digest.update(draw(scene).tobytes())
             digest.update(f"{caption(scene)}\n{caption(scene, seed)}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def _learnt(seed: int) -> tuple[Scene, ...]:
+def _learnt_scenes(seed: int) -> tuple[Scene, ...]:
     return random_scene(seed), random_scene(seed, wide=True), random_scene(seed, held_out=True)
 
 
 def recorded_hash() -> str:
-    """Return the hash that was committed before a base was trained."""
+    """Return the hash that was recorded before the bases were trained."""
     return json.loads(RECORD.read_text(encoding="utf-8"))["hash"]
 
 
 def require_recorded_world() -> str:
-    """Return the world's hash after comparing it with the committed one.
+    """Return the world's hash, and raise unless it equals the recorded one.
 
     Raises:
         RuntimeError: They differ.
@@ -63,6 +63,6 @@ def require_recorded_world() -> str:
 
 
 def write_record() -> None:
-    """Write ``world.json``: the hash and all words, for readers who have no renderer."""
+    """Write ``world.json``: the hash and the vocabulary, readable without a renderer."""
     record = {"hash": world_hash(), **_words()}
     RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Grounds: large patterned pictures that scenes are cut from, in colour and in black ink."""
+"""Draw grounds: large patterned pictures, in colour or in black ink, from which scenes are cut."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WHITE, BLACK = (255, 255, 255), (34, 34, 34)
 
 
 class _Canvas:
-    """A supersampled drawing; in ink every base is white and every pattern black."""
+    """A supersampled drawing; with ``ink``, every base is white and every pattern black."""
 
     def __init__(self, base: Colour, ink: bool, seed: int) -> None:
         self.ink, self.random = ink, np.random.RandomState(seed)
@@ -27,7 +27,7 @@ class _Canvas:
         self.pen = ImageDraw.Draw(self.image)
 
     def colour(self, colour: Colour) -> Colour:
-        """Return the pattern colour as this canvas draws it."""
+        """Return the colour in which this canvas draws a pattern."""
         return BLACK if self.ink else colour
 
     def line(self, points: list[tuple[float, float]], colour: Colour, width: float) -> None:
@@ -41,7 +41,7 @@ class _Canvas:
         self.pen.ellipse(box, self.colour(colour))
 
     def box(self, left: float, top: float, right: float, bottom: float, colour: Colour) -> None:
-        """Fill a rectangle; in ink, only its outline is drawn."""
+        """Fill a rectangle; with ``ink``, draw its outline only."""
         corners = [left * SCALE, top * SCALE, right * SCALE, bottom * SCALE]
         if self.ink:
             self.pen.rectangle(corners, outline=BLACK, width=SCALE)
@@ -121,7 +121,7 @@ def _tiles(c: _Canvas) -> None:
 def _sunset(c: _Canvas) -> None:
     bands = ((255, 204, 112), (255, 168, 104), (248, 130, 120), (216, 104, 148), (160, 92, 170))
     for row, y in enumerate(np.arange(0, HEIGHT, 12)):
-        # Up and down again, so that every window shows most of the bands.
+        # The bands are repeated forwards and backwards, so that every window shows most of them.
         colour = (*bands, *bands[-2:0:-1])[row % 8]
         if c.ink:
             c.line([(0, y), (WIDTH, y)], BLACK, 1.0)
@@ -134,7 +134,7 @@ def _paper(c: _Canvas) -> None:
         c.line([(0, y), (WIDTH, y)], (150, 176, 232), 1.2)
 
 
-_DRAWN: dict[str, tuple[Colour, Callable[[_Canvas], None]]] = {
+_PATTERNS: dict[str, tuple[Colour, Callable[[_Canvas], None]]] = {
     "meadow": ((162, 214, 118), _meadow),
     "sand": ((240, 218, 164), _sand),
     "snow": ((240, 246, 252), _snow),
@@ -153,17 +153,17 @@ def ground_picture(name: str, ink: bool = False) -> np.ndarray:
     """Return a ground's large picture, uint8 (HEIGHT, WIDTH, 3).
 
     Args:
-        name: one of ``GROUNDS``.
-        ink: black pattern on white, for the black-and-white set.
+        name: Key of ``GROUNDS``.
+        ink: Whether the pattern is black on white, for the black-and-white set.
     """
-    base, draw = _DRAWN[name]
+    base, draw = _PATTERNS[name]
     canvas = _Canvas(base, ink, seed=list(GROUNDS).index(name))
     draw(canvas)
     return canvas.pixels()
 
 
 def ground_window(name: str, width: int, height: int, place: tuple[float, float], ink: bool):
-    """Return a window of a ground, uint8 (height, width, 3); ``place`` in 0..1 says where."""
+    """Return a window of a ground, uint8 (height, width, 3), at a relative ``place`` in 0..1."""
     picture = ground_picture(name, ink)
     left = int(place[0] * (WIDTH - width))
     top = int(place[1] * (HEIGHT - height))

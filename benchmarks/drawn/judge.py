@@ -1,9 +1,9 @@
-"""The judge: a small network that reads thing, style, ground, colour and mark of a picture.
+"""Define and train the judge, a small classifier of thing, style, ground, colour and mark.
 
-It is trained on true scenes, most of them blurred or sent through a VAE. Every head can answer
-*none of these*, taught by noise, blends and pictures glued from two scenes; that answer counts as
-wrong. A *style* is read only where things and ground both carry it: procedural looks are also
-shown on the things or on the ground alone, as *none of these*.
+The judge is trained on true scenes, most of them blurred or sent through a VAE. Every head can
+answer *none of these*, which counts as wrong; it learns this answer from noise, blends and pictures
+composed of two scenes. The style is read only if things and ground both have it, because pictures
+with a procedural look on only one of them are labelled *none of these*.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ HEADS: dict[str, tuple[str, ...]] = {
     "colour": ("its own", *COLOURS, NONE),
     "mark": ("no mark", *MARKS, NONE),
 }
-FEATURES = 256
-IGNORE = -100
+FEATURES = 256  # channels of the last feature map
+IGNORE = -100  # label that gives no loss
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the judge reads in some pictures, one name per picture and head."""
+    """The judge's answers for a batch of pictures, with one name per picture and head."""
 
     thing: list[str]
     style: list[str]
@@ -50,7 +50,7 @@ def _block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
 
 
 class JudgeNet(nn.Module):
-    """Pictures (batch, 3, SIDE, SIDE) in 0..1 to one logit vector per head."""
+    """A network from pictures (batch, 3, SIDE, SIDE) in 0..1 to one logit vector per head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,20 +67,25 @@ class JudgeNet(nn.Module):
         self.heads = nn.ModuleDict({k: nn.Linear(2 * FEATURES, len(v)) for k, v in HEADS.items()})
 
     def features(self, x: Tensor) -> Tensor:
-        """Return (batch, 2 * FEATURES): mean and maximum over places."""
+        """Return mean and maximum of the last feature map, (batch, 2 * FEATURES)."""
         maps = self.body(x - 0.5)
         return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the logits per head, (batch, answers)."""
+        """Return the logits of each head, (batch, answers)."""
         features = self.dropout(self.features(x))
         return {name: head(features) for name, head in self.heads.items()}
 
 
 def labels_of(scene: Scene, *, style: str | None = None) -> list[int]:
-    """Return the index of the right answer per head for a scene's first thing.
+    """Return the index of each head's right answer for a scene's first thing.
 
-    Colours are read where sets show them; in procedural looks and ink they are not asked.
+    The colour has the label ``IGNORE`` in procedural looks, ``ink`` and ``glossy``, where it cannot
+    be read reliably.
+
+    Args:
+        scene: Scene of the picture.
+        style: Style to label instead of the scene's; None for the scene's.
     """
     thing = scene.things[0]
     names = {
@@ -97,14 +102,14 @@ def labels_of(scene: Scene, *, style: str | None = None) -> list[int]:
 
 
 def judged_example(seed: int) -> tuple[np.ndarray, list[int]]:
-    """Return one training picture uint8 (SIDE, SIDE, 3) and its label per head."""
+    """Return a training picture, uint8 (SIDE, SIDE, 3), and its label for each head."""
     random = np.random.RandomState(seed)
     scene, kind = any_scene(seed), random.rand()
     if kind < 0.1:
         look = list(LOOKS)[random.randint(len(LOOKS))]
         if random.rand() < 0.5:
-            return draw_parts(scene.in_style(look), "plain"), _spoilt(scene, "style")
-        return draw_parts(scene.in_style("plain"), look), _spoilt(scene, "style")
+            return draw_parts(scene.in_style(look), "plain"), _labels_with_none(scene, "style")
+        return draw_parts(scene.in_style("plain"), look), _labels_with_none(scene, "style")
     if kind < 0.2:
         glued, other = draw(scene).copy(), draw(any_scene(seed + 10**6).in_style(scene.style))
         half = glued.shape[0] // 2
@@ -112,14 +117,14 @@ def judged_example(seed: int) -> tuple[np.ndarray, list[int]]:
             glued[:, half:] = other[:, half:]
         else:
             glued[half:] = other[half:]
-        labels = _spoilt(scene, "thing")
+        labels = _labels_with_none(scene, "thing")
         labels[2] = labels[3] = labels[4] = IGNORE
         return glued, labels
     return draw(scene), labels_of(scene)
 
 
-def _spoilt(scene: Scene, head: str) -> list[int]:
-    """Return a scene's labels with *none of these* at one head."""
+def _labels_with_none(scene: Scene, head: str) -> list[int]:
+    """Return a scene's labels with *none of these* for one head."""
     labels = labels_of(scene)
     labels[list(HEADS).index(head)] = len(HEADS[head]) - 1
     if head == "style":
@@ -128,7 +133,7 @@ def _spoilt(scene: Scene, head: str) -> list[int]:
 
 
 def _shifted(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the pictures moved by up to 4 pixels, all alike, with their rims repeated."""
+    """Return the pictures shifted by the same offset of up to 4 pixels, with repeated borders."""
     dx, dy = torch.randint(-4, 5, (2,), generator=generator).tolist()
     padded = F.pad(x, (4, 4, 4, 4), mode="replicate")
     height, width = x.shape[2:]
@@ -139,10 +144,15 @@ class JudgeStage(Stage):
     """Training of the judge.
 
     Args:
-        pictures: uint8 (count, SIDE, SIDE, 3) of ``judged_example``.
-        labels: (count, heads).
-        decoded: the first pictures again after a VAE, uint8, or none of them.
-        steps: how many; the rate follows one cycle over them.
+        folder: Folder of checkpoint and result.
+        world: Hash of the world.
+        pictures: Pictures of ``judged_example``, uint8 (count, SIDE, SIDE, 3).
+        labels: Labels of the pictures, (count, heads).
+        decoded: The first pictures after a round trip through a VAE, uint8; may be empty.
+        steps: Number of steps, over which the learning rate follows one cycle.
+        batch: Number of pictures per step.
+        name: Name of the stage.
+        start: Initial weights; None for random weights.
     """
 
     def __init__(
@@ -184,7 +194,7 @@ class JudgeStage(Stage):
         self.rates.load_state_dict(state["rates"])
 
     def _rows(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return pictures (batch, 3, SIDE, SIDE) and labels, some of them degraded or spoilt."""
+        """Return a batch of pictures (batch, 3, SIDE, SIDE), some of them degraded, and labels."""
         through_vae = round(0.6 * self.batch) if len(self.decoded) else 0
         first = torch.randint(max(1, len(self.decoded)), (through_vae,), generator=generator)
         others = torch.randint(len(self.pictures), (self.batch - through_vae,), generator=generator)
@@ -194,10 +204,10 @@ class JudgeStage(Stage):
         x = x[order].permute(0, 3, 1, 2).float() / 255
         labels = labels[order].clone()
         x = _shifted(x, generator)
-        draw_ = torch.rand(3, self.batch, 1, 1, 1, generator=generator)
+        uniform = torch.rand(3, self.batch, 1, 1, 1, generator=generator)
         blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
-        x = torch.where(draw_[0] < 0.3, blurred, x)
-        x = x + 0.05 * draw_[1] * torch.randn(x.shape, generator=generator)
+        x = torch.where(uniform[0] < 0.3, blurred, x)
+        x = x + 0.05 * uniform[1] * torch.randn(x.shape, generator=generator)
         spoilt = self.batch // 16
         x[:spoilt] = 0.5 * x[:spoilt] + 0.5 * x[spoilt : 2 * spoilt]
         rows = slice(2 * spoilt, 3 * spoilt)
@@ -210,7 +220,7 @@ class JudgeStage(Stage):
 
     def step(self, number: int) -> float:
         generator = torch.Generator().manual_seed(number)
-        torch.manual_seed(number)  # for the dropout
+        torch.manual_seed(number)  # dropout uses the global generator
         x, labels = self._rows(generator)
         logits = self.net.train()(x)
         losses = [
@@ -229,10 +239,10 @@ class JudgeStage(Stage):
 
 
 class Judge:
-    """Reads pictures with trained weights.
+    """The trained judge.
 
     Args:
-        path: result file of a ``JudgeStage``.
+        path: Result file of a ``JudgeStage``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -242,7 +252,7 @@ class Judge:
 
     @torch.no_grad()
     def read(self, pictures: Tensor) -> Reading:
-        """Read pictures (batch, SIDE, SIDE, 3) in 0..1, as ComfyUI's IMAGE, one thing each."""
+        """Return the answers for an IMAGE of pictures with one thing, (batch, SIDE, SIDE, 3)."""
         x = pictures.permute(0, 3, 1, 2).float()
         parts = [self.net(part) for part in x.split(64)]
         names = {
@@ -252,12 +262,12 @@ class Judge:
         return Reading(**names)
 
     def read_halves(self, pictures: Tensor) -> tuple[Reading, Reading]:
-        """Read the left and the right half of pictures (batch, SIDE, 2 * SIDE, 3)."""
+        """Return the answers for both halves of wide pictures (batch, SIDE, 2 * SIDE, 3)."""
         side = pictures.shape[1]
         return self.read(pictures[:, :, :side]), self.read(pictures[:, :, side:])
 
     @torch.no_grad()
     def features(self, pictures: Tensor) -> Tensor:
-        """Return (batch, 2 * FEATURES) of pictures (batch, SIDE, SIDE, 3) in 0..1."""
+        """Return the features (batch, 2 * FEATURES) of pictures (batch, SIDE, SIDE, 3) in 0..1."""
         x = pictures.permute(0, 3, 1, 2).float()
         return torch.cat([self.net.features(part) for part in x.split(64)])

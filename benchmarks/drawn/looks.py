@@ -1,7 +1,7 @@
-"""Procedural looks: ways to repaint a whole scene, as functions of its pixels.
+"""Repaint scenes in procedural looks, which are functions of the pixels.
 
-Each takes a float picture (height, width, 3) in 0..1, the coverage of its things (height, width)
-and a random generator, and returns a picture of the same shape.
+Each function takes a float picture (height, width, 3) in 0..1, the coverage by its things (height,
+width) and a random generator, and returns a picture of the same shape.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _chalk(x: Picture, cover: Picture, random: Random) -> Picture:
 
 
 def _halftone(x: Picture, cover: Picture, random: Random) -> Picture:
-    cell = 8  # the VAE's, so that a latent always holds the same part of the pattern
+    cell = 8  # pixels per latent of the VAE, so that all latents have the same part of the pattern
     height, width = x.shape[:2]
     tone = _image(x).resize((width // cell, height // cell), Image.Resampling.BOX)
     tone = _array(tone.resize((width, height), Image.Resampling.BICUBIC))
@@ -221,10 +221,10 @@ def repainted(pixels: np.ndarray, cover: np.ndarray, look: str, random: Random) 
     """Return a scene in a procedural look.
 
     Args:
-        pixels: the plain scene, uint8 (height, width, 3); both sides divisible by 8.
-        cover: how much of each pixel the things cover, float (height, width) in 0..1.
-        look: one of ``LOOKS``.
-        random: the source of the look's grain.
+        pixels: Plain scene, uint8 (height, width, 3), with both sides divisible by 8.
+        cover: Share of each pixel that things cover, float (height, width) in 0..1.
+        look: Key of ``LOOKS``.
+        random: Generator of the look's grain.
     """
     x = pixels.astype(np.float32) / 255
     return np.asarray(_image(LOOKS[look](x, cover.astype(np.float32), random)))

@@ -1,4 +1,4 @@
-"""Marks: eight small additions to a drawing, with a light and a dark rim that every ground shows."""
+"""Add marks to drawings: eight small shapes with a light and a dark rim, visible on all grounds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from .vocabulary import MASTER_SIDE
 
-SCALE = 3
+SCALE = 3  # supersampling
 Colour = int | tuple[int, int, int]
 
 
@@ -63,7 +63,7 @@ def _badge(pen: ImageDraw.ImageDraw, s: float, colour: Colour) -> None:
     pen.polygon([(a * s, b * s) for a, b in zip(x, y, strict=True)], colour)
 
 
-_DRAWN: dict[
+_SHAPES: dict[
     str, tuple[tuple[int, int, int], Callable[[ImageDraw.ImageDraw, float, Colour], None]]
 ] = {
     "halo": ((255, 214, 60), _halo),
@@ -79,10 +79,10 @@ _DRAWN: dict[
 
 @cache
 def _layer(mark: str) -> Image.Image:
-    """Return a mark as a square RGBA picture: its colour in a light rim in a dark rim."""
+    """Return a mark as a square RGBA picture, with a light rim and a dark rim around it."""
     size = MASTER_SIDE * SCALE
     shape = Image.new("L", (size, size), 0)
-    colour, draw = _DRAWN[mark]
+    colour, draw = _SHAPES[mark]
     draw(ImageDraw.Draw(shape), size, 255)
     rim = int(0.03 * size) | 1
     light = shape.filter(ImageFilter.MaxFilter(rim))
@@ -94,7 +94,7 @@ def _layer(mark: str) -> Image.Image:
 
 
 def marked(drawing: Image.Image, mark: str) -> Image.Image:
-    """Return an RGBA drawing with a mark on it, in the box of what is drawn."""
+    """Return an RGBA drawing with a mark, placed in the bounding box of the drawing."""
     box = drawing.getbbox() or (0, 0, *drawing.size)
     side = max(box[2] - box[0], box[3] - box[1])
     layer = _layer(mark).resize((side, side), Image.Resampling.BOX)

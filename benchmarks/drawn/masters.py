@@ -1,4 +1,4 @@
-"""Render every drawing of the world once, to an RGBA array that all scenes are made from."""
+"""Render every drawing of the world once into an RGBA array from which all scenes are drawn."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from PIL import Image
 from .packages import PACKAGES, fetch, icons
 from .vocabulary import MASTER_SIDE, SETS, THINGS
 
-INK = "#222222"  # what "currentColor" means in the black-and-white set
+INK = "#222222"  # replaces "currentColor" in the black-and-white set
 
 
 def world_cache() -> Path:
-    """Return the folder of the drawn world in the user's cache, made if need be."""
+    """Return the folder of the drawn world in the user's cache, and create it if there is none."""
     root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     folder = root / "comfyui-pastiche" / "drawn"
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def _rendered(svg: str) -> np.ndarray:
 def masters() -> np.ndarray:
     """Return all drawings, uint8 (thing, set, MASTER_SIDE, MASTER_SIDE, 4), memory-mapped.
 
-    They are fetched and rendered on the first call and kept in the cache.
+    They are fetched and rendered on the first call and stored in the cache.
     """
     stored = world_cache() / f"masters-{len(THINGS)}.npy"
     if not stored.exists():

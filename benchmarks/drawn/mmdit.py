@@ -1,8 +1,8 @@
-"""Base B's denoiser: SD3's layout (joint attention), small, key for key as ComfyUI's ``MMDiT``.
+"""Base B's denoiser: a small SD3 with joint attention and the keys of ComfyUI's ``MMDiT``.
 
-Only what the training needs: a square patch of two, qk RMS norm, five blocks of width 320. The
-text stream may be shorter than ComfyUI's 77 tokens: padding tokens that stand for several others
-count that many times in the attention (``ContextRows``).
+It has patches of 2 x 2, RMS norms of queries and keys, and five blocks of width 320. The text
+stream may be shorter than ComfyUI's 77 tokens: a padding token can stand for several equal ones and
+then counts that many times in the attention (``ContextRows``).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ CONTEXT_IN_FILE, POOLED_IN_FILE = 4096, 2048
 
 @dataclass(frozen=True)
 class ContextRows:
-    """Prompts of a batch as the text stream reads them.
+    """Encoded prompts of a batch, the input of the text stream.
 
     Attributes:
-        tokens: (batch, length, CONTEXT).
-        pooled: (batch, POOLED).
-        log_counts: (batch, length), the logarithm of how many of ComfyUI's 77 tokens each one
-            stands for; -inf where there is none.
+        tokens: Token embeddings, (batch, length, CONTEXT).
+        pooled: Pooled outputs, (batch, POOLED).
+        log_counts: Logarithm of the number of ComfyUI's 77 tokens for which each token stands,
+            (batch, length); -inf at places without a token.
     """
 
     tokens: Tensor
@@ -76,7 +76,7 @@ def _normed(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class _Block(nn.Module):
-    """One stream of a joint block."""
+    """A stream of a joint block."""
 
     def __init__(self, pre_only: bool) -> None:
         super().__init__()
@@ -89,14 +89,14 @@ class _Block(nn.Module):
         )
 
     def before(self, x: Tensor, c: Tensor) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        """Return q, k, v (batch, heads, length, HEAD) and the modulation."""
+        """Return queries, keys and values (batch, heads, length, HEAD), and the modulation."""
         parts = self.adaLN_modulation(c)[:, None].chunk(2 if self.pre_only else 6, -1)
         y = _normed(x, parts[0], parts[1])
         q, k, v = self.attn.qkv(y).view(*x.shape[:2], 3, DEPTH, HEAD).permute(2, 0, 3, 1, 4)
         return [self.attn.ln_q(q), self.attn.ln_k(k), v], parts
 
     def after(self, attended: Tensor, x: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
-        """Return the stream after attention and MLP."""
+        """Return the stream after the attention's output projection and the MLP."""
         x = torch.addcmul(x, parts[2], self.attn.proj(attended))
         return torch.addcmul(x, parts[5], self.mlp(_normed(x, parts[3], parts[4])))
 
@@ -149,7 +149,7 @@ def position_embedding() -> Tensor:
 
 
 class MMDiT(nn.Module):
-    """The denoiser: (x, t, prompts) -> velocity ``noise - x0``."""
+    """The denoiser, which predicts the velocity ``noise - x0``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,9 +175,9 @@ class MMDiT(nn.Module):
         """Return the velocity.
 
         Args:
-            x: noised latents, (batch, CHANNELS, height, width).
-            t: noise levels in 0..1, (batch,).
-            prompts: what the pictures show.
+            x: Noised latents, (batch, CHANNELS, height, width).
+            t: Noise levels in 0..1, (batch,).
+            prompts: Encoded prompts.
         """
         h = self.x_embedder.proj(x)
         height, width = h.shape[2:]
@@ -195,7 +195,7 @@ class MMDiT(nn.Module):
 
 
 def in_file(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a trained state with the keys and shapes of an SD3 file, fixed table included."""
+    """Return a trained state with the keys and shapes of an SD3 file, including ``pos_embed``."""
     out = dict(state)
     weight = out["context_embedder.weight"]
     out["context_embedder.weight"] = F.pad(weight, (0, CONTEXT_IN_FILE - CONTEXT))

@@ -1,7 +1,9 @@
-"""Muon: momentum whose direction is made orthogonal, for the matrices of a transformer's blocks.
+"""The optimiser Muon, with orthogonalised momentum, for the matrices of a transformer's blocks.
 
-Keller Jordan, "Muon: An optimizer for hidden layers in neural networks" (2024); five steps of the
-quintic Newton-Schulz iteration with the published coefficients.
+Five steps of the quintic Newton-Schulz iteration with the published coefficients orthogonalise the
+momentum.
+
+Reference: Keller Jordan, "Muon: An optimizer for hidden layers in neural networks" (2024).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalised(update: Tensor, steps: int = 5) -> Tensor:
-    """Return about the nearest semi-orthogonal matrix to (rows, columns)."""
+    """Return approximately the semi-orthogonal matrix nearest to a matrix (rows, columns)."""
     a, b, c = COEFFICIENTS
     x = update.T if update.shape[0] > update.shape[1] else update
     x = x / (x.norm() + 1e-7)
@@ -26,12 +28,13 @@ def orthogonalised(update: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum 0.95, Nesterov, weight decay apart from the update.
+    """Muon with Nesterov momentum 0.95 and decoupled weight decay.
 
     Args:
-        params: matrices (outputs, inputs). A fused matrix is split by ``split`` rows.
-        lr: learning rate of the spectral norm, scaled by sqrt(max(1, rows / columns)).
-        split: {id of a parameter: how many matrices are stacked in it}.
+        params: Matrices (outputs, inputs). Fused matrices are split along the rows, see ``split``.
+        lr: Learning rate: the spectral norm of an update, times sqrt(max(1, rows / columns)).
+        weight_decay: Decoupled weight decay.
+        split: Number of matrices that are stacked in a parameter, by the parameter's ``id``.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
-        """Move every matrix by its orthogonalised momentum."""
+        """Update every matrix by its orthogonalised momentum."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))

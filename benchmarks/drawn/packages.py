@@ -1,4 +1,4 @@
-"""Fetch the pinned packages of drawings by name from the npm registry and check their hashes."""
+"""Fetch the pinned packages of drawings from the npm registry and check their hashes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Package:
-    """One pinned npm package: its name, version and the SHA-256 of its archive."""
+    """A pinned npm package, with the SHA-256 of its archive."""
 
     name: str
     version: str
@@ -57,7 +57,7 @@ PACKAGES = (
 
 
 def npm_command() -> list[str]:
-    """Return the command for npm: the system's, else that of the environment's Node.js."""
+    """Return the command of the system's npm, or else of the environment's Node.js."""
     npm = shutil.which("npm")
     if npm is not None:
         return [npm]
@@ -66,10 +66,10 @@ def npm_command() -> list[str]:
 
 
 def fetch(package: Package, folder: Path) -> Path:
-    """Return the package's archive in ``folder``, fetching it if it is not there yet.
+    """Return the package's archive in ``folder``, and fetch it if it is missing.
 
     Raises:
-        RuntimeError: The registry does not answer, or the archive's hash is another.
+        RuntimeError: The registry does not answer, or the archive has another hash.
     """
     archive = folder / f"{package.name.split('/')[-1]}-{package.version}.tgz"
     if not archive.is_file():

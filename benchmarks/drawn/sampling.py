@@ -1,4 +1,4 @@
-"""Stock ComfyUI nodes in one process: load a base's checkpoint, sample prompts, decode."""
+"""Load a base's checkpoint and sample prompts with stock ComfyUI nodes in this process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BATCH = 20
 
 
 def add_comfyui(folder: Path) -> None:
-    """Put a ComfyUI folder first on the module path and choose its CPU mode, before any import.
+    """Put a ComfyUI folder first on the module path, and set its CPU mode before other imports.
 
     Raises:
         ValueError: There is no ComfyUI.
@@ -35,12 +35,12 @@ def add_comfyui(folder: Path) -> None:
 
 
 class StockSampler:
-    """CheckpointLoaderSimple, CLIPTextEncode, KSampler and VAEDecode.
+    """A sampler made of CheckpointLoaderSimple, CLIPTextEncode, KSampler and VAEDecode.
 
     Args:
-        comfyui: ComfyUI's folder.
-        checkpoint: an assembled base.
-        base: "b" or "a".
+        comfyui: Folder of ComfyUI.
+        checkpoint: Checkpoint of an assembled base.
+        base: ``b`` or ``a``.
     """
 
     def __init__(self, comfyui: Path, checkpoint: Path, base: str) -> None:

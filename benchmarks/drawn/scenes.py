@@ -1,6 +1,6 @@
-"""Scenes: which things stand where on which ground in which style, drawn and captioned.
+"""Define scenes of things on a ground in a style, and draw and caption them.
 
-A scene is plain data; ``draw`` and ``caption`` are functions of it and of its seed.
+A scene is plain data, and its picture and captions are functions of the data and of seeds.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _COLUMN = {name: column for column, name in enumerate(SETS)}
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawing in a scene.
+    """A drawing in a scene.
 
     Attributes:
-        name: key of ``THINGS``.
-        colour: the colour it is tinted in, or None for its own.
-        mark: a mark it carries, or None.
+        name: Key of ``THINGS``.
+        colour: Colour of its tint; None for the drawing's colours.
+        mark: Mark on it; None for no mark.
     """
 
     name: str
@@ -52,15 +52,15 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture of the world.
+    """A picture of the world as data.
 
     Attributes:
-        things: from left to right.
-        ground: key of ``GROUNDS``.
-        style: a set or a procedural look; looks repaint the plain set.
-        wide: 2 * SIDE pixels wide instead of SIDE.
-        half: for one thing on a wide canvas, 0 for the left half, 1 for the right.
-        seed: decides places, sizes, turns and grain.
+        things: Things from left to right.
+        ground: Key of ``GROUNDS``.
+        style: Set or procedural look; looks repaint the plain set.
+        wide: Whether the picture is 2 * SIDE pixels wide instead of SIDE.
+        half: Half of a wide canvas with a single thing: 0 for left, 1 for right.
+        seed: Seed of positions, sizes, rotations and grain.
     """
 
     things: tuple[Thing, ...]
@@ -71,12 +71,12 @@ class Scene:
     seed: int = 0
 
     def in_style(self, style: str) -> Scene:
-        """Return the same scene, place for place, in another style."""
+        """Return the scene in another style, with everything at the same position."""
         return replace(self, style=style)
 
 
 def tinted(drawing: Image.Image, colour: str) -> Image.Image:
-    """Return an RGBA drawing with its coloured and grey parts in one hue; black and white stay."""
+    """Return an RGBA drawing with coloured and grey parts in one hue; black and white are kept."""
     pixels = np.asarray(drawing).astype(np.float32)
     rgb, alpha = pixels[..., :3] / 255, pixels[..., 3:]
     low, high = rgb.min(2), rgb.max(2)
@@ -92,10 +92,10 @@ def tinted(drawing: Image.Image, colour: str) -> Image.Image:
 
 
 def _drawing(name: str, style: str) -> Image.Image:
-    """Return a thing's drawing in a set; looks repaint the plain one.
+    """Return a thing's drawing in a set, or in the plain set for a look.
 
-    The black-and-white set leaves insides transparent: they are filled with white, in the shape
-    of the plain drawing, so that the ground does not show through.
+    The interior of black-and-white drawings is transparent. It is filled with white in the shape of
+    the plain drawing, so that the ground does not show through.
     """
     row, column = masters()[_ROW[name]], _COLUMN.get(style, 0)
     if style != "ink":
@@ -110,7 +110,7 @@ def _drawing(name: str, style: str) -> Image.Image:
 def _placed(
     image: Image.Image, thing: Thing, side: int, random: np.random.RandomState
 ) -> np.ndarray:
-    """Return one drawing turned, mirrored, tinted, marked and scaled, premultiplied float RGBA."""
+    """Return a mirrored, tinted, marked, rotated and scaled drawing, premultiplied float RGBA."""
     mirror = random.rand() < 0.5 and thing.name not in NEVER_MIRRORED
     turn = random.uniform(-14, 14)
     if mirror:
@@ -119,7 +119,7 @@ def _placed(
         image = tinted(image, thing.colour)
     if thing.mark is not None:
         image = marked(image, thing.mark)
-    # Premultiplied, so that transparent pixels lend no colour to the rim.
+    # Premultiplied alpha keeps the colour of transparent pixels out of the rim.
     pixels = np.asarray(image).astype(np.float32)
     pixels[..., :3] *= pixels[..., 3:] / 255
     channels = [Image.fromarray(pixels[..., c]) for c in range(4)]
@@ -132,7 +132,7 @@ def _placed(
 
 
 def _boxes(scene: Scene, random: np.random.RandomState) -> list[tuple[int, int, int]]:
-    """Return (left, top, side) per thing in pixels."""
+    """Return the box (left, top, side) of each thing in pixels."""
     width, count = (2 * SIDE if scene.wide else SIDE), len(scene.things)
     if scene.wide and count == 1:
         start, room = scene.half * SIDE, SIDE
@@ -154,7 +154,7 @@ def draw(scene: Scene) -> np.ndarray:
 
 
 def draw_parts(scene: Scene, ground_style: str) -> np.ndarray:
-    """Draw a scene whose ground may be in another style than its things; for the judge alone."""
+    """Return the picture of a scene whose ground may have another style, for training the judge."""
     random = np.random.RandomState(scene.seed % 2**32)
     width = 2 * SIDE if scene.wide else SIDE
     place = (random.rand(), random.rand())
@@ -186,14 +186,14 @@ def draw_parts(scene: Scene, ground_style: str) -> np.ndarray:
 
 
 def article(name: str) -> str:
-    """Return the name with its article, as captions say it."""
+    """Return the name with its article, as in captions."""
     if name.split()[-1] in PLURAL or name in PLURAL:
         return name
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def _named(thing: Thing, random: np.random.RandomState) -> str:
-    """Return "a fox" or "a blue fox"; the colour is left out now and then."""
+    """Return a phrase like "a blue fox"; one in ten leaves out the colour."""
     if thing.colour is None or random.rand() < 0.1:
         return article(thing.name)
     return article(f"{thing.colour} {thing.name}")
@@ -214,17 +214,17 @@ _FRAMES = (
 
 
 def style_words(style: str) -> str:
-    """Return "in pixel style", or nothing for the plain set."""
+    """Return a phrase like "in pixel style"; empty for the plain set."""
     return "" if style == "plain" else f"in {style} style"
 
 
 def caption(scene: Scene, seed: int | None = None) -> str:
-    """Return one of the many captions that are true of a scene.
+    """Return one of many true captions of a scene.
 
     Args:
-        scene: what is in the picture.
-        seed: chooses the form; None gives the plainest full form, used in prompts of studies:
-            "a blue fox on a meadow in pixel style".
+        scene: Scene of the picture.
+        seed: Seed of the caption's form; None for the standard form that studies use in prompts,
+            such as "a blue fox on a meadow in pixel style".
     """
     if seed is None:
         named = [article(f"{t.colour} {t.name}" if t.colour else t.name) for t in scene.things]
@@ -263,12 +263,12 @@ def _several(named: list[str], random: np.random.RandomState) -> str:
     return _joined(named)
 
 
-COLOUR_SHARE = 0.2
+COLOUR_SHARE = 0.2  # probability that a thing is tinted
 _LEARNT = tuple(LEARNT_THINGS)
 
 
 def random_style(random: np.random.RandomState) -> str:
-    """Return a learnt style: half plain, a quarter another set, a quarter a procedural look."""
+    """Return a random learnt style: 45 % plain, 25 % another set, 30 % a procedural look."""
     draw_ = random.rand()
     if draw_ < 0.45:
         return "plain"
@@ -278,18 +278,18 @@ def random_style(random: np.random.RandomState) -> str:
 
 
 def held_out_combination(name: str, style: str, ground: str) -> bool:
-    """Return whether a learnt thing, style and ground are never seen together in training."""
+    """Return whether the combination of a thing, style and ground is held out from training."""
     number = _ROW[name] * 1009 + (*SETS, *LOOKS).index(style) * 101 + list(GROUNDS).index(ground)
     return number * 2654435761 % 2**32 % 10 == 0
 
 
 def random_scene(seed: int, *, wide: bool = False, held_out: bool | None = False) -> Scene:
-    """Return a random scene of what the bases learn.
+    """Return a random scene of learnt things and styles.
 
     Args:
-        seed: decides everything.
-        wide: a 2:1 canvas with two things, at times one or three.
-        held_out: False for seen combinations, True for held-out ones, None for either.
+        seed: Seed of all choices.
+        wide: Whether the canvas is 2:1, with two things, or sometimes one or three.
+        held_out: True for held-out combinations, False for all others, None for both.
     """
     random = np.random.RandomState(seed % 2**32)
     while True:
@@ -310,9 +310,9 @@ def random_scene(seed: int, *, wide: bool = False, held_out: bool | None = False
 
 
 def any_scene(seed: int, *, wide: bool = False) -> Scene:
-    """Return a random scene of the whole world, held-out parts and marks included.
+    """Return a random scene of the whole world, including held-out parts and marks.
 
-    For the VAEs and the judge alone: a VAE must code any picture, as public VAEs do.
+    It trains only the VAEs and the judge; like a public VAE, these must handle every picture.
     """
     random = np.random.RandomState(seed % 2**32)
     style = STYLES[random.randint(len(STYLES))]
@@ -343,7 +343,7 @@ class _Draw:
 
 
 def draw_square_views(scenes: list[Scene]) -> np.ndarray:
-    """Return a square view of each scene: wide ones are cut to the half with their first thing."""
+    """Return a square view of each scene; wide scenes are cropped to their first thing's half."""
     views = []
     for scene in scenes:
         picture = draw(scene)

@@ -1,4 +1,4 @@
-"""A training stage: resumable at any step to the same bytes, stopped softly by SIGTERM."""
+"""Run training stages that SIGTERM stops cleanly and that resume to identical results."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SAVE_SECONDS = 180.0
+SAVE_SECONDS = 180.0  # time between checkpoints
 
 
 class Stage(ABC):
-    """One training whose whole state can be set down between two steps.
+    """A training whose complete state can be saved between two steps.
 
-    Every draw of step ``number`` must be a function of ``number`` alone, so that a training that
-    was stopped and resumed ends with the bytes of one that was not.
+    All random numbers of step ``number`` must depend on ``number`` only, so that a resumed training
+    ends with the same bytes as an uninterrupted one.
 
     Args:
-        folder: where checkpoint and result lie.
-        name: the stage's name, and its files'.
-        world: hash of the world; a checkpoint of another world is refused.
-        steps: how many steps in all.
+        folder: Folder of checkpoint and result.
+        name: Name of the stage and of its files.
+        world: Hash of the world; a checkpoint of another world is refused.
+        steps: Total number of steps.
     """
 
     def __init__(self, folder: Path, name: str, world: str, steps: int) -> None:
@@ -34,40 +34,40 @@ class Stage(ABC):
 
     @property
     def checkpoint(self) -> Path:
-        """The file that holds the state of an unfinished training."""
+        """Return the file of the state of an unfinished training."""
         return self.folder / f"{self.name}.training.pt"
 
     @property
     def result(self) -> Path:
-        """The file that holds what a finished training gives."""
+        """Return the file of the result of a finished training."""
         return self.folder / f"{self.name}.pt"
 
     @abstractmethod
     def state(self) -> dict:
-        """Return everything that the next step needs."""
+        """Return the state from which the next step continues."""
 
     @abstractmethod
     def restore(self, state: dict) -> None:
-        """Take up what ``state`` returned."""
+        """Restore a state that ``state`` returned."""
 
     @abstractmethod
     def step(self, number: int) -> float:
-        """Do one step and return a figure to report: a loss, or a PSNR."""
+        """Take one step and return a number for the log, such as a loss or a PSNR."""
 
     @abstractmethod
     def finish(self) -> None:
         """Write the result after the last step."""
 
     def write_result(self, state: dict[str, Tensor]) -> None:
-        """Write the result file by a rename."""
+        """Write the result file atomically."""
         _write(state, self.result)
 
     def save(self) -> None:
-        """Write the checkpoint by a rename, so that a reader never sees half a file."""
+        """Write the checkpoint atomically, so that a reader never sees half a file."""
         _write({"step": self.done, "world": self.world, **self.state()}, self.checkpoint)
 
     def resume(self) -> None:
-        """Take up the checkpoint, if there is one.
+        """Restore the checkpoint if there is one.
 
         Raises:
             ValueError: It was made in another world.
@@ -85,7 +85,7 @@ class Stage(ABC):
         self.done = saved["step"]
 
     def run(self, report_every: int = 50, until: int | None = None) -> bool:
-        """Train to the end, or to step ``until``, or to SIGTERM; return whether it finished."""
+        """Train until the end, step ``until`` or SIGTERM, and return whether the stage finished."""
         self.resume()
         stopped: list[int] = []
         before = signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))

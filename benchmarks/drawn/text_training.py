@@ -1,4 +1,4 @@
-"""Training of the text encoder: captions meet pictures, and every attribute can be read off."""
+"""Train the text encoder by a contrastive loss with pictures and by linear probes of attributes."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ PROBES = {
     "ground": ("none", *GROUNDS),
     "colour": ("none", *COLOURS),
 }
-LENGTH = 36  # tokens that the longest caption needs, with room for padding
-APART = 0.35  # cosine of end tokens of different things above which they are pushed apart
+LENGTH = 36  # tokens of the longest caption, with room for padding
+APART = 0.35  # largest cosine of the end tokens of different things that is not penalised
 IGNORE = -100
 
 
 def truths(scene: Scene, text: str) -> list[int]:
-    """Return the index of every probe's answer, as far as the caption names it."""
+    """Return the index of every probe's answer; attributes that the caption omits are "none"."""
     things = [t.name if t.name in text else "none" for t in scene.things[:2]]
     coloured = [t.colour for t in scene.things if t.colour and t.colour in text]
     ground = scene.ground if any(words in text for words in GROUNDS[scene.ground]) else "none"
@@ -49,17 +49,23 @@ def truths(scene: Scene, text: str) -> list[int]:
 
 
 def caption_tokens(tokenizer: Tokenizer, captions: list[str]) -> list[int]:
-    """Return every token id that captions use, start and end included, in order."""
+    """Return the sorted ids of all tokens in captions, including start and end."""
     return sorted({token for text in captions for token in tokenizer.ids([text])[0].tolist()})
 
 
 class TextStage(Stage):
-    """Contrastive training between end tokens and picture features, with linear probes.
+    """Contrastive training of end tokens with picture features, and training of linear probes.
 
     Args:
-        scenes: learnt scenes of square pictures and wide ones.
-        features: the judge's features of their pictures, (scene, width); wide ones first half.
-        captions_each: how many captions a scene has; caption ``number`` has seed
+        folder: Folder of checkpoint and result.
+        world: Hash of the world.
+        tokenizer: Tokenizer of the captions.
+        scenes: Learnt scenes of square and wide pictures.
+        features: Features of the pictures from the judge, (scene, width); a wide picture's are
+            those of the half with its first thing.
+        steps: Number of steps.
+        batch: Number of scenes per step.
+        captions_each: Number of captions per scene; caption ``number`` has the seed
             ``scene.seed + number``.
     """
 
@@ -87,7 +93,7 @@ class TextStage(Stage):
         self.encoder = TextEncoder(caption_tokens(tokenizer, flat))
         centred = features - features.mean(0)
         self.features = centred / centred.std()
-        self._start_from_pictures()
+        self._initialise_rows()
         self.to_text = nn.Linear(WIDTH, 128, bias=False)
         self.to_picture = nn.Linear(features.shape[1], 128, bias=False)
         self.probes = nn.ModuleDict({k: nn.Linear(WIDTH, len(v)) for k, v in PROBES.items()})
@@ -103,10 +109,10 @@ class TextStage(Stage):
         )
 
     @torch.no_grad()
-    def _start_from_pictures(self) -> None:
-        """Begin the row of each one-token thing as a projection of its pictures' mean features.
+    def _initialise_rows(self) -> None:
+        """Initialise the row of each one-token thing by projected mean features of its pictures.
 
-        Rows then lie where pictures lie, so that a new word's row can be found between them.
+        Similar things then have similar rows, so a new word's row can be found among them.
         """
         generator = torch.Generator().manual_seed(7)
         projection = torch.randn(self.features.shape[1], WIDTH, generator=generator)
@@ -142,7 +148,7 @@ class TextStage(Stage):
             getattr(self, name).load_state_dict(values)
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def _drawn(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         chosen = torch.randint(len(self.scenes), (self.batch,), generator=generator).tolist()
         forms = torch.randint(len(self.texts[0]), (self.batch,), generator=generator).tolist()
         texts = [self.texts[number][form] for number, form in zip(chosen, forms, strict=True)]
@@ -154,7 +160,7 @@ class TextStage(Stage):
 
     def step(self, number: int) -> float:
         generator = torch.Generator().manual_seed(number)
-        ids, answers, pictures = self._drawn(generator)
+        ids, answers, pictures = self._batch(generator)
         x = self.encoder(ids)
         end = final_norm(at_end(x, ids))
         padding = final_norm(x[:, -1])
@@ -162,15 +168,15 @@ class TextStage(Stage):
         for weight, vectors in ((1.0, end), (0.4, padding)):
             for column, probe in enumerate(self.probes.values()):
                 losses.append(weight * F.cross_entropy(probe(vectors), answers[:, column]))
-        seen = F.normalize(self.to_picture(pictures), dim=1)
-        said = F.normalize(self.to_text(end), dim=1)
-        logits = said @ seen.T / 0.07
+        picture_vectors = F.normalize(self.to_picture(pictures), dim=1)
+        text_vectors = F.normalize(self.to_text(end), dim=1)
+        logits = text_vectors @ picture_vectors.T / 0.07
         target = torch.arange(self.batch)
         losses.append(F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
         for vectors in (F.normalize(end, dim=1), F.normalize(at_end(x, ids), dim=1)):
             others = answers[:, None, 0] != answers[None, :, 0]
             losses.append(4 * F.relu(vectors @ vectors.T - APART)[others].square().mean())
-        # Rows keep about CLIP-L's norm, and the unnormed output about unit size.
+        # These penalties keep the rows near CLIP-L's norm and the output near unit variance.
         norms = self.encoder.rows.norm(dim=1)
         losses.append(20 * F.relu(norms - 1.2 * TOKEN_NORM).square().mean())
         losses.append(0.1 * (x.std() - 1).square())
@@ -184,12 +190,12 @@ class TextStage(Stage):
 
     @torch.no_grad()
     def accuracy(self, count: int = 400) -> dict[str, float]:
-        """Return how many answers the probes give rightly at the end token, per probe."""
+        """Return the share of right answers of each probe at the end token."""
         generator = torch.Generator().manual_seed(10**6)
         right = {name: 0 for name in PROBES}
         rounds = count // self.batch
         for _ in range(rounds):
-            ids, answers, _ = self._drawn(generator)
+            ids, answers, _ = self._batch(generator)
             end = final_norm(at_end(self.encoder(ids), ids))
             for column, (name, probe) in enumerate(self.probes.items()):
                 right[name] += int((probe(end).argmax(1) == answers[:, column]).sum())

@@ -1,4 +1,7 @@
-"""The bases' VAEs: ComfyUI's TAESD layout key for key, with 16 or 4 latent channels."""
+"""Define and train the bases' VAEs, with the layout and keys of ComfyUI's TAESD.
+
+A VAE has 16 or 4 latent channels.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from torch import Tensor, nn
 
 from .stages import Stage
 
-RAW_STD = 0.5  # of the encoder's output; well inside the decoder's tanh clamp
-# (scale, shift) of the latent format that ComfyUI applies between VAE and denoiser.
+RAW_STD = 0.5  # standard deviation of the encoder's output, well inside the decoder's tanh clamp
+# Scale and shift of the latent format that ComfyUI applies between VAE and denoiser, by channels.
 LATENT_FORMATS = {16: (1.5305, 0.0609), 4: (0.18215, 0.0)}
 
 
@@ -26,7 +29,7 @@ class _Clamp(nn.Module):
 
 
 class _Block(nn.Module):
-    """Three convolutions with a skip; 64 channels in and out."""
+    """Three convolutions with a skip connection, with 64 input and output channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,8 +57,11 @@ def _decoder(channels: int) -> nn.Sequential:
 class TinyVAE(nn.Module):
     """Encoder and decoder between pictures in 0..1 and latents at an eighth of the size.
 
-    Keys equal ComfyUI's ``comfy.taesd.taesd.TAESD``; ``vae_scale`` and ``vae_shift`` make the
-    latents that the denoiser sees, after ComfyUI's latent format, have mean 0 and std 1.
+    The keys equal those of ComfyUI's ``comfy.taesd.taesd.TAESD``. With ``vae_scale`` and
+    ``vae_shift``, latents have mean 0 and standard deviation 1 after ComfyUI's latent format.
+
+    Args:
+        channels: Number of latent channels, a key of ``LATENT_FORMATS``.
     """
 
     def __init__(self, channels: int) -> None:
@@ -76,21 +82,24 @@ class TinyVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
-        """Return the latents that the denoiser sees, (batch, channels, height / 8, width / 8)."""
+        """Return the denoiser's latents, (batch, channels, height / 8, width / 8)."""
         scale, shift = LATENT_FORMATS[self.channels]
         latents = self.taesd_encoder(pictures) / self.vae_scale + self.vae_shift
         return (latents - shift) * scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Return pictures in 0..1 of the denoiser's latents."""
+        """Return the pictures of the denoiser's latents, in 0..1."""
         scale, shift = LATENT_FORMATS[self.channels]
         raw = (latents / scale + shift - self.vae_shift) * self.vae_scale
         return self.taesd_decoder(raw).clamp(0, 1)
 
     @torch.no_grad()
     def fold_statistics(self, pictures: Tensor) -> None:
-        """Give every raw latent channel mean 0 and the same spread, changing pictures little."""
+        """Scale the weights so that every raw latent channel has mean 0 and std ``RAW_STD``.
+
+        Decoded pictures change little.
+        """
         raw = self.taesd_encoder(pictures)
         mean, std = raw.mean((0, 2, 3)), raw.std((0, 2, 3)) / RAW_STD + 1e-6
         last, first = self.taesd_encoder[-1], self.taesd_decoder[1]
@@ -100,13 +109,13 @@ class TinyVAE(nn.Module):
         assert first.bias is not None
         last.weight.div_(std[:, None, None, None])
         last.bias.sub_(mean).div_(std)
-        # The first decoder convolution pads with 0, so the shift is exact away from the border.
+        # The decoder's first convolution pads with 0, so the shift is exact except at the border.
         first.bias.add_((first.weight * mean[:, None, None]).sum((1, 2, 3)))
         first.weight.mul_(std[:, None, None])
 
     @torch.no_grad()
     def set_scale(self, pictures: Tensor) -> None:
-        """Choose ``vae_scale`` and ``vae_shift`` for mean 0 and std 1 after the latent format."""
+        """Set ``vae_scale`` and ``vae_shift`` to get mean 0 and std 1 after the latent format."""
         scale, shift = LATENT_FORMATS[self.channels]
         raw = self.taesd_encoder(pictures)
         mean, std = raw.mean().item(), raw.std().item()
@@ -116,7 +125,7 @@ class TinyVAE(nn.Module):
 
 
 def _warm_start(vae: TinyVAE, weights: dict[str, Tensor]) -> None:
-    """Take every weight of another VAE whose shape fits; the latent's convolutions do not."""
+    """Copy all weights whose shapes are equal; the convolutions at the latent may differ."""
     own = vae.state_dict()
     for name, value in weights.items():
         if name in own and own[name].shape == value.shape and value.ndim:
@@ -127,11 +136,14 @@ class VAEStage(Stage):
     """Training of a VAE on random crops of scenes of the whole world.
 
     Args:
-        pictures: uint8 (count, SIDE, SIDE, 3).
-        channels: 16 for base B, 4 for base A.
-        steps: how many; the rate follows a half cosine over them.
-        batch: crops a step.
-        start: weights of an earlier VAE of the same layout to begin with, or none.
+        folder: Folder of checkpoint and result.
+        world: Hash of the world.
+        pictures: Training pictures, uint8 (count, SIDE, SIDE, 3).
+        channels: Number of latent channels: 16 for base B, 4 for base A.
+        steps: Number of steps, over which the learning rate follows a half cosine.
+        batch: Number of crops per step.
+        device: Device of the training.
+        start: Initial weights from a VAE of the same layout; None for random weights.
     """
 
     CROP = 64
@@ -169,7 +181,8 @@ class VAEStage(Stage):
 
     def _crops(self, generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(self.pictures), (self.batch,), generator=generator)
-        # Whole latents apart: patterns then meet the latent grid as in whole pictures.
+        # Crops begin at multiples of 8, so that patterns align with the latent grid as in whole
+        # pictures.
         room = (self.pictures.shape[1] - self.CROP) // 8 + 1
         places = (8 * torch.randint(room, (self.batch, 2), generator=generator)).tolist()
         crops = [
@@ -223,12 +236,12 @@ def load_vae(path: Path, device: str = "cpu") -> TinyVAE:
 
 
 def round_trip(vae: TinyVAE, pictures: Tensor, noise: float = 0.0) -> Tensor:
-    """Return float pictures (batch, 3, height, width) through the VAE.
+    """Return pictures after encoding and decoding, float (batch, 3, height, width).
 
     Args:
-        vae: the VAE.
-        pictures: float (batch, 3, height, width) in 0..1.
-        noise: share of the latent's variance that is replaced by noise.
+        vae: VAE of the round trip.
+        pictures: Pictures, float (batch, 3, height, width) in 0..1.
+        noise: Share of the latent's variance that is replaced by noise.
     """
     latents = vae.encode(pictures.contiguous(memory_format=torch.channels_last))
     if noise:

@@ -1,7 +1,7 @@
-"""Vocabulary of the drawn world: things, sets, looks, grounds, colours, marks, held-out parts.
+"""Vocabulary of the drawn world: things, sets, looks, grounds, colours, marks and held-out parts.
 
-Everything here was fixed before a base was trained. ``fingerprint.py`` turns it, and the pictures
-that it leads to, into the world's hash.
+All constants were fixed before the bases were trained. ``fingerprint.py`` computes the world's hash
+from them and from sample pictures.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 SIDE = 96  # pixels of a square picture; a wide one is 2 * SIDE by SIDE
 MASTER_SIDE = 160  # pixels of a rendered drawing
 
-# Set name: the package that holds it. "plain" is the set that captions do not name.
+# Packages of the drawings by set. Captions name all sets except "plain".
 SETS = {
     "plain": "@iconify-json/fluent-emoji-flat",
     "soft": "@iconify-json/noto",
@@ -19,7 +19,7 @@ SETS = {
     "ink": "@iconify-json/fluent-emoji-high-contrast",
 }
 LEARNT_SETS = ("plain", "soft", "simple", "crisp")
-# The plain drawings line for line, so that before and after are true pairs drawn by artists.
+# These sets repeat the plain drawings line for line, so they form true before/after pairs.
 HELD_OUT_SETS = ("glossy", "ink")
 
 LEARNT_LOOKS = (
@@ -34,14 +34,14 @@ LEARNT_LOOKS = (
     "stitched",
     "poster",
 )
-# One of each kind: what it changes most.
+# One look for each property that it changes most.
 HELD_OUT_LOOKS = {"palette": "blueprint", "texture": "mosaic", "edges": "neon", "form": "wavy"}
 
 STYLES = (*SETS, *LEARNT_LOOKS, *HELD_OUT_LOOKS.values())
 LEARNT_STYLES = (*LEARNT_SETS, *LEARNT_LOOKS)
 HELD_OUT_STYLES = (*HELD_OUT_SETS, *HELD_OUT_LOOKS.values())
 
-# Ground: the phrases that captions use for it.
+# Phrases of captions by ground.
 GROUNDS = {
     "meadow": ("on a meadow", "in the grass"),
     "sand": ("on sand", "on the beach"),
@@ -65,7 +65,7 @@ COLOURS = {
 
 MARKS = ("halo", "wings", "horns", "antennae", "scarf", "sash", "propeller", "badge")
 
-# Name of a learnt thing in captions: its name in the packages.
+# Names in the packages by name in captions.
 LEARNT_THINGS = {
     # animals
     "monkey": "monkey-face", "dog": "dog-face", "fox": "fox", "cat": "cat-face",
@@ -141,5 +141,5 @@ HELD_OUT_THINGS = {
 THINGS = {**LEARNT_THINGS, **HELD_OUT_THINGS}
 PLURAL = ("grapes", "cherries", "pancakes", "fries", "glasses", "scissors", "books", "scales")
 PLURAL = (*PLURAL, "jeans", "headphones", "bowling pins", "popcorn", "bread", "cheese", "sushi")
-# Drawings that carry letters or figures are never mirrored.
+# Drawings with letters or digits are never mirrored.
 NEVER_MIRRORED = ("ambulance", "taxi", "mailbox", "fire truck", "piano", "dice", "gas pump")

@@ -1,1 +1,1 @@
-"""The fusion study: subjects learnt apart, put into one model, by fusion and otherwise."""
+"""The fusion study: subjects trained separately and combined in one model in several ways."""

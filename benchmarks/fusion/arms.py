@@ -1,4 +1,4 @@
-"""Eight subjects that are trained apart, and the ways to put several of them into one model."""
+"""Define eight separately trained subjects, and the ways to combine them in one model."""
 
 from __future__ import annotations
 
@@ -38,41 +38,40 @@ from ..toyworld.world import (
 )
 
 BUDGET = replace(ALONE_BUDGET, rank=16)
+# Subjects that will be fused train only the keys, values and outputs of cross-attention.
+# Self-attention and the queries of cross-attention have inputs that all subjects share, on which
+# the subjects' changes conflict. Two subjects that changed all attention layers fell from 0.78 and
+# 0.99 alone to 0.32 and 0.68 (40 pictures). With the queries, and dampings of 1e-4, 1e-6 and 1e-2,
+# two, four and eight fused subjects kept 0.95, 0.75 and 0.40 of their identity alone (100
+# pictures); with the present layers and dampings they keep 0.92, 0.76 and 0.53.
 LAYERS = "*attn2.to_[kvo]*"
-"""What is learnt to be fused changes what cross-attention reads and gives, nothing else.
-
-Self-attention, and the queries of cross-attention, see inputs that all subjects share, and each asks
-something else of them. Two subjects that changed all attention fell from 0.78 and 0.99 alone to 0.32
-and 0.68 (40 pictures). With the queries, and dampings of 1e-4, 1e-6 and 1e-2, fused subjects kept
-0.95, 0.75 and 0.40 of what two, four and eight showed alone (100 pictures); as they are here 0.92,
-0.76 and 0.53.
-"""
 SIDE = 64
-DRAWING_STEPS = 20
-VERSION = 3
-"""Raised when fusion, or what is measured of it, gives something else than before."""
+DRAWING_STEPS = 20  # sampling steps in which a fusion draws each concept
+VERSION = 3  # part of the cache keys; raised when fusion or its measurement changes
 STACKED, AVERAGED, AVERAGED_6 = "stacking", "average 1/N", "average 0.6"
 FUSED = ("fused (paper)", "fused (own)", "fused (paper), prior prompts")
+# Prompts on which a fusion shall preserve the base: one for each of its classes.
 PRIOR = tuple(
     f"a {colour} {kind} on {ground}"
     for kind, colour, ground in zip(
         BASE_CLASSES, [*COLOURS, *COLOURS], [*BACKGROUNDS, *BACKGROUNDS], strict=False
     )
 )
-"""Prompts on which the base shall stay as it is: one for each of its classes."""
 ALONE, BASE = "alone", "base"
 Concepts = tuple[Concept, ...]
 
 
 @dataclass(frozen=True)
 class Learnt:
-    """Something that is learnt by itself, to be fused.
+    """A subject or style that is trained separately and then fused.
+
+    Cache keys contain the ``repr`` of these objects, which includes the names of class and fields.
 
     Args:
-        word: That calls it; the text encoder does not know it.
-        subject: A class, with or without a mark; None for a style.
-        words: Whether it is a concept with words of its own, else an ordinary LoRA.
-        style: The style, where it is one.
+        word: Trigger word, which the text encoder does not know.
+        subject: Class with or without a mark; None for a style.
+        words: Whether it is a concept with learnt embeddings; otherwise it is an ordinary LoRA.
+        style: Name of the style; None for a subject.
     """
 
     word: str
@@ -81,14 +80,14 @@ class Learnt:
     style: str | None = None
 
     @property
-    def called(self) -> str:
-        """How prompts call it."""
+    def name_in_prompts(self) -> str:
+        """Return the words by which prompts name it."""
         if self.words:
             return f"<{self.word}>"
         return self.word if self.subject is None else f"{self.word} {self.subject.class_word}"
 
     def scenes(self) -> list[Scene]:
-        """The training pictures."""
+        """Return the scenes of the training pictures."""
         if self.subject is not None:
             return self.subject.scenes()
         kinds = ("house", "fish", "heart", "cup", "ring", "moon")
@@ -98,17 +97,20 @@ class Learnt:
         ]
 
     def text(self, scene: Scene) -> str:
-        """A scene's prompt."""
+        """Return the prompt of a scene."""
         if self.subject is not None:
-            return self.subject.text(scene, self.called)
-        return f"{caption(replace(scene, style='plain'))} in {self.called} style"
+            return self.subject.text(scene, self.name_in_prompts)
+        return f"{caption(replace(scene, style='plain'))} in {self.name_in_prompts} style"
 
     def triggers(self) -> list[str]:
-        """The prompts that call it up in a fusion."""
+        """Return the trigger prompts for a fusion."""
         if self.subject is None:
-            return [f"a {kind} in {self.called} style" for kind in ("ball", "tree", "cup", "star")]
+            return [
+                f"a {kind} in {self.name_in_prompts} style"
+                for kind in ("ball", "tree", "cup", "star")
+            ]
         scenes = self.scenes()
-        return [f"a {self.called}", *(self.text(scenes[number]) for number in (0, 1, 5))]
+        return [f"a {self.name_in_prompts}", *(self.text(scenes[number]) for number in (0, 1, 5))]
 
 
 LEARNT = (
@@ -124,13 +126,13 @@ LEARNT = (
 
 
 def learn(base: ToyBase, one: Learnt) -> Concept:
-    """Train it, or take it from the pack's own run folder; as it goes into a fusion."""
+    """Return a trained concept for a fusion; a finished training is reused from its run folder."""
     scenes = one.scenes()
     images = [image_of(scene) for scene in scenes]
     captions = [one.text(scene) for scene in scenes]
     with torch.inference_mode():
         if not one.words:
-            request = PlainTrainer(
+            trainer = PlainTrainer(
                 base=Base(base.model, base.clip, base.vae),
                 images=images,
                 captions=captions,
@@ -146,10 +148,10 @@ def learn(base: ToyBase, one: Learnt) -> Concept:
                     target_pattern=LAYERS,
                 ),
             )
-            lora = run_training(request).loras[LORA]
+            lora = run_training(trainer).loras[LORA]
             (found,) = concept_for_fusion(lora, None, one.triggers(), one.word, 1.0, 1.0, None)
             return found
-        asked = ConceptTrainer(
+        trainer = ConceptTrainer(
             base=Base(base.model, base.clip, base.vae),
             images=images,
             name=one.word,
@@ -170,12 +172,12 @@ def learn(base: ToyBase, one: Learnt) -> Concept:
                 target_pattern=LAYERS,
             ),
         )
-        found = asked.concept(run_training(asked).loras)
+        found = trainer.concept(run_training(trainer).loras)
         return replace(found, prompts=tuple(one.triggers()))
 
 
-def request(base: ToyBase, concepts: Sequence[Concept], **changes: Any) -> FusionRequest:
-    """A fusion on the toy base with the node's defaults."""
+def fusion_request(base: ToyBase, concepts: Sequence[Concept], **changes: Any) -> FusionRequest:
+    """Return the request of a fusion on the toy base, with the node's defaults."""
     values = {
         "activations": "paper",
         "anchor": "base",
@@ -195,12 +197,12 @@ def request(base: ToyBase, concepts: Sequence[Concept], **changes: Any) -> Fusio
 
 @dataclass(frozen=True)
 class DrawingModel:
-    """A model that draws.
+    """A model with all concepts applied, ready for sampling.
 
     Args:
-        model: With everything on it.
-        clip: The same.
-        concepts: Whose words prompts may name.
+        model: MODEL with all changes applied.
+        clip: CLIP with all changes applied.
+        concepts: Concepts that prompts may name.
     """
 
     model: Any
@@ -208,12 +210,12 @@ class DrawingModel:
     concepts: Concepts
 
     def prompt(self, text: str) -> Any:
-        """A prompt's CONDITIONING."""
+        """Return the CONDITIONING of a prompt."""
         return encode_concept_prompt(self.clip, self.concepts, text)
 
 
-def added(base: ToyBase, concepts: Sequence[Concept], share: float) -> DrawingModel:
-    """All LoRAs added up in the stock way, each times ``share``, and everyone's words."""
+def with_summed_loras(base: ToyBase, concepts: Sequence[Concept], share: float) -> DrawingModel:
+    """Return a model with the sum of all LoRAs, each times ``share``, and all learnt words."""
     model, clip = base.model, base.clip
     for concept in concepts:
         strength = share * concept.strength
@@ -224,38 +226,40 @@ def added(base: ToyBase, concepts: Sequence[Concept], share: float) -> DrawingMo
     return DrawingModel(*apply_concepts(model, clip, bare, 1.0, 1.0), bare)
 
 
-def fused(
+def with_fusion(
     base: ToyBase, concepts: Sequence[Concept], mode: str, prior: Sequence[str] = ()
 ) -> tuple[DrawingModel, Fusion]:
-    """All concepts fused by the pack."""
+    """Return a model with all concepts fused by the pack, and the fusion."""
     with torch.inference_mode():
-        done = fuse(request(base, concepts, activations=mode, prior_prompts=prior))
+        done = fuse(fusion_request(base, concepts, activations=mode, prior_prompts=prior))
     return DrawingModel(done.model, done.clip, done.concepts), done
 
 
 ARMS: dict[str, Callable[[ToyBase, Sequence[Concept]], DrawingModel]] = {
-    FUSED[0]: lambda base, concepts: fused(base, concepts, "paper")[0],
-    FUSED[1]: lambda base, concepts: fused(base, concepts, "own")[0],
-    FUSED[2]: lambda base, concepts: fused(base, concepts, "paper", PRIOR)[0],
-    AVERAGED: lambda base, concepts: added(base, concepts, 1.0 / len(concepts)),
-    AVERAGED_6: lambda base, concepts: added(base, concepts, 0.6),
-    STACKED: lambda base, concepts: added(base, concepts, 1.0),
+    FUSED[0]: lambda base, concepts: with_fusion(base, concepts, "paper")[0],
+    FUSED[1]: lambda base, concepts: with_fusion(base, concepts, "own")[0],
+    FUSED[2]: lambda base, concepts: with_fusion(base, concepts, "paper", PRIOR)[0],
+    AVERAGED: lambda base, concepts: with_summed_loras(base, concepts, 1.0 / len(concepts)),
+    AVERAGED_6: lambda base, concepts: with_summed_loras(base, concepts, 0.6),
+    STACKED: lambda base, concepts: with_summed_loras(base, concepts, 1.0),
 }
 
 
-def draw(base: ToyBase, ready: DrawingModel, text: str, seed: int, many: int) -> torch.Tensor:
-    """So many pictures of one prompt, ``(picture, 64, 64, 3)`` in 0..1."""
+def draw(
+    base: ToyBase, drawing_model: DrawingModel, text: str, seed: int, many: int
+) -> torch.Tensor:
+    """Return ``many`` pictures of one prompt, ``(picture, 64, 64, 3)`` in 0..1."""
     latent = nodes.EmptyLatentImage().generate(SIDE, SIDE, many)[0]
     with torch.inference_mode():
         sampled = nodes.KSampler().sample(
-            ready.model,
+            drawing_model.model,
             seed,
             STEPS,
             CFG,
             SAMPLER,
             SCHEDULER,
-            ready.prompt(text),
-            ready.prompt(""),
+            drawing_model.prompt(text),
+            drawing_model.prompt(""),
             latent,
         )[0]
         return nodes.VAEDecode().decode(base.vae, sampled)[0].clone()

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of a whole fusion on the toy base, measured in a process of its own.
+"""Measure seconds and peak memory of a whole fusion on the toy base, in a new process.
 
 ``python3 benchmarks/run.py fusion --cost 8`` prints one line of JSON.
 """
@@ -14,29 +14,30 @@ import folder_paths
 import torch
 from pack.nodes.fusion.run import fuse
 
-from ..shared.process_memory import MIB, RETURN_FREED_MEMORY, growing, measure_in_process
-from .arms import request
+from ..shared.process_memory import MIB, RETURN_FREED_MEMORY, measure_in_process, track_growth
+from .arms import fusion_request
 
 
-def measured(count: int, threads: int) -> dict[str, Any]:
+def measure_in_new_process(count: int, threads: int) -> dict[str, Any]:
     """Run the measurement of a fusion in a new process and return it."""
     arguments = ["--cost", str(count), "--threads", str(threads)]
     return measure_in_process("fusion", arguments, RETURN_FREED_MEMORY)
 
 
 def measure(base: Any, concepts: Sequence[Any]) -> dict[str, Any]:
-    """Seconds by stage, and the process's memory beyond what it had before, in MiB."""
+    """Return seconds by stage, the peak of the process's memory and its growth, in MiB."""
     with tempfile.TemporaryDirectory() as output, torch.inference_mode():
         folder_paths.set_output_directory(output)
-        fuse(request(base, concepts[:2], steps=1))  # whatever is made once
-        with growing() as growth:
+        # The first fusion also sets up what torch and ComfyUI keep for the whole process.
+        fuse(fusion_request(base, concepts[:2], steps=1))
+        with track_growth() as growth:
             started = time.monotonic()
-            done = fuse(request(base, concepts))
+            done = fuse(fusion_request(base, concepts))
             seconds = time.monotonic() - started
     return {
         "concepts": len(concepts),
         "seconds": seconds,
-        "growth_mib": growth.beyond / MIB,
+        "growth_mib": growth.increase / MIB,
         "peak_mib": growth.highest / MIB,
         "stages": {
             stage.stage: {

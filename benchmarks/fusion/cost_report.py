@@ -1,4 +1,4 @@
-"""Tables of seconds and memory, on the toy base and at real widths."""
+"""Write the tables of seconds and memory, on the toy base and at real widths."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from .real_width import CONCEPTS, MEMORY_COUNTS, RANK, SITES
 from .verdicts import verdict_lines
 
-MEMORY_AIM = 1.05
+MEMORY_AIM = 1.05  # largest ratio of memory with the most concepts to that with the fewest
 MEASURED = (
     "each in a process of its own, growth the highest resident set beyond what the process held "
     "with the base loaded, freed memory given back at once"
@@ -16,7 +16,7 @@ MEASURED = (
 
 
 def cost_lines(found: Mapping[str, Any]) -> list[str]:
-    """Seconds and memory by number of concepts."""
+    """Return the lines of seconds and memory by number of concepts."""
     lines = [
         "## Cost of a whole fusion on the toy base",
         "",
@@ -43,7 +43,7 @@ def cost_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def real_width_lines(found: Mapping[str, Any]) -> list[str]:
-    """A whole fusion at SD1.5's widths, its memory by number of concepts, and single sites."""
+    """Return the lines of a whole fusion at SD1.5's widths, and of single sites."""
     whole = found[str(CONCEPTS)]
     lines = [
         "## At real widths, random weights",
@@ -97,7 +97,7 @@ def real_width_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _memory(fewest: Mapping[str, Any], most: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """Whether memory stays what it is, of the process and beyond the base."""
+    """Return the verdicts on whether memory is independent of the number of concepts."""
     counts = f"with {most['concepts']} concepts beside {fewest['concepts']}"
     peak, growth = (most[name] / fewest[name] for name in ("peak_mib", "growth_mib"))
     return [

@@ -1,4 +1,4 @@
-"""Tables of the closed form beside the authors' optimiser."""
+"""Write the tables that compare the closed form with the authors' optimiser."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from .solvers import NORMS, TIMED
 from .verdicts import verdict_lines
 
-FASTER_AIM = 20.0
+FASTER_AIM = 20.0  # ratio of the optimiser's seconds to the closed form's
+# Share of layers on which the objective must be at most that of the optimiser, by stage.
 LAYERS_AIM = {"text": 1.0, "cross": 0.95, "spatial": 0.95}
-"""Share of layers on which the objective is to be at most theirs."""
 
 
 def solver_lines(title: str, layers: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Objective, norm and time of the closed form beside L-BFGS on stored activations."""
+    """Return the lines that compare objective, norm and time with L-BFGS on stored activations."""
     lines = [
         f"## {title}",
         "",
@@ -37,9 +37,9 @@ def solver_lines(title: str, layers: Sequence[Mapping[str, Any]]) -> list[str]:
     verdicts = []
     for stage in dict.fromkeys(layer["stage"] for layer in layers):
         own = [layer for layer in layers if layer["stage"] == stage]
-        # What both fit to the last digit counts as equal.
+        # Objectives that both solvers reduce to rounding errors count as equal.
         better = np.mean([x["error"][0] <= max(x["error"][1], 1e-9) for x in own])
-        # A change of theirs of no size at all has no damping that equals it.
+        # If the optimiser's change is zero, no damping gives a change of the same norm.
         matched = [x["matched"] for x in own]
         equal = np.mean(
             [
@@ -76,7 +76,7 @@ def solver_lines(title: str, layers: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def control_lines(layers: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What L-BFGS on the whole weight gives where it was run to its end."""
+    """Return the lines of the layers on which L-BFGS was also run on the whole weight."""
     lines = ["On the whole weight to the end, beside what stands above:", ""]
     for layer in layers:
         if "whole" in layer:
@@ -91,7 +91,7 @@ def control_lines(layers: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def curve_lines(layers: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Median objective and norm over damping, by stage."""
+    """Return the lines of the median objective and norm over damping, by stage."""
     dampings = list(layers[0]["curve"])
     lines = [
         "## Over damping",

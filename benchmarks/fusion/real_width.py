@@ -1,7 +1,8 @@
-"""A whole fusion at SD1.5's real widths, and one site of every kind of SDXL and Flux.
+"""Measure a whole fusion at SD1.5's real widths, and one site of every kind of SDXL and Flux.
 
-Random weights, factors and inputs: what it costs does not depend on what they are. Each in a
-process of its own: ``python3 benchmarks/run.py fusion --real 3`` prints one line of JSON.
+Weights, factors and inputs are random, because the cost does not depend on their values. Each
+measurement runs in a new process: ``python3 benchmarks/run.py fusion --real 3`` prints one line of
+JSON.
 """
 
 from __future__ import annotations
@@ -29,15 +30,21 @@ from pack.nodes.trainer.target_layers import training_sites
 from pack.training.files.concept import TEXT_WIDTHS, Concept
 from pack.training.files.lora_state import lora_state
 
-from ..shared.process_memory import MIB, RETURN_FREED_MEMORY, Growth, growing, measure_in_process
+from ..shared.process_memory import (
+    MIB,
+    RETURN_FREED_MEMORY,
+    Growth,
+    measure_in_process,
+    track_growth,
+)
 from ..shared.real_width import Case, load_base, random_state
-from .arms import request
-from .solvers import closed, statistics_of
+from .arms import fusion_request
+from .solvers import solve_closed_form, statistics_of
 
 SITES = "sites"
 CONCEPTS, RANK, WORDS = 3, 4, 2
+# Memory by number of concepts is measured with ordinary LoRAs and a single sampling step.
 MEMORY_COUNTS, MEMORY_STEPS = (2, 8), 1
-"""Memory by number of concepts is measured with ordinary LoRAs and this many steps."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +52,11 @@ class Site:
     """An input that layers of a network read.
 
     Args:
-        network: Whose.
-        kind: What reads it.
-        width: Of an input row.
-        outputs: Of the layer.
-        rows: Of one concept.
+        network: Name of the network.
+        kind: Kind of the layers that read the input.
+        width: Width of an input row.
+        outputs: Number of the layer's outputs.
+        rows: Number of input rows of one concept.
     """
 
     network: str
@@ -59,8 +66,8 @@ class Site:
     rows: int
 
 
-_TEXT, _CONTEXT = 176, 6
-"""Tokens that count in a concept's prompts, and rows of their contexts."""
+_TEXT, _CONTEXT = 176, 6  # rows of a concept's prompts, in text encoders and in cross-attention
+# Rows are those of one evaluation at 1024 pixels; text stages see their prompts once.
 KINDS = (
     Site("SDXL", "text encoder L, q", 768, 768, _TEXT),
     Site("SDXL", "text encoder G, q", 1280, 1280, _TEXT),
@@ -79,25 +86,24 @@ KINDS = (
     Site("Flux", "single block, linear1", 3072, 21504, 4608),
     Site("Flux", "single block, linear2", 15360, 3072, 4608),
 )
-"""Rows are those of one evaluation at 1024 pixels; text stages see their prompts once."""
 
 
-def measured(case: str, steps: int, side: int, threads: int) -> Any:
-    """Run a measurement in a new process and return it; the arguments of ``measure``."""
+def measure_in_new_process(case: str, steps: int, side: int, threads: int) -> Any:
+    """Run ``measure`` with these arguments in a new process and return its result."""
     arguments = ["--real", case, "--real-steps", str(steps), "--real-side", str(side)]
     arguments += ["--threads", str(threads)]
     return measure_in_process("fusion", arguments, RETURN_FREED_MEMORY)
 
 
 def measure(case: str, steps: int, side: int, threads: int) -> Any:
-    """Return seconds and memory, of a fusion of so many concepts or of every kind of site.
+    """Return seconds and memory of a fusion, or of every kind of site.
 
     Args:
-        case: ``SITES``, or how many concepts: ``CONCEPTS`` with words of their own, any other
-            number without, in ``MEMORY_STEPS``.
-        steps: In which each concept is drawn.
-        side: Of the drawn pictures, in pixels.
-        threads: Of the processor.
+        case: ``SITES``, or the number of concepts. ``CONCEPTS`` have learnt words; any other number
+            means ordinary LoRAs with ``MEMORY_STEPS``.
+        steps: Number of sampling steps in which each concept is drawn.
+        side: Side of the drawn pictures in pixels.
+        threads: Number of CPU threads.
     """
     torch.set_num_threads(threads)
     with torch.inference_mode():
@@ -107,17 +113,18 @@ def measure(case: str, steps: int, side: int, threads: int) -> Any:
 
 
 def _fusion(count: int, steps: int, side: int) -> dict[str, Any]:
-    """Seconds and memory of a whole fusion in all stages."""
+    """Return seconds and memory of a whole fusion, in total and by stage."""
     words = count == CONCEPTS
     steps = steps if words else MEMORY_STEPS
     model = load_base(Case("SD1.5", "float32", 64, 1, False))
     base = SimpleNamespace(model=model, clip=_clip())
     concepts = _concepts(model, count, words)
-    asked = request(base, concepts, steps=steps, size=side)
-    fuse(request(base, _concepts(model, 2, False), steps=1, size=64))  # whatever is made once
-    with growing() as growth, _stage_peaks(growth) as peaks:
+    full_request = fusion_request(base, concepts, steps=steps, size=side)
+    # The first fusion also sets up what torch and ComfyUI keep for the whole process.
+    fuse(fusion_request(base, _concepts(model, 2, False), steps=1, size=64))
+    with track_growth() as growth, _stage_peaks(growth) as peaks:
         started = time.perf_counter()
-        done = fuse(asked)
+        done = fuse(full_request)
         seconds = time.perf_counter() - started
     return {
         "concepts": count,
@@ -127,7 +134,7 @@ def _fusion(count: int, steps: int, side: int) -> dict[str, Any]:
         "layers": len(done.report.layers),
         "seconds": seconds,
         "peak_mib": growth.highest / MIB,
-        "growth_mib": growth.beyond / MIB,
+        "growth_mib": growth.increase / MIB,
         "stages": {
             stage.stage: {
                 "layers": stage.layers,
@@ -143,21 +150,21 @@ def _fusion(count: int, steps: int, side: int) -> dict[str, Any]:
 
 @contextmanager
 def _stage_peaks(growth: Growth) -> Iterator[dict[str, int]]:
-    """Note the memory's growth in each stage, which ends when its layers are solved."""
+    """Record the growth of memory in each stage; a stage ends when its layers are solved."""
     found: dict[str, int] = {}
     names = ("solve_from_grams", "solve_from_rows")
     solvers = {name: getattr(fusion_stages, name) for name in names}
 
-    def noting(solve: Any) -> Any:
-        def noted(layers: Sequence[Any], *others: Any) -> Any:
+    def with_peak(solve: Any) -> Any:
+        def solve_and_record(layers: Sequence[Any], *others: Any) -> Any:
             solved = solve(layers, *others)
             found[layers[0].stage] = growth.lap()
             return solved
 
-        return noted
+        return solve_and_record
 
     for name, solve in solvers.items():
-        setattr(fusion_stages, name, noting(solve))
+        setattr(fusion_stages, name, with_peak(solve))
     try:
         yield found
     finally:
@@ -166,7 +173,7 @@ def _stage_peaks(growth: Growth) -> Iterator[dict[str, int]]:
 
 
 def _clip() -> Any:
-    """SD1.5's text encoder in its real size with random weights."""
+    """Return SD1.5's text encoder at its real size with random weights."""
     path = Path(comfy.sd1_clip.__file__).with_name("sd1_clip_config.json")
     config = json.loads(path.read_text(encoding="utf-8"))
     with torch.device("meta"):
@@ -177,7 +184,7 @@ def _clip() -> Any:
 
 
 def _concepts(model: Any, count: int, words: bool) -> list[Any]:
-    """So many concepts on the attention of text encoder and UNet, or ordinary LoRAs."""
+    """Return ``count`` concepts, or ordinary LoRAs, on the attention of text encoder and UNet."""
     width = TEXT_WIDTHS["clip_l"]
     shapes = {name: site.shape for name, site in training_sites(model, "attention").items()}
     shapes |= {
@@ -204,24 +211,24 @@ def _factors(outputs: int, width: int, generator: Any) -> Any:
 
 
 def _site(site: Site) -> dict[str, Any]:
-    """Seconds and memory of one site's statistics and solution."""
+    """Return seconds and memory of one site's statistics and solution."""
     generator = torch.Generator().manual_seed(site.width + site.outputs)
-    wanted = [Target(_factors(site.outputs, site.width, generator)) for _ in range(CONCEPTS)]
+    targets = [Target(_factors(site.outputs, site.width, generator)) for _ in range(CONCEPTS)]
     inputs = [torch.randn(site.rows, site.width, generator=generator) for _ in range(CONCEPTS)]
     stage = "text" if "text encoder" in site.kind else "spatial"
     few = "cross" in site.kind
-    with growing() as growth:
+    with track_growth() as growth:
         started = time.perf_counter()
-        statistics = None if few else statistics_of(wanted, inputs)
+        statistics = None if few else statistics_of(targets, inputs)
         collected = time.perf_counter() - started
-        fused = closed("cross" if few else stage, wanted, inputs, statistics)
+        fused = solve_closed_form("cross" if few else stage, targets, inputs, statistics)
         seconds = time.perf_counter() - started
     held = sum(x.nbytes for x in inputs) if statistics is None else statistics.size
     return {
         "collecting": collected,
         "solving": seconds - collected,
         "statistics_mib": held / MIB,
-        "growth_mib": growth.beyond / MIB,
+        "growth_mib": growth.increase / MIB,
         "rank": fused.rank,
         "span": 0 if statistics is None or statistics.span is None else len(statistics.span),
     }

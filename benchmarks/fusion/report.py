@@ -1,4 +1,4 @@
-"""The markdown page and the JSON of the fusion study: identity, and all parts together."""
+"""Write the markdown page and the JSON of the fusion study."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from .verdicts import verdict_lines
 MEAN_AIM, WORST_AIM, BASE_AIM = 0.05, 0.15, 0.05
 
 
-def write_report(path: Path, facts: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Write ``fusion.md`` and ``fusion.json`` side by side.
+def write_report(path: Path, metadata: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Write the page ``fusion.md`` and the data ``fusion.json``.
 
     Args:
-        path: Of the page.
-        facts: What the result rests on.
-        found: By part.
+        path: Path of the page.
+        metadata: Values that the results depend on.
+        found: Results by part.
     """
     together = min(map(int, found["identity"][FUSED[0]]))
     lines = [
         "# Gradient fusion",
         "",
-        *(f"{name}: `{value}`  " for name, value in facts.items()),
+        *(f"{name}: `{value}`  " for name, value in metadata.items()),
         "",
         *identity_lines(found["identity"]),
         *cost_lines(found["cost"]),
@@ -43,13 +43,13 @@ def write_report(path: Path, facts: Mapping[str, Any], found: Mapping[str, Any])
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    record = {"facts": dict(facts), **found, "identity": _shares(found["identity"])}
+    record = {"facts": dict(metadata), **found, "identity": _shares(found["identity"])}
     path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(path.read_text(encoding="utf-8"))
 
 
 def identity_lines(found: Mapping[str, Any]) -> list[str]:
-    """Identity alone and in company, by arm and number of subjects; and the base's own abilities."""
+    """Return the lines of identity, alone and combined, and of the base's own abilities."""
     alone = [_by_prompt(flags) for flags in found[ALONE]]
     base = _by_prompt(found[BASE])
     lines = [
@@ -83,7 +83,7 @@ def identity_lines(found: Mapping[str, Any]) -> list[str]:
             many = kept.shape[1]
             lost = difference(_right(alone[:count], many), _right(subjects, many))
             losses = _right(alone[:count], many).mean(1) - _right(subjects, many).mean(1)
-            beside = ""
+            gap_text = ""
             mine = kept.mean((0, 1)) - base[:, :many].mean((0, 1))
             stays = bool(np.abs(mine).max() <= BASE_AIM)
             if arm == FUSED[0]:
@@ -94,21 +94,21 @@ def identity_lines(found: Mapping[str, Any]) -> list[str]:
                 ]
             else:
                 gap = difference(_right(fused[:count], many), _right(subjects, many))
-                beside = difference_text(gap)
+                gap_text = difference_text(gap)
                 if arm == FUSED[2]:
-                    said_of = f"the base's abilities with {count} and prior prompts"
-                    verdicts.append((f"{said_of} within {BASE_AIM}", stays))
+                    claim = f"the base's abilities with {count} and prior prompts"
+                    verdicts.append((f"{claim} within {BASE_AIM}", stays))
                 if arm not in FUSED:
                     verdicts.append((f"ahead of {arm} with {count}", gap[1] > 0))
             lines.append(
                 f"| {count} | {arm} | {subjects[0][..., 0].size} | {_rate(subjects)} | "
-                f"{difference_text(lost)} | {losses.max():+.2f} | {beside} | {_three(kept)} |"
+                f"{difference_text(lost)} | {losses.max():+.2f} | {gap_text} | {_three(kept)} |"
             )
     return [*lines, "", *verdict_lines(verdicts), "", *_each_lines(found, alone), ""]
 
 
 def _shares(found: Any) -> Any:
-    """Return identity's flags as the shares that are true of each, in place of every picture's."""
+    """Return nested flags with every list of pictures replaced by the shares that are true."""
     if isinstance(found, dict):
         return {name: _shares(one) for name, one in found.items()}
     if isinstance(found[0][0], bool):
@@ -117,7 +117,7 @@ def _shares(found: Any) -> Any:
 
 
 def _each_lines(found: Mapping[str, Any], alone: Sequence[np.ndarray]) -> list[str]:
-    """Identity of every subject, alone and in the default fusion."""
+    """Return the table of every subject's identity, alone and in the default fusion."""
     counts = sorted(found[FUSED[0]], key=int)
     lines = [
         f"| subject | alone | {' | '.join(f'{FUSED[0]}, {count}' for count in counts)} |",
@@ -140,7 +140,7 @@ def _by_prompt(flags: Sequence[Sequence[bool]]) -> np.ndarray:
 
 
 def _right(subjects: Sequence[np.ndarray], many: int) -> np.ndarray:
-    """Return identity ``(subject, picture)`` of so many pictures of each prompt, the first ones."""
+    """Return identity flags ``(subject, picture)`` of the first ``many`` pictures per prompt."""
     return np.array([one[:, :many, 0].ravel() for one in subjects])
 
 

@@ -1,8 +1,9 @@
-"""The closed form and the authors' optimiser on the same activations, layer by layer.
+"""Compare the closed form with the authors' optimiser on the same activations, layer by layer.
 
-Theirs is rebuilt from its description: activations stored in fp32, read in chunks of 5,000 rows,
-L-BFGS with strong Wolfe steps on the mean squared error, 500 iterations for the text encoder and
-for keys and values, 50 for all other layers, the best iterate kept.
+The authors' optimiser is rebuilt from its description. It stores activations in fp32, reads them in
+chunks of 5,000 rows, and minimises the mean squared error by L-BFGS with strong Wolfe steps: 500
+iterations for the text encoder and for keys and values, 50 for all other layers. It keeps the best
+iterate.
 """
 
 from __future__ import annotations
@@ -34,19 +35,18 @@ from pack.nodes.fusion.activations import InputWatch
 from pack.nodes.fusion.layers import WIDEST
 from torch import Tensor
 
-from .arms import fused
+from .arms import with_fusion
 
 ITERATIONS = {"text": 500, "cross": 500, "spatial": 50}
 CHUNK = 5000
-TIMED = 10
-"""Dense iterations that are timed, the first ones; these are the cheapest."""
+TIMED = 10  # only the first iterations on the whole weight are timed, which are the cheapest
+# Largest ratio of the norm of the closed form's change to that of the optimiser's, by stage.
 NORMS = {"text": 1.4, "cross": 1.1, "spatial": 1.1}
-"""How much larger than theirs the closed form's change may be."""
 DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 CONCEPTS, RANK = 3, 4
-SPECTRUM = 1.0
-"""Singular values of power-law inputs fall as ``k ** -SPECTRUM``."""
+SPECTRUM = 1.0  # singular values of power-law inputs fall as ``k ** -SPECTRUM``
 SPAN = "spatial, within the span"
+# Stage, width and outputs of one layer of each kind in SD1.5 and SDXL.
 WIDE = (
     ("text", 768, 768),
     ("text", 1280, 1280),
@@ -61,23 +61,23 @@ WIDE = (
     ("spatial", 1280, 10240),
     ("spatial", 5120, 1280),
 )
-"""Stage, width and outputs of one layer of each kind in SD1.5 and SDXL."""
+# Layers of ``WIDE`` for which L-BFGS is also run on the whole weight.
 CONTROLS = (("text", 768, 768), ("spatial", 320, 320))
-"""Those of them whose L-BFGS is run on the whole weight too."""
 _ROWS = {"text": 176, "cross": 6}
+# Number of rows relative to the largest feature map, by width. All concepts' rows together are more
+# than the width.
 _SHARE = {320: 1.0, 640: 0.25, 1280: 0.0625, 5120: 0.125}
-"""Of the rows of the widest map, by width; more than the width in all."""
-_LEAST = 1e-30
+_LEAST = 1e-30  # avoids divisions by a norm of zero
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a layer is solved from.
+    """The statistics from which a layer is solved.
 
     Args:
-        gram: Of all concepts' inputs.
-        projected: Each concept's, ``(rank, in)``.
-        span: The rows within whose span a wide input is seen; else None.
+        gram: Gram matrix of all concepts' inputs.
+        projected: Projected statistics of each concept, ``(rank, in)``.
+        span: Basis to which a wide input is reduced; None if it is not reduced.
     """
 
     gram: Gram
@@ -86,43 +86,43 @@ class Statistics:
 
     @property
     def parts(self) -> list[Tensor]:
-        """Each concept's projected statistics in the coordinates of the Gram."""
+        """Return each concept's projected statistics in the coordinates of the Gram matrix."""
         return [one if self.span is None else one @ self.span.mT for one in self.projected]
 
     @property
     def size(self) -> int:
-        """Bytes of all."""
+        """Return the bytes of all statistics."""
         tensors = [self.gram.matrix, *self.projected, *([] if self.span is None else [self.span])]
         return sum(one.nbytes for one in tensors)
 
-    def inside(self, wanted: Sequence[Target]) -> list[Target]:
-        """The wishes in the coordinates of the statistics."""
-        return [one if self.span is None else within_span(one, self.span) for one in wanted]
+    def inside(self, targets: Sequence[Target]) -> list[Target]:
+        """Return the targets in the coordinates of the statistics."""
+        return [one if self.span is None else within_span(one, self.span) for one in targets]
 
 
 def whole_base(base: Any, concepts: Sequence[Any]) -> list[dict[str, Any]]:
-    """Every layer of the toy base that changes, on the very activations of a fusion."""
+    """Compare both solvers on every changed layer of the toy base, on a fusion's activations."""
     seconds: dict[Any, float] = {}
 
-    def dense(wanted: Sequence[Target], rows: Sequence[Tensor], iterations: int) -> float:
-        key = wanted[0].factors.shape, sum(map(len, rows)), iterations
+    def dense(targets: Sequence[Target], rows: Sequence[Tensor], iterations: int) -> float:
+        key = targets[0].factors.shape, sum(map(len, rows)), iterations
         if key not in seconds:
-            seconds[key] = dense_seconds(wanted, rows, iterations)
+            seconds[key] = dense_seconds(targets, rows, iterations)
         return seconds[key]
 
     return [
-        compared(stage, wanted, rows, dense)
-        for stage, wanted, rows in activations(base, concepts)
-        if any(bool(one.up.any()) and bool(one.down.any()) for one in wanted)
+        compare(stage, targets, rows, dense)
+        for stage, targets, rows in activations(base, concepts)
+        if any(bool(one.up.any()) and bool(one.down.any()) for one in targets)
     ]
 
 
 def activations(base: Any, concepts: Sequence[Any]) -> list[tuple[str, list[Target], list[Tensor]]]:
-    """Stage, wishes and all input rows of every layer, as a fusion of the paper's kind meets them."""
+    """Return stage, targets and all input rows of every layer in a fusion with mode ``paper``."""
     found: list[tuple[str, list[Target], list[Tensor]]] = []
     from_grams, from_rows = fusion_stages.solve_from_grams, fusion_stages.solve_from_rows
 
-    def wishes(layer: Any, members: Sequence[Any]) -> list[Target]:
+    def targets_of(layer: Any, members: Sequence[Any]) -> list[Target]:
         ones = (1,) * (len(layer.shape) - 2)
         nothing = LowRank(torch.zeros(0, *layer.shape[1:]), torch.zeros(layer.shape[0], 0, *ones))
         return [
@@ -135,18 +135,18 @@ def activations(base: Any, concepts: Sequence[Any]) -> list[tuple[str, list[Targ
         def keep_grams(layers: Any, members: Any, *others: Any) -> Any:
             for layer in layers:
                 rows = [torch.cat(seen[member.label, layer.site]) for member in members]
-                found.append((layer.stage, wishes(layer, members), rows))
+                found.append((layer.stage, targets_of(layer, members), rows))
             return from_grams(layers, members, *others)
 
         def keep_rows(layers: Any, members: Any, rows: Any, *others: Any) -> Any:
             for layer in layers:
                 own = [rows[member.digest](layer) for member in members]
-                found.append((layer.stage, wishes(layer, members), own))
+                found.append((layer.stage, targets_of(layer, members), own))
             return from_rows(layers, members, rows, *others)
 
         fusion_stages.solve_from_grams, fusion_stages.solve_from_rows = keep_grams, keep_rows
         try:
-            fused(base, concepts, "paper")
+            with_fusion(base, concepts, "paper")
         finally:
             fusion_stages.solve_from_grams, fusion_stages.solve_from_rows = from_grams, from_rows
     return found
@@ -154,12 +154,12 @@ def activations(base: Any, concepts: Sequence[Any]) -> list[tuple[str, list[Targ
 
 @contextmanager
 def _all_rows() -> Iterator[dict[tuple[str, str], list[Tensor]]]:
-    """Keep every input row that fusion counts inside the block, by concept and site."""
+    """Record every input row that a fusion counts inside the block, by concept and site."""
     seen: dict[tuple[str, str], list[Tensor]] = {}
     attached = InputWatch.attached
 
     @contextmanager
-    def attached_too(self: InputWatch) -> Iterator[None]:
+    def attached_and_kept(self: InputWatch) -> Iterator[None]:
         with ExitStack() as stack:
             for site, module in self.sites.items():
 
@@ -171,7 +171,7 @@ def _all_rows() -> Iterator[dict[tuple[str, str], list[Tensor]]]:
             stack.enter_context(attached(self))
             yield
 
-    InputWatch.attached = attached_too
+    InputWatch.attached = attached_and_kept
     try:
         yield seen
     finally:
@@ -179,69 +179,72 @@ def _all_rows() -> Iterator[dict[tuple[str, str], list[Tensor]]]:
 
 
 def wide_layer(stage: str, width: int, outputs: int, rows: int) -> dict[str, Any]:
-    """One layer of real width on power-law inputs."""
+    """Compare both solvers on one layer of real width with power-law inputs."""
     generator = torch.Generator().manual_seed(width + outputs)
     count = _ROWS.get(stage) or max(1, round(rows * _SHARE[width]))
     turned, _ = torch.linalg.qr(torch.randn(width, width, generator=generator))
     spread = torch.arange(1, width + 1, dtype=torch.float32) ** -SPECTRUM
-    wanted, inputs = [], []
+    targets, inputs = [], []
     for _ in range(CONCEPTS):
         down = torch.randn(RANK, width, generator=generator) / width**0.5
         up = torch.randn(outputs, RANK, generator=generator) * 0.1
-        wanted.append(Target(LowRank(down, up)))
+        targets.append(Target(LowRank(down, up)))
         centre = torch.randn(1, width, generator=generator) * 0.5
         inputs.append((torch.randn(count, width, generator=generator) + centre) * spread @ turned)
-    found = compared(stage, wanted, inputs, dense_seconds)
+    found = compare(stage, targets, inputs, dense_seconds)
     if (stage, width, outputs) in CONTROLS:
         started = time.perf_counter()
-        whole = lbfgs_on_activations(wanted, inputs, ITERATIONS[stage])
-        nothing = _error(torch.zeros_like(whole), wanted, inputs)
+        whole = lbfgs_on_activations(targets, inputs, ITERATIONS[stage])
+        nothing = _error(torch.zeros_like(whole), targets, inputs)
         found["whole"] = {
             "seconds": time.perf_counter() - started,
-            "error": _error(whole, wanted, inputs) / nothing,
+            "error": _error(whole, targets, inputs) / nothing,
             "norm": float(whole.norm()),
         }
     return {"width": width, "outputs": outputs, "rows": count, **found}
 
 
-def compared(
+def compare(
     stage: str,
-    wanted: Sequence[Target],
+    targets: Sequence[Target],
     rows: Sequence[Tensor],
     dense: Callable[[Sequence[Target], Sequence[Tensor], int], float],
 ) -> dict[str, Any]:
-    """Objective, norm and seconds of both on one layer, and a curve over damping.
+    """Return objective, norm and seconds of both solvers on one layer, and a curve over damping.
 
     Args:
-        stage: Of the layer.
-        wanted: One for each concept, not all of them nothing.
-        rows: Of each concept's inputs.
-        dense: Gives the seconds of their optimiser.
+        stage: Stage of the layer.
+        targets: Targets of the concepts; at least one is not zero.
+        rows: Input rows of each concept.
+        dense: Function that returns the seconds of the authors' optimiser.
     """
     started = time.perf_counter()
-    statistics = statistics_of(wanted, rows) if stage != "cross" else None
-    change = closed(stage, wanted, rows, statistics)
+    statistics = statistics_of(targets, rows) if stage != "cross" else None
+    change = solve_closed_form(stage, targets, rows, statistics)
     ours = time.perf_counter() - started
-    theirs = lbfgs_within_outputs(wanted, rows, ITERATIONS[stage])
-    seconds = dense(wanted, rows, ITERATIONS[stage])
-    limit, norm = _error(theirs, wanted, rows), float(theirs.norm())
-    nothing = _error(torch.zeros_like(theirs), wanted, rows)
+    theirs = lbfgs_within_outputs(targets, rows, ITERATIONS[stage])
+    seconds = dense(targets, rows, ITERATIONS[stage])
+    limit, norm = _error(theirs, targets, rows), float(theirs.norm())
+    nothing = _error(torch.zeros_like(theirs), targets, rows)
 
-    def measured(change: LowRank) -> tuple[float, float]:
+    def error_and_norm(change: LowRank) -> tuple[float, float]:
         dense = delta(change).flatten(1).float()
-        return _error(dense, wanted, rows) / nothing, float(dense.norm())
+        return _error(dense, targets, rows) / nothing, float(dense.norm())
 
     curve = {}
     for damping in DAMPINGS:
-        error, own = measured(closed(stage, wanted, rows, statistics, damping))
+        error, own = error_and_norm(solve_closed_form(stage, targets, rows, statistics, damping))
         curve[f"{damping:g}"] = [error, own / max(norm, _LEAST)]
-    error, own = measured(change)
+    error, own = error_and_norm(change)
     matched = None
     if norm > 0:
-        given = statistics or statistics_of(wanted, rows)
+        given = statistics or statistics_of(targets, rows)
         aimed = NORMS[stage] * norm
-        damping = damping_at_norm(given.inside(wanted), given.parts, given.gram, aimed)
-        matched = [damping, measured(closed(stage, wanted, rows, statistics, damping))[0]]
+        damping = damping_at_norm(given.inside(targets), given.parts, given.gram, aimed)
+        matched = [
+            damping,
+            error_and_norm(solve_closed_form(stage, targets, rows, statistics, damping))[0],
+        ]
     in_span = statistics is not None and statistics.span is not None
     return {
         "stage": SPAN if in_span else stage,
@@ -254,48 +257,50 @@ def compared(
 
 
 def lbfgs_within_outputs(
-    wanted: Sequence[Target], rows: Sequence[Tensor], iterations: int
+    targets: Sequence[Target], rows: Sequence[Tensor], iterations: int
 ) -> Tensor:
-    """The dense change that the authors' recipe reaches, ``(out, in)``, found in less time.
+    """Return the dense change that the authors' recipe reaches, ``(out, in)``, in less time.
 
-    From no change on, every gradient and so every iterate lies in the space of outputs that the
-    concepts' own changes reach. In orthonormal coordinates of that space errors and inner products
-    are the same, and but for rounding L-BFGS goes the same way. Only where the gradient's entries
-    sum to more than 1 its first trial step is longer: PyTorch divides it by that sum.
+    L-BFGS starts at zero, so every gradient and every iterate is in the space of outputs that the
+    concepts' own changes reach. In orthonormal coordinates of that space, errors and inner products
+    are the same, so L-BFGS takes the same steps except for rounding. Its first trial step differs
+    only if the absolute entries of the gradient sum to more than 1, because PyTorch divides the
+    step by that sum.
     """
-    basis, _ = torch.linalg.qr(torch.cat([one.up for one in wanted], 1))  # (out, sum of ranks)
-    inside = [Target(LowRank(one.down.float(), (basis.mT @ one.up).float())) for one in wanted]
+    basis, _ = torch.linalg.qr(torch.cat([one.up for one in targets], 1))  # (out, sum of ranks)
+    inside = [Target(LowRank(one.down.float(), (basis.mT @ one.up).float())) for one in targets]
     basis = basis.float()
     return basis @ lbfgs_on_activations(inside, rows, iterations, outputs=len(basis))
 
 
-def dense_seconds(wanted: Sequence[Target], rows: Sequence[Tensor], iterations: int) -> float:
-    """Seconds of their recipe on the whole weight, from its first iterations."""
+def dense_seconds(targets: Sequence[Target], rows: Sequence[Tensor], iterations: int) -> float:
+    """Return the seconds of the authors' recipe on the whole weight, from its first iterations."""
     started = time.perf_counter()
-    lbfgs_on_activations(wanted, rows, TIMED)
+    lbfgs_on_activations(targets, rows, TIMED)
     return (time.perf_counter() - started) * iterations / TIMED
 
 
 def lbfgs_on_activations(
-    wanted: Sequence[Target],
+    targets: Sequence[Target],
     rows: Sequence[Tensor],
     iterations: int,
     outputs: int | None = None,
 ) -> Tensor:
-    """The dense change that the authors' recipe reaches, ``(out, in)`` in fp32.
+    """Return the dense change that the authors' recipe reaches, ``(out, in)`` in fp32.
 
     Args:
-        wanted: One for each concept.
-        rows: Of each concept's inputs.
-        iterations: At most.
-        outputs: Of the layer, where the wishes have fewer: the error is the mean over all.
+        targets: Targets of the concepts.
+        rows: Input rows of each concept.
+        iterations: Largest number of iterations.
+        outputs: Number of the layer's outputs over which the error is averaged, if the targets have
+            fewer.
     """
     inputs = torch.cat(list(rows))
-    targets = torch.cat(
-        [x @ one.down.float().mT @ one.up.float().mT for one, x in zip(wanted, rows, strict=True)]
+    target_outputs = torch.cat(
+        [x @ one.down.float().mT @ one.up.float().mT for one, x in zip(targets, rows, strict=True)]
     )
-    count = len(targets) * (outputs or targets.shape[1])
-    change = torch.zeros(targets.shape[1], inputs.shape[1]).requires_grad_()
+    count = len(target_outputs) * (outputs or target_outputs.shape[1])
+    change = torch.zeros(target_outputs.shape[1], inputs.shape[1]).requires_grad_()
     best, best_loss = change.detach().clone(), float("inf")
     optimizer = torch.optim.LBFGS(
         [change],
@@ -310,7 +315,7 @@ def lbfgs_on_activations(
         nonlocal best, best_loss
         optimizer.zero_grad()
         total = 0.0
-        for x, y in zip(inputs.split(CHUNK), targets.split(CHUNK), strict=True):
+        for x, y in zip(inputs.split(CHUNK), target_outputs.split(CHUNK), strict=True):
             loss = (x @ change.mT - y).square().sum() / count
             loss.backward()
             total += float(loss.detach())
@@ -323,13 +328,13 @@ def lbfgs_on_activations(
     return best
 
 
-def statistics_of(wanted: Sequence[Target], rows: Sequence[Tensor]) -> Statistics:
-    """A layer's statistics, within the span of all wishes where its input is too wide."""
+def statistics_of(targets: Sequence[Target], rows: Sequence[Tensor]) -> Statistics:
+    """Return a layer's statistics, reduced to the span of all targets if its input is too wide."""
     width = rows[0].shape[1]
-    span = span_basis([one.factors.down for one in wanted]) if width > WIDEST else None
+    span = span_basis([one.factors.down for one in targets]) if width > WIDEST else None
     stream = GramStream(width, span=span)
     projected = []
-    for one, x in zip(wanted, rows, strict=True):
+    for one, x in zip(targets, rows, strict=True):
         own = ProjectedStream({"layer": one.factors.down}, width=width)
         own.add(x, label="the activations")
         stream.add(x, label="the activations")
@@ -337,35 +342,35 @@ def statistics_of(wanted: Sequence[Target], rows: Sequence[Tensor]) -> Statistic
     return Statistics(stream.total(), projected, span)
 
 
-def closed(
+def solve_closed_form(
     stage: str,
-    wanted: Sequence[Target],
+    targets: Sequence[Target],
     rows: Sequence[Tensor],
     statistics: Statistics | None,
     damping: float | None = None,
 ) -> LowRank:
-    """The fused change in closed form.
+    """Return the fused change in closed form.
 
     Args:
-        stage: Of the layer.
-        wanted: One for each concept.
-        rows: Of each concept's inputs.
-        statistics: Of these; None to solve from the rows themselves.
-        damping: Relative; by default the stage's.
+        stage: Stage of the layer.
+        targets: Targets of the concepts.
+        rows: Input rows of each concept.
+        statistics: Statistics of the rows; None to solve from the rows themselves.
+        damping: Relative damping; the stage's by default.
     """
     damping = STAGE_DAMPING[stage] if damping is None else damping
     if statistics is None:
-        return fuse_from_rows(wanted, rows, damping=damping).factors
-    inside = statistics.inside(wanted)
+        return fuse_from_rows(targets, rows, damping=damping).factors
+    inside = statistics.inside(targets)
     found = fuse_from_gram(inside, statistics.parts, statistics.gram, damping=damping)
     if statistics.span is None:
         return found.factors
-    return expanded(found, statistics.span, wanted[0].factors.shape).factors
+    return expanded(found, statistics.span, targets[0].factors.shape).factors
 
 
-def _error(change: Tensor, wanted: Sequence[Target], rows: Sequence[Tensor]) -> float:
+def _error(change: Tensor, targets: Sequence[Target], rows: Sequence[Tensor]) -> float:
     total = 0.0
-    for one, x in zip(wanted, rows, strict=True):
+    for one, x in zip(targets, rows, strict=True):
         for part in x.split(CHUNK):
             own = part @ one.down.float().mT @ one.up.float().mT
             total += float((part @ change.mT - own).double().square().sum())

@@ -1,11 +1,13 @@
-"""Gradient fusion on the toy base: ``python3 benchmarks/run.py fusion``; resumable.
+"""Evaluate gradient fusion on the toy base: ``python3 benchmarks/run.py fusion``; resumable.
 
-Two, four and eight subjects learnt apart, held-out classes, marks and a style, concepts and
-ordinary LoRAs mixed; fused, averaged and stacked, each judged on its own prompts, and the base's
-own abilities. Beside it what fusion costs with two and with eight, the closed form against the
-authors' optimiser on the same activations, and a whole fusion at real widths. ``--part`` and, for
-the part identity, ``--arm`` fill the cache for some of it alone, so that processes can share the
-work; let ``--part learning`` end first. Writes ``benchmarks/results/fusion.md`` and ``fusion.json``.
+Two, four and eight subjects are trained separately: held-out classes, marks and a style, as
+concepts and as ordinary LoRAs. They are fused, averaged and stacked; each is judged on its own
+prompts, and so are the base's own abilities. The study also measures the cost of a fusion by number
+of concepts, compares the closed form with the authors' optimiser on the same activations, and runs
+a whole fusion at real widths. ``--part``, and ``--arm`` for the part identity, compute only a part
+of the results, so that processes can share the work; ``--part learning`` must end first. The
+results are written to
+``benchmarks/results/fusion.md`` and ``fusion.json``.
 """
 
 from __future__ import annotations
@@ -38,9 +40,9 @@ from .arms import (
     SIDE,
     VERSION,
     DrawingModel,
-    added,
     draw,
     learn,
+    with_summed_loras,
 )
 from .protocol import BASE_NOISE, NOISE, PARTS, PROMPTS
 from .report import write_report
@@ -49,11 +51,11 @@ BENCHMARKS = Path(__file__).resolve().parents[1]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what is not yet in the cache and write the report."""
+    """Compute the results that are not in the cache, and write the report."""
     options = _options(arguments)
     if options.real is not None:
-        how = (options.real_steps, options.real_side, options.threads)
-        print(json.dumps(real_width.measure(options.real, *how)))
+        size_options = (options.real_steps, options.real_side, options.threads)
+        print(json.dumps(real_width.measure(options.real, *size_options)))
         return 0
     study = Study(load_setup(options.threads), options)
     if options.cost is not None:
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     found = {part: getattr(study, part)() for part in options.part or PARTS}
     if options.part is None:
-        write_report(options.out, study.facts(), found)
+        write_report(options.out, study.metadata(), found)
     return 0
 
 
@@ -72,17 +74,27 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "--pictures",
         type=int,
         default=200,
-        help="of each subject, alone and in the default fusion, and of the base; of the other arms "
-        "about as many of all subjects together",
+        help="pictures of each subject, alone and in the default fusion, and of the base; "
+        "other arms draw about as many of all subjects together",
     )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rows", type=int, default=16_384, help="of a concept, at real width")
-    parser.add_argument("--real-steps", type=int, default=2, help="of drawing at real width")
-    parser.add_argument("--real-side", type=int, default=256, help="of these pictures, in pixels")
-    parser.add_argument("--part", action="append", choices=PARTS, help="write no report")
-    parser.add_argument("--arm", action="append", help="of the part identity: these alone")
-    parser.add_argument("--cost", type=int, help="measure a fusion of so many, print JSON")
-    parser.add_argument("--real", help="the same at real width, or of its sites, print JSON")
+    parser.add_argument(
+        "--rows", type=int, default=16_384, help="input rows of a concept at real width"
+    )
+    parser.add_argument("--real-steps", type=int, default=2, help="sampling steps at real width")
+    parser.add_argument(
+        "--real-side", type=int, default=256, help="side of the pictures at real width, in pixels"
+    )
+    parser.add_argument(
+        "--part", action="append", choices=PARTS, help="compute this part only and write no report"
+    )
+    parser.add_argument("--arm", action="append", help="compute this arm of the part identity only")
+    parser.add_argument(
+        "--cost", type=int, help="measure a fusion of this many concepts and print JSON"
+    )
+    parser.add_argument(
+        "--real", help="measure this many concepts, or sites, at real width and print JSON"
+    )
     parser.add_argument("--out", type=Path, default=BENCHMARKS / "results" / "fusion.md")
     options = parser.parse_args(arguments)
     if options.arm is not None and options.part != ["identity"]:
@@ -94,7 +106,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 class Study:
-    """Everything that is measured, each kept in the cache as soon as it is there."""
+    """The measurements of the study, each stored in the cache as soon as it exists."""
 
     def __init__(self, setup: Setup, options: argparse.Namespace) -> None:
         self.setup, self.base, self.judge = setup, setup.base, setup.judge
@@ -102,14 +114,14 @@ class Study:
         basis = [setup.base_digest, setup.judge.hash, asdict(BUDGET), GUIDED_SAMPLING]
         basis += [repr(LEARNT), STAGE_DAMPING, DRAWING_STEPS, SIDE, VERSION, LAYERS]
         self.cache = ResultCache(cache_folder() / "fusion_study", basis)
-        # Random weights and factors: nothing of the toy base is in them.
+        # Measurements with random weights do not depend on the toy base.
         self.wide_cache = ResultCache(self.cache.folder, [STAGE_DAMPING, VERSION])
-        self._learnt: list[Concept] = []
+        self._trained: list[Concept] = []
 
-    def facts(self) -> dict:
-        """Return what the results depend on."""
+    def metadata(self) -> dict:
+        """Return the values that the results depend on."""
         return {
-            **self.setup.facts,
+            **self.setup.metadata,
             **asdict(self.budget),
             "layers": LAYERS,
             "sampling": SAMPLING,
@@ -120,17 +132,17 @@ class Study:
         }
 
     def concepts(self, count: int) -> tuple[Concept, ...]:
-        """Return the first ``count`` subjects, learnt."""
-        for one in LEARNT[len(self._learnt) : count]:
-            self._learnt.append(learn(self.base, one))
-        return tuple(self._learnt[:count])
+        """Return the first ``count`` subjects, trained."""
+        for one in LEARNT[len(self._trained) : count]:
+            self._trained.append(learn(self.base, one))
+        return tuple(self._trained[:count])
 
     def learning(self) -> list[str]:
-        """The subjects' words, all of them learnt."""
+        """Train all subjects and return their words."""
         return [one.name for one in self.concepts(self.options.counts[-1])]
 
     def identity(self) -> dict[str, Any]:
-        """Flags by count, arm and subject: identity, colour and background right; and the base's."""
+        """Return flags for identity, colour and background, by arm, count and subject."""
         known = [ALONE, BASE, *ARMS]
         arms = self.options.arm or known
         unknown = [arm for arm in arms if arm not in known]
@@ -141,56 +153,62 @@ class Study:
         if BASE in arms:
             plain = DrawingModel(self.base.model, self.base.clip, ())
             found[BASE] = self.cache.get(
-                [BASE, whole], lambda: self._judged(BASE, plain, None, BASE_NOISE, whole)
+                [BASE, whole], lambda: self._judge_pictures(BASE, plain, None, BASE_NOISE, whole)
             )
         if ALONE in arms:
             for index, one in enumerate(LEARNT[: self.options.counts[-1]]):
 
-                def alone(index: int = index, one: Any = one) -> list:
+                def judge_alone(index: int = index, one: Any = one) -> list:
                     own = self.concepts(index + 1)[index:]
-                    return self._judged(ALONE, added(self.base, own, 1.0), one, index, whole)
+                    return self._judge_pictures(
+                        ALONE, with_summed_loras(self.base, own, 1.0), one, index, whole
+                    )
 
-                found.setdefault(ALONE, []).append(self.cache.get([ALONE, index, whole], alone))
+                found.setdefault(ALONE, []).append(
+                    self.cache.get([ALONE, index, whole], judge_alone)
+                )
         for arm in (arm for arm in arms if arm in ARMS):
-            found[arm] = {str(count): self._together(arm, count) for count in self.options.counts}
+            found[arm] = {
+                str(count): self._combined_flags(arm, count) for count in self.options.counts
+            }
         return found
 
-    def _together(self, arm: str, count: int) -> list[list[list[bool]]]:
-        """Flags of each of so many subjects in company, and the base's own."""
+    def _combined_flags(self, arm: str, count: int) -> list[list[list[bool]]]:
+        """Return the flags of each of ``count`` combined subjects, then those of the base."""
         many = self.options.pictures // PROMPTS
         if arm != FUSED[0]:
             many = max(1, int(many / count + 0.5))
-        ready: list[Any] = []
+        models: list[Any] = []  # built only if a result is missing
         flags = []
         for index, one in [*enumerate(LEARNT[:count]), (BASE_NOISE, None)]:
 
-            def judged(index: int = index, one: Any = one) -> list:
-                if not ready:
-                    ready.append(ARMS[arm](self.base, self.concepts(count)))
-                return self._judged(f"{arm} of {count}", ready[0], one, index, many)
+            def judge(index: int = index, one: Any = one) -> list:
+                if not models:
+                    models.append(ARMS[arm](self.base, self.concepts(count)))
+                return self._judge_pictures(f"{arm} of {count}", models[0], one, index, many)
 
-            flags.append(self.cache.get([arm, count, index, many], judged))
+            flags.append(self.cache.get([arm, count, index, many], judge))
         return flags
 
     def cost(self) -> dict[str, Any]:
-        """Seconds and memory of fusions of two, four and eight, each in a process of its own."""
-        self.learning()  # nothing is to be learnt where memory is measured
+        """Return seconds and memory of fusions by count, each measured in a new process."""
+        self.learning()  # the measured process must not train
         threads = self.options.threads
         return {
             str(count): self.cache.get(
-                ["cost", count, threads], lambda c=count: cost.measured(c, threads)
+                ["cost", count, threads], lambda c=count: cost.measure_in_new_process(c, threads)
             )
             for count in self.options.counts
         }
 
     def solvers(self) -> list[dict[str, Any]]:
-        """Closed form and the authors' optimiser on every layer's own activations."""
+        """Return the comparison with the authors' optimiser on every layer's own activations."""
         count = self.options.counts[0]
-        place = ["solvers", count, self.options.threads]
-        return self.cache.get(place, lambda: solvers.whole_base(self.base, self.concepts(count)))
+        key = ["solvers", count, self.options.threads]
+        return self.cache.get(key, lambda: solvers.whole_base(self.base, self.concepts(count)))
 
     def wide(self) -> list[dict[str, Any]]:
-        """The same for one layer of each width and kind at real width, on power-law inputs."""
+        """Return the comparison on one layer of each kind at real width, on power-law inputs."""
         threads, rows = self.options.threads, self.options.rows
         return [
             self.wide_cache.get(
@@ -200,17 +218,28 @@ class Study:
         ]
 
     def real_width(self) -> dict[str, Any]:
-        """A whole fusion and its memory by number of concepts, and one site of every kind."""
-        how = (self.options.real_steps, self.options.real_side, self.options.threads)
+        """Return the costs of whole fusions at real width, and of one site of every kind."""
+        size_options = (self.options.real_steps, self.options.real_side, self.options.threads)
         return {
             case: self.wide_cache.get(
-                ["real width", case, *how], lambda c=case: real_width.measured(c, *how)
+                ["real width", case, *size_options],
+                lambda c=case: real_width.measure_in_new_process(c, *size_options),
             )
             for case in map(str, (real_width.CONCEPTS, *real_width.MEMORY_COUNTS, real_width.SITES))
         }
 
-    def _judged(self, arm: str, ready: Any, one: Any, index: int, many: int) -> list[list[bool]]:
-        """Identity, colour and background of every picture; without a subject the base's own."""
+    def _judge_pictures(
+        self, arm: str, model: Any, one: Any, index: int, many: int
+    ) -> list[list[bool]]:
+        """Return flags for identity, colour and background of every picture.
+
+        Args:
+            arm: Name of the arm, for the log.
+            model: Model that draws.
+            one: Subject or style; None to judge the base's own classes.
+            index: Number that selects the noise.
+            many: Pictures per prompt.
+        """
         flags: list[list[bool]] = []
         for number in range(PROMPTS):
             colour, ground = list(COLOURS)[number % 5], BACKGROUNDS[number // 5]
@@ -219,7 +248,7 @@ class Study:
             scene = Scene((Thing(kind, colour),), ground)
             text = caption(scene) if one is None else one.text(scene)
             noise = NOISE + 1000 * index + number
-            reading = self.judge.read(draw(self.base, ready, text, noise, many))
+            reading = self.judge.read(draw(self.base, model, text, noise, many))
             for i in range(many):
                 right = reading.object[i] == kind
                 if one is not None and one.style is not None:

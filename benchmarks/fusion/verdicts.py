@@ -1,4 +1,4 @@
-"""The lines of a report that say whether its aims are met."""
+"""Format the lines of a report that say whether its aims are met."""
 
 from __future__ import annotations
 

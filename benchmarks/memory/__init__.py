@@ -1,1 +1,1 @@
-"""The memory study: the forecast before step 1 against the measured peak."""
+"""The memory study: the forecast before step 1 compared with the measured peak."""

@@ -1,10 +1,10 @@
-"""Forecast against measured peak memory: ``python3 benchmarks/run.py memory``.
+"""Compare forecast and measured peak memory: ``python3 benchmarks/run.py memory``.
 
-The toy base, and SD1.5 and SDXL in their real widths with random weights, with and without
-checkpointing. Every measurement has a process of its own: two steps of training, and the highest
-resident set above what the process held before the model was made; on a GPU the highest that torch
-has allocated. Every case is kept in ``benchmarks/results/memory.json`` as soon as it is measured,
-``--again`` measures it anew; the table is ``memory.md`` beside it.
+The cases are the toy base, and SD1.5 and SDXL at their real widths with random weights, with and
+without checkpointing. Every measurement runs two training steps in a new process. On a CPU it is
+the growth of the resident set since before the model was made; on a GPU it is the most memory that
+torch has allocated. Every case is stored in ``benchmarks/results/memory.json`` when it is measured;
+``--again`` measures it again. The table is written to ``memory.md`` in the same folder.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from pack.training.recipes.single import Single
 from ..shared.process_memory import (
     MIB,
     RETURN_FREED_MEMORY,
-    forget_peak,
     measure_in_process,
     peak,
+    reset_peak,
     resident,
 )
 from ..shared.real_width import TOY_BASE, Case, load_base, random_examples
@@ -51,19 +51,21 @@ CASES = [
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure every case in a process of its own and write the report."""
+    """Measure every case in a new process and write the report."""
     parser = argparse.ArgumentParser(prog="memory", description=__doc__)
     parser.add_argument("--case", type=int, help="measure one case in this process, print JSON")
-    parser.add_argument("--again", action="store_true", help="measure stored cases anew")
+    parser.add_argument("--again", action="store_true", help="measure stored cases again")
     parser.add_argument("--out", type=Path, default=BENCHMARKS / "results" / "memory.md")
     options = parser.parse_args(arguments)
     if options.case is not None:
         print(json.dumps(measure(CASES[options.case])))
         return 0
-    devices = ["cpu", *["cuda"] * torch.cuda.is_available()]
-    facts = {"torch": torch.__version__, "machine": platform.machine()}
+    devices = ["cpu"]
     if torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name()
+        devices.append("cuda")
+    metadata = {"torch": torch.__version__, "machine": platform.machine()}
+    if torch.cuda.is_available():
+        metadata["gpu"] = torch.cuda.get_device_name()
     stored = options.out.with_suffix(".json")
     found = {}
     if stored.exists() and not options.again:
@@ -74,21 +76,21 @@ def main(arguments: Sequence[str]) -> int:
         for device in [device for device in devices if device not in numbers]:
             numbers[device] = _in_process(number, device)
             print(key, json.dumps(numbers), flush=True)
-            text = json.dumps({**facts, "cases": found}, indent=1) + "\n"
+            text = json.dumps({**metadata, "cases": found}, indent=1) + "\n"
             stored.write_text(text, encoding="utf-8")
-    options.out.write_text(report({**facts, "cases": found}), encoding="utf-8")
+    options.out.write_text(report({**metadata, "cases": found}), encoding="utf-8")
     print(options.out.read_text(encoding="utf-8"))
     return 0
 
 
 def _in_process(number: int, device: str) -> dict:
-    """Return one case's numbers, from a process that has held nothing else."""
+    """Return one case's numbers, measured in a new process."""
     variables = {**RETURN_FREED_MEMORY, **(HIDE_GPU if device == "cpu" else {})}
     return measure_in_process("memory", ["--case", str(number)], variables)
 
 
 def measure(case: Case) -> dict:
-    """Forecast one case and train two steps of it on ComfyUI's device; all numbers in MB."""
+    """Forecast one case, train two steps of it on ComfyUI's device, and return all sizes in MB."""
     _warm_up()
     before = resident()
     model = load_base(case)
@@ -108,7 +110,7 @@ def measure(case: Case) -> dict:
         gc.collect()
         torch.cuda.reset_peak_memory_stats()
     else:
-        forget_peak()
+        reset_peak()
     with open_denoiser(model, settings.precision, case.checkpointing) as denoiser:
         sites = training_sites(denoiser.patcher, settings.targets)
         train(denoiser, sites, recipe, config)
@@ -124,28 +126,28 @@ def measure(case: Case) -> dict:
 
 
 def _warm_up() -> None:
-    """Make torch set up what it keeps for good: threads, kernels, autograd."""
+    """Make torch set up its threads, kernels and autograd, which stay for the whole process."""
     x = torch.randn(1, 8, 16, 16, requires_grad=True)
     convolved = torch.nn.functional.conv2d(x, torch.randn(8, 8, 3, 3))
     torch.nn.functional.linear(convolved, torch.randn(32, 14)).square().sum().backward()
 
 
-def report(facts: dict) -> str:
-    """The table as markdown."""
+def report(result: dict) -> str:
+    """Return the table as markdown."""
     lines = [
         "# Memory: forecast against measured peak",
         "",
         "What the pre-flight says before step 1, and the peak of two steps of training: of the",
         "resident set above what the process held before the model was made (freed memory given",
         "back at once), and of torch's allocations on a GPU. Rank 16, attention layers, AdamW;",
-        f"the weights are random but for the toy base's. torch {facts['torch']}, "
-        f"{facts['machine']}.",
+        f"the weights are random but for the toy base's. torch {result['torch']}, "
+        f"{result['machine']}.",
         "",
         "| base | checkpointing | forecast | weights / learnt / step | CPU peak | off by "
         "| GPU peak | off by | forecast takes |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for key, by_device in facts["cases"].items():
+    for key, by_device in result["cases"].items():
         label, checkpointing = key.rsplit(", checkpointing ", 1)
         cpu, gpu = by_device["cpu"], by_device.get("cuda")
         parts = f"{cpu['weights']} / {cpu['learnt']} / {cpu['activations']} MB"

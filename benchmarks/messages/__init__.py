@@ -1,4 +1,4 @@
-"""The study of messages: the answers of all nodes to bad input, from the cases of the tests."""
+"""The messages study: all nodes' answers to bad input, collected with the cases of the tests."""
 
 import sys
 from pathlib import Path

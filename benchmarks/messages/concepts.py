@@ -1,4 +1,4 @@
-"""The answers of the nodes of concepts to bad input, from the cases of the tests."""
+"""Collect the answers of the concept nodes to bad input, with the cases of the tests."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from pack.nodes.concepts.nodes_use import EncodeConceptPrompt
 from tiny import tiny, tiny_clip
 from training_concepts import queue
 
-from .page import Page, called
+from .page import Page, evaluate
 
 
 @contextmanager
-def own_folders(page: Page, name: str) -> Iterator[tuple[Path, Path]]:
-    """Let ComfyUI have folders of LoRAs and of embeddings that are empty, and give them."""
+def temporary_folders(page: Page, name: str) -> Iterator[tuple[Path, Path]]:
+    """Replace ComfyUI's folders of LoRAs and embeddings by empty ones, and yield them."""
     known = folder_paths.folder_names_and_paths
     folders = page.folder(f"{name}/loras"), page.folder(f"{name}/embeddings")
     with pytest.MonkeyPatch.context() as patch:
@@ -36,63 +36,67 @@ def own_folders(page: Page, name: str) -> Iterator[tuple[Path, Path]]:
         yield folders
 
 
-def _trained(page: Page) -> None:
+def _train_concept(page: Page) -> None:
     folder_paths.output_directory = str(page.folder("concepts"))
-    page.section("Train Concept")
+    page.add_section("Train Concept")
     for case, (changes, _) in train_concept_refusals.REFUSED.items():
-        inputs = {name: called(value) for name, value in changes.items()}
-        page.refused(case, lambda inputs=inputs: queue("sd15", **inputs))
+        inputs = {name: evaluate(value) for name, value in changes.items()}
+        page.add_refusal(case, lambda inputs=inputs: queue("sd15", **inputs))
     for case, (family, changes, _) in train_concept_refusals.UNFIT.items():
-        page.refused(case, lambda family=family, changes=changes: queue(family, **changes()))
-    page.section("Train Concept: what is taken, and what is said of it")
+        page.add_refusal(case, lambda family=family, changes=changes: queue(family, **changes()))
+    page.add_section("Train Concept: what is taken, and what is said of it")
     lines = (
         queue("sd15", captions=train_concept_refusals.UNNAMED, steps=1).ui["text"][0].split("\n")
     )
-    said = [line for line in lines if "put in front" in line]
-    page.answered("a caption without the name", "; ".join(said), len(said) == 1)
+    messages = [line for line in lines if "put in front" in line]
+    page.add_answer("a caption without the name", "; ".join(messages), len(messages) == 1)
 
 
-def _encoded(page: Page) -> None:
-    page.section("Encode Concept Prompt")
+def _encode_concept_prompt(page: Page) -> None:
+    page.add_section("Encode Concept Prompt")
     for case, (text, concepts, _) in BAD.items():
-        page.refused(
+        page.add_refusal(
             case,
             lambda text=text, concepts=concepts: encoded(
                 tiny_clip(), [make() for make in concepts], text
             ),
         )
-    page.refused("no CLIP", lambda: EncodeConceptPrompt.execute(None, {"a": (concept(),)}, "a"))
-    page.section("Apply Concept, and a sampler behind it")
+    page.add_refusal("no CLIP", lambda: EncodeConceptPrompt.execute(None, {"a": (concept(),)}, "a"))
+    page.add_section("Apply Concept, and a sampler behind it")
     concepts = three_concepts()
     for case, (action, _) in apply_concept_refusals.REFUSED.items():
-        page.refused(case, lambda action=action: action(concepts))
+        page.add_refusal(case, lambda action=action: action(concepts))
 
 
 def _concept_files(page: Page) -> None:
-    page.section("Save Concept and Load Concept")
-    with own_folders(page, "concept files"):
+    page.add_section("Save Concept and Load Concept")
+    with temporary_folders(page, "concept files"):
         for case, (action, _) in concept_files_case.REFUSED.items():
-            page.refused(case, action)
+            page.add_refusal(case, action)
         wide = many_words()
         for name in concept_files_case.FILENAMES:
-            page.refused(f"filename `{name}`", lambda name=name: save(wide, name, embedding=True))
+            page.add_refusal(
+                f"filename `{name}`", lambda name=name: save(wide, name, embedding=True)
+            )
 
 
-def _imported(page: Page) -> None:
-    page.section("Load Concept: files of the released code, and a LoRA with its embedding")
+def _import_concepts(page: Page) -> None:
+    page.add_section("Load Concept: files of the released code, and a LoRA with its embedding")
     proof = page.place / "a program ran"
-    with own_folders(page, "imports") as (loras, embeddings):
+    with temporary_folders(page, "imports") as (loras, embeddings):
         for case, write in concept_imports_case.PROGRAMS.items():
             write(loras / "evil.pth", proof)
-            page.refused(f"a .pth with a program, {case}", lambda: load("evil.pth"))
+            page.add_refusal(f"a .pth with a program, {case}", lambda: load("evil.pth"))
         for case, (changes, _) in concept_imports_case.WRONG_PTH.items():
             write_authors(loras / "odd.pth", concept_for(tiny(NAME)), **changes)
-            page.refused(f"a .pth, {case}", lambda: load("odd.pth", name="odd"))
+            page.add_refusal(f"a .pth, {case}", lambda: load("odd.pth", name="odd"))
         for case, spoil in concept_imports_case.DAMAGED.items():
-            page.refused(case, lambda spoil=spoil: load_damaged(loras, spoil))
+            page.add_refusal(case, lambda spoil=spoil: load_damaged(loras, spoil))
         for case, (embedding, _) in concept_imports_case.UNFIT.items():
-            page.refused(case, lambda embedding=embedding: with_embedding(embeddings, *embedding))
-        page.refused(
+            page.add_refusal(
+                case, lambda embedding=embedding: with_embedding(embeddings, *embedding)
+            )
+        page.add_refusal(
             "an embedding with a program",
             lambda: with_embedding(embeddings, "evil.pt", {"*": Program(proof)}),
         )
@@ -101,8 +105,8 @@ def _imported(page: Page) -> None:
 
 
 CONCEPT_SECTIONS: tuple[Callable[[Page], None], ...] = (
-    _trained,
-    _encoded,
+    _train_concept,
+    _encode_concept_prompt,
     _concept_files,
-    _imported,
+    _import_concepts,
 )

@@ -1,4 +1,4 @@
-"""The answers of the nodes of gradient fusion to bad input, from the cases of the tests."""
+"""Collect the answers of the fusion nodes to bad input, with the cases of the tests."""
 
 from __future__ import annotations
 
@@ -22,46 +22,46 @@ from pack.training.runs import fusion_store
 
 from .page import Page
 
+# Times and sizes, which differ between machines.
 _MEASURED = re.compile(r", (solved in |statistics |peak )?[\d.]+ (s|MiB)\b")
-_SMALL = 100_000
-"""Bytes of a file that still fits on a disk that is about to be full."""
+_SMALL = 100_000  # bytes of a file that can still be written before the simulated disk is full
 
 
-def _noted(page: Page, case: str, report: str, notes: Sequence[str]) -> None:
-    """Add the first line of a report for each of these notes, without what differs by machine."""
+def _add_notes(page: Page, case: str, report: str, notes: Sequence[str]) -> None:
+    """Add the first line of a report that has each note, without times and sizes."""
     lines = [_MEASURED.sub("", line) for line in report.split("\n")]
     found = [next((line for line in lines if note in line), "") for note in notes]
-    page.answered(case, "; ".join(filter(None, found)), all(found))
+    page.add_answer(case, "; ".join(filter(None, found)), all(found))
 
 
-def _offered(page: Page) -> None:
+def _concept_for_fusion(page: Page) -> None:
     wires = two_concepts()
-    page.section("Concept for Fusion")
+    page.add_section("Concept for Fusion")
     for case, (inputs, _) in REFUSED_CONCEPTS.items():
-        page.refused(case, lambda inputs=inputs: run_concept_for_fusion(wires, inputs))
-    page.warned(
+        page.add_refusal(case, lambda inputs=inputs: run_concept_for_fusion(wires, inputs))
+    page.add_warning(
         "trigger prompts without the words of the LoRA's file",
         lambda: prompts_without_trigger(wires),
         "has none of the words",
     )
 
 
-def _fused(page: Page) -> None:
+def _gradient_fusion(page: Page) -> None:
     wires = two_concepts()
-    page.section("Gradient Fusion")
+    page.add_section("Gradient Fusion")
     for case, (make, changes, _) in {**REFUSED_INPUTS, **REFUSED_SAMPLING}.items():
-        page.refused(case, lambda make=make, changes=changes: attempt(wires, make, changes))
+        page.add_refusal(case, lambda make=make, changes=changes: attempt(wires, make, changes))
     for case, (make, action, _) in REFUSED_AGAIN.items():
         out = queue_fusion(make(wires), steps=1).result
-        page.refused(case, lambda action=action, out=out: action(out))
-    page.section("Gradient Fusion: what is taken, and what is said of it")
+        page.add_refusal(case, lambda action=action, out=out: action(out))
+    page.add_section("Gradient Fusion: what is taken, and what is said of it")
     for case, (make, changes, notes) in NOTES.items():
-        _noted(page, case, attempt(wires, make, changes).result[4], notes)
+        _add_notes(page, case, attempt(wires, make, changes).result[4], notes)
     (again,), twice = fuse_twice(wires)
-    _noted(page, "a fused file offered again", twice[4], [f"{again.name}: LoRA at strength"])
+    _add_notes(page, "a fused file offered again", twice[4], [f"{again.name}: LoRA at strength"])
 
 
-def _stored(page: Page) -> None:
+def _fusion_statistics(page: Page) -> None:
     def full(descriptor: int) -> None:
         if os.fstat(descriptor).st_size > _SMALL:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -69,18 +69,22 @@ def _stored(page: Page) -> None:
     def report() -> str:
         return queue_fusion(two_concepts(), steps=1, statistics="sums").result[4]
 
-    page.section("Gradient Fusion: statistics that cannot be kept")
+    page.add_section("Gradient Fusion: statistics that cannot be kept")
     set_output_folder(page.folder("fusions"))
     with pytest.MonkeyPatch.context() as patch:
         leave_no_space(patch)
-        _noted(page, "a full disk", report(), ["new statistics are not kept"])
+        _add_notes(page, "a full disk", report(), ["new statistics are not kept"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fusion_store.os, "fsync", full)
-        _noted(page, "a disk that fills up", report(), ["the statistics are not kept"])
+        _add_notes(page, "a disk that fills up", report(), ["the statistics are not kept"])
     blocked = page.folder("no fusions")
     (blocked / "pastiche").write_text("")
     set_output_folder(blocked)
-    _noted(page, "a read-only output folder", report(), ["the statistics are not kept"])
+    _add_notes(page, "a read-only output folder", report(), ["the statistics are not kept"])
 
 
-FUSION_SECTIONS: tuple[Callable[[Page], None], ...] = (_offered, _fused, _stored)
+FUSION_SECTIONS: tuple[Callable[[Page], None], ...] = (
+    _concept_for_fusion,
+    _gradient_fusion,
+    _fusion_statistics,
+)

@@ -1,4 +1,4 @@
-"""The page of messages: it runs the cases, checks the answers and writes the tables."""
+"""Run the cases of the messages study, check the answers and build the page of tables."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from typing import Any
 
 from pack.training.runs.lock import UnwritableError
 
-LONGEST = 600  # characters of a plain message
+LONGEST = 600  # largest number of characters of a plain message
 
 
 @dataclass
 class Page:
-    """The sections of the page so far.
+    """The page under construction.
 
     Args:
-        place: A folder for the cases; its path is left out of what is written.
+        place: Folder for the cases; its path is removed from the page.
+        lines: Lines of the page so far.
+        cases: Names of the cases so far.
+        faults: Cases that were not answered plainly, with their answers.
+        warnings: Warnings of the pack since the last ``clear``.
     """
 
     place: Path
@@ -27,46 +31,46 @@ class Page:
     faults: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def section(self, title: str, header: str = "| case | what the node says |") -> None:
-        """Begin a table."""
+    def add_section(self, title: str, header: str = "| case | what the node says |") -> None:
+        """Add a heading and the header of its table."""
         self.lines += ["", f"## {title}", "", header, "| --- " * (header.count("|") - 1) + "|"]
 
-    def row(self, *cells: object) -> None:
-        """Add a line to the table."""
+    def add_row(self, *cells: object) -> None:
+        """Add a row to the table."""
         texts = [str(cell).replace("|", "\\|").replace("<", "&lt;") for cell in cells]
         self.lines.append(f"| {' | '.join(texts)} |")
 
-    def refused(self, case: str, action: Callable[[], Any]) -> None:
-        """Add what is said when ``action`` runs, which must be a plain error in one line."""
+    def add_refusal(self, case: str, action: Callable[[], Any]) -> None:
+        """Run ``action`` and add its error, which must be a plain sentence in one line."""
         try:
             action()
-            said, plain = "taken without a word", False
+            message, plain = "taken without a word", False
         except Exception as error:
-            said, plain = str(error), type(error) in (ValueError, RuntimeError, UnwritableError)
-        self.answered(case, said, plain and "\n" not in said and len(said) < LONGEST)
+            message, plain = str(error), type(error) in (ValueError, RuntimeError, UnwritableError)
+        self.add_answer(case, message, plain and "\n" not in message and len(message) < LONGEST)
 
-    def warned(self, case: str, action: Callable[[], Any], *notes: str) -> None:
-        """Add what is said of ``notes`` when ``action`` runs, which must be all of them."""
+    def add_warning(self, case: str, action: Callable[[], Any], *notes: str) -> None:
+        """Run ``action`` and add its warnings, which must contain all ``notes``."""
         self.warnings.clear()
         try:
             action()
         except Exception as error:
-            self.answered(case, f"not taken: {error!r}", plain=False)
+            self.add_answer(case, f"not taken: {error!r}", plain=False)
             return
-        said = [text for text in self.warnings if any(note in text for note in notes)]
-        plain = bool(said) and all(any(note in text for text in said) for note in notes)
-        self.answered(case, " ".join(said) or "taken without a word", plain)
+        messages = [text for text in self.warnings if any(note in text for note in notes)]
+        plain = bool(messages) and all(any(note in text for text in messages) for note in notes)
+        self.add_answer(case, " ".join(messages) or "taken without a word", plain)
 
-    def answered(self, case: str, said: str, plain: bool = True) -> None:
-        """Add what is said of a case, with the folder of the cases left out."""
-        said = said.replace(str(self.place), "…")
+    def add_answer(self, case: str, message: str, plain: bool = True) -> None:
+        """Add the answer to a case, without the path of the cases' folder."""
+        message = message.replace(str(self.place), "…")
         self.cases.append(case)
         if not plain:
-            self.faults.append(f"{case}: {said}")
-        self.row(case, said)
+            self.faults.append(f"{case}: {message}")
+        self.add_row(case, message)
 
     def folder(self, name: str) -> Path:
-        """Return a new folder for cases."""
+        """Create a folder for cases and return it."""
         folder = self.place / name
         folder.mkdir(parents=True)
         return folder
@@ -84,10 +88,10 @@ class Page:
 
 
 class Warnings(logging.Handler):
-    """Keeps what the pack shows below a node without refusing, and leaves all else out.
+    """A log handler that collects the warnings which the pack shows below a node.
 
     Args:
-        texts: Where it is kept.
+        texts: List to which the warnings are appended.
     """
 
     def __init__(self, texts: list[str]):
@@ -95,19 +99,19 @@ class Warnings(logging.Handler):
         self.texts = texts
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a warning of the pack."""
-        said = record.getMessage()
-        if said.startswith("Pastiche: "):
-            self.texts.append(said.removeprefix("Pastiche: "))
+        """Append the record's text if it is a warning of the pack."""
+        message = record.getMessage()
+        if message.startswith("Pastiche: "):
+            self.texts.append(message.removeprefix("Pastiche: "))
 
 
-def called(value: Any) -> Any:
-    """Return a case's value, made now where it is a function."""
+def evaluate(value: Any) -> Any:
+    """Return a case's value; a function is called."""
     return value() if callable(value) else value
 
 
 def answer(action: Callable[[], Any]) -> str:
-    """Return what is said when ``action`` runs."""
+    """Return the error message of ``action``, or the phrase for no error."""
     try:
         action()
     except ValueError as error:

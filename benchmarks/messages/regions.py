@@ -1,4 +1,4 @@
-"""The answers of the nodes of regions to bad input, from the cases of the tests."""
+"""Collect the answers of the region nodes to bad input, with the cases of the tests."""
 
 from __future__ import annotations
 
@@ -25,76 +25,81 @@ from tiny import tiny, tiny_controlnet
 from .page import Page
 
 
-def _made(page: Page) -> None:
-    page.section("Regions: the editor's text, written by hand")
+def _make_regions(page: Page) -> None:
+    page.add_section("Regions: the editor's text, written by hand")
     for case, (text, _) in MISTAKES.items():
-        page.refused(case, lambda text=text: Regions.execute(text, 512, 512))
+        page.add_refusal(case, lambda text=text: Regions.execute(text, 512, 512))
     for layout in ("1,two,1", "high: 1,2", "1,,1"):
-        page.refused(
+        page.add_refusal(
             f"layout `{layout}`", lambda layout=layout: Regions.execute("", 512, 512, layout)
         )
-    page.section("Regions from Masks and Regions from Colours")
+    page.add_section("Regions from Masks and Regions from Colours")
     for case, (action, _) in WRONG_MASKS.items():
-        page.refused(case, action)
+        page.add_refusal(case, action)
     for case, (picture, options, _) in WRONG_PICTURES.items():
-        page.refused(
+        page.add_refusal(
             case, lambda picture=picture, options=options: from_colours(picture, **options)
         )
-    page.section("Regions that are taken, and what is said of them")
+    page.add_section("Regions that are taken, and what is said of them")
     for case, (action, note) in WARNINGS.items():
-        page.warned(case, action, note)
+        page.add_warning(case, action, note)
 
 
-def _prompted(page: Page) -> None:
-    page.section("Region Prompt")
+def _region_prompts(page: Page) -> None:
+    page.add_section("Region Prompt")
     for case, (action, _) in PROMPTS.items():
-        page.refused(case, action)
-    page.section("Apply Regional Attention")
+        page.add_refusal(case, action)
+    page.add_section("Apply Regional Attention")
     for case, (action, _) in MODELS.items():
-        page.refused(case, action)
-    page.section("The same: what is taken, and what is said of it")
+        page.add_refusal(case, action)
+    page.add_section("The same: what is taken, and what is said of it")
     for case, (action, notes) in NOTES.items():
-        page.warned(case, action, *notes)
+        page.add_warning(case, action, *notes)
 
 
-def _drawn(page: Page) -> None:
-    page.section("A sampler behind Apply Regional Attention")
+def _sample_with_regions(page: Page) -> None:
+    page.add_section("A sampler behind Apply Regional Attention")
     for case, (make, _, _) in REFUSED_SAMPLING.items():
-        page.refused(case, lambda make=make: sample(make()))
+        page.add_refusal(case, lambda make=make: sample(make()))
     with pytest.MonkeyPatch.context() as patch:
         model = on_left("flux")
         leave_no_room(patch)
-        page.refused("Flux's texts too long beside the picture", lambda: sample(model, "flux"))
+        page.add_refusal("Flux's texts too long beside the picture", lambda: sample(model, "flux"))
     with pytest.MonkeyPatch.context() as patch:
         take_no_masks(patch)
-        page.warned(
+        page.add_warning(
             "an attention backend without masks",
             lambda: sample(on_left("flux"), "flux"),
             "takes no masks",
         )
-    _unprompted(page)
+    _sample_without_prompt(page)
 
 
-def _unprompted(page: Page) -> None:
-    """Add what is drawn where nothing is said of a region: the global prompt, as without one."""
+def _sample_without_prompt(page: Page) -> None:
+    """Add whether a region without a prompt is drawn with the global prompt."""
     page.warnings.clear()
     found = sample(regional(tiny("sd15"), [LEFT]))
     same = relative(found, sample(tiny("sd15"))) < EXACT
     reported = (
         "; ".join(page.warnings) or "nothing: the global prompt holds there, as the node's page"
     )
-    page.answered("a region without a prompt", f"{reported} has it", same and not page.warnings)
+    page.add_answer("a region without a prompt", f"{reported} has it", same and not page.warnings)
 
 
-def _controlled(page: Page) -> None:
-    page.section("Regional Control Weight")
+def _regional_control(page: Page) -> None:
+    page.add_section("Regional Control Weight")
     control = tiny_controlnet()
     for case, (strengths, _) in STRENGTHS.items():
-        page.refused(case, lambda strengths=strengths: weighted(control, [LEFT], strengths))
-    page.refused("a mask of another size", lambda: on_a_wide_mask(control))
-    page.refused("strengths given twice", lambda: twice(control))
+        page.add_refusal(case, lambda strengths=strengths: weighted(control, [LEFT], strengths))
+    page.add_refusal("a mask of another size", lambda: on_a_wide_mask(control))
+    page.add_refusal("strengths given twice", lambda: twice(control))
     case = "a strength in a region that another covers"
-    page.warned(case, lambda: covered(control), "has no effect")
+    page.add_warning(case, lambda: covered(control), "has no effect")
 
 
-REGION_SECTIONS: tuple[Callable[[Page], None], ...] = (_made, _prompted, _drawn, _controlled)
+REGION_SECTIONS: tuple[Callable[[Page], None], ...] = (
+    _make_regions,
+    _region_prompts,
+    _sample_with_regions,
+    _regional_control,
+)

@@ -1,9 +1,9 @@
-"""What the nodes say of bad input: ``python3 benchmarks/run.py messages``; a few minutes.
+"""Collect the nodes' answers to bad input: ``python3 benchmarks/run.py messages``; a few minutes.
 
-Every case is given to the real node, on the tests' tiny models and with the tests' own files and
-pictures, and what it says is written into a table. A case that is taken instead of refused, that
-breaks with anything but a plain error, or that takes more than a line, ends the run with a failure.
-Writes ``benchmarks/results/messages.md``.
+Every case is given to the real node, with the tiny models, files and pictures of the tests, and the
+answer is written into a table. The run fails if a case is accepted instead of refused, raises
+anything but a plain error, or has an answer of more than one line. The page is written to
+``benchmarks/results/messages.md``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SECTIONS = (
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Provoke every case and write the table; return 1 if one was not answered plainly."""
+    """Run every case and write the page; return 1 if a case was not answered plainly."""
     parser = argparse.ArgumentParser(prog="messages", description=__doc__)
     parser.add_argument("--out", type=Path, default=BENCHMARKS / "results" / "messages.md")
     options = parser.parse_args(arguments)

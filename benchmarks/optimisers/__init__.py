@@ -1,1 +1,1 @@
-"""The optimiser study: loss against steps and seconds, and the cost of preconditioning."""
+"""The optimiser study: loss over steps and seconds, and the cost of preconditioning."""

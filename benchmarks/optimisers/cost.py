@@ -1,4 +1,4 @@
-"""What a step and its optimiser take on the toy base, all optimisers in turns."""
+"""Measure the seconds of a training step and of its optimiser on the toy base."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from statistics import median
 from pack.training import Session
 from pack.training.loop import take_step
 
-from .problems import Stopwatch, Workshop, run_config
+from .problems import ProblemFactory, Stopwatch, run_config
 
 WARM_UP = 3
 RATE = 1e-6
 
 
 def measure(
-    workshop: Workshop, name: str, optimizers: Sequence[str], rounds: int
+    factory: ProblemFactory, name: str, optimizers: Sequence[str], rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Median seconds of a whole step and of its optimiser alone.
+    """Return the median seconds of a whole step and of its optimiser alone, by optimiser.
 
-    Every round takes one step with each optimiser, so that whatever else the machine does meets
-    all of them alike.
+    Every round takes one step with each optimiser, so that other load on the machine affects all of
+    them equally.
     """
-    recipe = workshop.problem(name).recipe
+    recipe = factory.problem(name).recipe
     sessions, watches = {}, {}
     for optimizer in optimizers:
         config = run_config(optimizer, RATE, rounds)
-        sessions[optimizer] = Session(workshop.denoiser, workshop.sites, recipe, config)
+        sessions[optimizer] = Session(factory.denoiser, factory.sites, recipe, config)
         watches[optimizer] = Stopwatch(sessions[optimizer])
     steps: dict[str, list[float]] = {optimizer: [] for optimizer in optimizers}
     for _ in range(WARM_UP + rounds):

@@ -1,4 +1,4 @@
-"""The matrix problem: a low-rank matrix of uneven directions, learnt from noisy gradients."""
+"""The matrix problem: fit an ill-conditioned low-rank matrix from noisy gradients."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from torch import nn
 from .problems import run_config
 
 OUT, IN, RANK, BATCH = 96, 128, 8, 32
-CONDITION = 30.0
-"""The target's largest singular value over its smallest; the largest is 1."""
+CONDITION = 30.0  # largest singular value of the target over its smallest; the largest is 1
 
 
-def course(optimizer: str, rate: float, steps: int, every: int) -> dict[str, list]:
-    """Relative squared error of the product and the seconds so far, every so many steps.
+def error_curve(optimizer: str, rate: float, steps: int, every: int) -> dict[str, list]:
+    """Return steps, elapsed seconds and relative squared errors of the product, every few steps.
 
-    A step sees ``BATCH`` random inputs and what the target makes of them, with a hundredth of
-    noise; the factors start as a plain LoRA's, ``up`` at zero. A run whose product is no number
-    any more ends.
+    A step sees ``BATCH`` random inputs and the target's outputs for them with noise of standard
+    deviation 0.01. The factors start like those of a plain LoRA, with ``up`` at zero. The run ends
+    when the product is no longer finite.
+
+    Args:
+        optimizer: Name of the optimiser.
+        rate: Learning rate.
+        steps: Number of steps.
+        every: Number of steps between two entries.
     """
     generator = torch.Generator().manual_seed(0)
     target = _target(generator)
@@ -61,7 +66,7 @@ def course(optimizer: str, rate: float, steps: int, every: int) -> dict[str, lis
 
 
 def _target(generator: torch.Generator) -> torch.Tensor:
-    """A matrix of rank ``RANK`` whose singular values fall evenly on a log scale."""
+    """Return a matrix of rank ``RANK`` whose singular values are evenly spaced on a log scale."""
     left = torch.linalg.qr(torch.randn(OUT, RANK, generator=generator)).Q
     right = torch.linalg.qr(torch.randn(IN, RANK, generator=generator)).Q
     values = torch.logspace(0, -1, RANK, base=CONDITION)

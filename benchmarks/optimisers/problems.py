@@ -1,4 +1,4 @@
-"""Three trainings on the toy base, and the loss that optimisers are compared by."""
+"""Define three trainings on the toy base, and the held-out loss that compares optimisers."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ PROBLEMS = {
     "make": "this half joined with a style half of a style never seen, tuned on both",
 }
 STYLE = HELD_OUT_STYLES["texture"]
-_COURSES = (("red", "sand"), ("yellow", "night"), ("green", "snow"), ("blue", "brick"))
+_COLOURS_AND_GROUNDS = (("red", "sand"), ("yellow", "night"), ("green", "snow"), ("blue", "brick"))
 
 
 @dataclass
 class Problem:
-    """A recipe and what its held-out loss is measured on.
+    """A recipe and the examples on which its held-out loss is measured.
 
     Args:
-        recipe: What is learnt; four rows a step.
-        shown: Pictures by the kind of row that shows them in training.
+        recipe: Recipe of the training, with four rows a step.
+        examples: Training examples by the name of the recipe's rows that use them.
     """
 
     recipe: Recipe
-    shown: Mapping[str, Sequence[Example]]
+    examples: Mapping[str, Sequence[Example]]
 
 
 @dataclass
-class Workshop:
-    """The open base with its layers, from which problems are made.
+class ProblemFactory:
+    """A factory of problems on the toy base.
 
     Args:
         base: The toy base.
-        denoiser: It, open for training.
-        halves: The two finished halves by role, layers by name; ``make`` starts from them.
+        denoiser: Denoiser of the base, opened for training.
+        halves: Factors of the two finished halves by role and layer; ``make`` starts from them.
     """
 
     base: Any
@@ -69,7 +69,7 @@ class Workshop:
         self.other_contents = self._examples(_other_contents())
 
     def problem(self, name: str) -> Problem:
-        """The problem of that name."""
+        """Return a problem by its key in ``PROBLEMS``."""
         if name == "plain":
             return Problem(Single(self.contents, ROWS), {"lora": self.contents})
         if name == "make":
@@ -79,14 +79,14 @@ class Workshop:
         return self.half("content")
 
     def half(self, role: str) -> Problem:
-        """A half of the content or of the style; its partner learns at the main rate's tenth."""
+        """Return the problem of a content or style half; the partner's learning rate is lower."""
         main, others = self.contents, self.other_styles
         if role == "style":
             main, others = self.styles, self.other_contents
         return Problem(Half(role, main, others), {"main": main, "auxiliary": others})
 
     def learn_half(self, role: str) -> dict[str, LowRank]:
-        """The finished half of a role, learnt with AdamW."""
+        """Return the finished half of a role, trained with AdamW, by layer."""
         config = run_config("AdamW", HALF_RATE, HALF_STEPS)
         session = Session(self.denoiser, self.sites, self.half(role).recipe, config)
         with session.gates.attached():
@@ -94,10 +94,18 @@ class Workshop:
                 take_step(session, self.half(role).recipe)
         return dict(session.trained().adapters["half"])
 
-    def course(
+    def loss_curve(
         self, name: str, optimizer: str, rate: float, steps: int, every: int
     ) -> dict[str, list]:
-        """Held-out losses every so many steps; a run whose loss is no number any more ends."""
+        """Return steps and held-out losses, every few steps, until the loss is no longer finite.
+
+        Args:
+            name: Key of the problem.
+            optimizer: Name of the optimiser.
+            rate: Learning rate.
+            steps: Number of steps.
+            every: Number of steps between two entries.
+        """
         problem = self.problem(name)
         config = run_config(optimizer, rate, steps)
         session = Session(self.denoiser, self.sites, problem.recipe, config)
@@ -106,7 +114,7 @@ class Workshop:
             for step in range(steps + 1):
                 if step % every == 0:
                     found["steps"].append(step)
-                    found["losses"].append(self.held_out(session, problem))
+                    found["losses"].append(self.held_out_loss(session, problem))
                 try:
                     if step < steps:
                         take_step(session, problem.recipe)
@@ -116,20 +124,20 @@ class Workshop:
                     break
         return found
 
-    def held_out(self, session: Session, problem: Problem) -> float:
-        """The mean loss over pictures and fixed noise levels, with noise no step has drawn.
+    def held_out_loss(self, session: Session, problem: Problem) -> float:
+        """Return the mean loss over pictures and fixed noise levels, with noise unseen in training.
 
-        Kinds of rows weigh alike, as in the recipes.
+        All kinds of rows have the same weight, as in the recipes.
         """
         means = []
         with torch.no_grad():
-            for examples in problem.shown.values():
+            for examples in problem.examples.values():
                 errors = [self._errors(session, example, n) for n, example in enumerate(examples)]
                 means.append(torch.cat(errors).mean().item())
         return sum(means) / len(means)
 
     def _errors(self, session: Session, example: Example, number: int) -> torch.Tensor:
-        """The errors of one picture at all levels, ``(level,)``."""
+        """Return the errors of one picture at all noise levels, ``(level,)``."""
         generator = torch.Generator().manual_seed(EVALUATION_SEED + number)
         latent = example.latent.expand(LEVELS, *example.latent.shape)
         noise = torch.randn(latent.shape, generator=generator)
@@ -145,7 +153,7 @@ class Workshop:
 
 
 class Stopwatch:
-    """Keeps the seconds of every step that a session's optimiser takes."""
+    """A timer of every step that a session's optimiser takes, in seconds."""
 
     def __init__(self, session: Session) -> None:
         self.laps: list[float] = []
@@ -160,25 +168,34 @@ class Stopwatch:
 
 
 def run_config(optimizer: str, rate: float, steps: int) -> TrainingConfig:
-    """A run without decay, clip or schedule: the optimiser alone."""
+    """Return a configuration without weight decay, clipping or schedule."""
     return TrainingConfig(
         steps=steps, rank=RANK, learning_rate=rate, seed=0, optimizer=optimizer, weight_decay=0.0
     )
 
 
 def _other_styles() -> list[Scene]:
-    """Base classes in every base style but the plain one."""
+    """Return scenes of base classes in every base style except the plain one."""
     styles = [style for style in BASE_STYLES if style != PLAIN]
     kinds = ("fish", "house", "cup", "star", "tree", "moon", "ring", "heart")
     return [
-        Scene((Thing(kind, _COURSES[n % 4][0]),), _COURSES[n % 4][1], styles[n % 5], seed=50 + n)
+        Scene(
+            (Thing(kind, _COLOURS_AND_GROUNDS[n % 4][0]),),
+            _COLOURS_AND_GROUNDS[n % 4][1],
+            styles[n % 5],
+            seed=50 + n,
+        )
         for n, kind in enumerate(kinds)
     ]
 
 
 def _other_contents() -> list[Scene]:
-    """Base classes as they are."""
+    """Return scenes of base classes in the plain style."""
     return [
-        Scene((Thing(kind, _COURSES[n % 4][0]),), _COURSES[n % 4][1], seed=70 + n)
+        Scene(
+            (Thing(kind, _COLOURS_AND_GROUNDS[n % 4][0]),),
+            _COLOURS_AND_GROUNDS[n % 4][1],
+            seed=70 + n,
+        )
         for n, kind in enumerate(("star", "tree", "moon", "ring", "ball", "cross", "fish", "cup"))
     ]

@@ -1,4 +1,4 @@
-"""The learning rates of the study, by optimiser."""
+"""Learning rates of the study by optimiser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The markdown page and the JSON of the optimisers study."""
+"""Write the markdown page and the JSON of the optimisers study."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from pathlib import Path
 
 from .problems import LEVELS, PROBLEMS
 
-AIM = 0.05
+AIM = 0.05  # share of a step that preconditioning may take
+# The optimiser without the preconditioner, or the closest one.
 UNSCALED = {"Scaled SGD": "SGD", "Scaled AdamW": "AdamW", "LoRA-RITE": "AdamW"}
-"""What each optimiser is without its preconditioner, or comes closest to."""
 TITLES = {
     "matrix": "a matrix of rank 8 and condition 30 from noisy batches; relative squared error",
     **PROBLEMS,
 }
 
 
-def write_report(path: Path, facts: dict, result: dict) -> None:
-    """Write ``optimisers.md`` and ``optimisers.json`` side by side.
+def write_report(path: Path, metadata: dict, result: dict) -> None:
+    """Write the page ``optimisers.md`` and the data ``optimisers.json``.
 
     Args:
-        path: Of the page.
-        facts: What the result rests on.
-        result: Courses by problem, optimiser and rate, and the timings.
+        path: Path of the page.
+        metadata: Values that the results depend on.
+        result: Loss curves by problem, optimiser and rate, and the timings.
     """
-    courses = {name: _with_seconds(name, result) for name in (*PROBLEMS, "matrix")}
-    best = {name: _best(found) for name, found in courses.items()}
+    curves = {name: _with_seconds(name, result) for name in (*PROBLEMS, "matrix")}
+    best = {name: _best_rates(found) for name, found in curves.items()}
     shares = {name: _shares(cost) for name, cost in result["costs"].items()}
     lines = [
         "# The optimisers on three trainings and a matrix",
         "",
-        *(f"{name}: `{value}`  " for name, value in facts.items()),
+        *(f"{name}: `{value}`  " for name, value in metadata.items()),
         "",
         f"On the toy base the loss is held out: every training picture at {LEVELS} fixed noise levels,",
         "with noise that no step has drawn, the same for all. One training per cell, so a small",
@@ -44,71 +44,71 @@ def write_report(path: Path, facts: dict, result: dict) -> None:
         "Beside the loss: the share of the steps, and of the seconds, after which it was below",
         "AdamW's best.",
         "",
-        "| | " + " | ".join(courses) + " |",
-        "| --- |" + " --- |" * len(courses),
+        "| | " + " | ".join(curves) + " |",
+        "| --- |" + " --- |" * len(curves),
     ]
-    for optimizer in next(iter(courses.values())):
-        cells = [_summary(name, optimizer, courses, best) for name in courses]
+    for optimizer in next(iter(curves.values())):
+        cells = [_summary(name, optimizer, curves, best) for name in curves]
         lines.append(f"| {optimizer} | {' | '.join(cells)} |")
     lines += ["", *_share_lines(result["costs"], shares), "", *_wide_lines(result["wide"])]
-    for name, found in courses.items():
-        lines += ["", f"## {name}: {TITLES[name]}", "", *_course_lines(found)]
+    for name, found in curves.items():
+        lines += ["", f"## {name}: {TITLES[name]}", "", *_curve_lines(found)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    kept = {
-        "facts": facts,
-        "courses": courses,
+    record = {
+        "facts": metadata,
+        "courses": curves,
         "costs": result["costs"],
         "shares": shares,
         "wide": result["wide"],
     }
-    path.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _with_seconds(name: str, result: dict) -> dict:
-    """The courses of a problem, with the seconds of each point and without what diverged."""
+    """Return a problem's curves as (step, seconds, loss), without points that have diverged."""
     found: dict[str, dict] = {}
     for optimizer, rates in result["courses"][name].items():
         found[optimizer] = {}
-        for rate, course in rates.items():
-            steps, losses = course["steps"], course["losses"]
-            if "seconds" in course:
-                seconds = course["seconds"]
+        for rate, curve in rates.items():
+            steps, losses = curve["steps"], curve["losses"]
+            if "seconds" in curve:
+                seconds = curve["seconds"]
             else:
                 per_step = result["costs"][name][optimizer]["step"]
                 seconds = [round(step * per_step, 3) for step in steps]
             points = [
-                point for point in zip(steps, seconds, losses, strict=True) if _sound(point[2])
+                point for point in zip(steps, seconds, losses, strict=True) if _is_valid(point[2])
             ]
             found[optimizer][f"{float(rate):g}"] = points
     return found
 
 
-def _sound(loss: float) -> bool:
+def _is_valid(loss: float) -> bool:
     return math.isfinite(loss) and loss < 1e3
 
 
-def _whole(found: dict) -> int:
-    """The steps that a course without trouble has."""
+def _step_count(found: dict) -> int:
+    """Return the last step of the curves that have not diverged."""
     return max(points[-1][0] for rates in found.values() for points in rates.values())
 
 
-def _final(points: list, whole: int) -> float:
-    return points[-1][2] if points[-1][0] == whole else math.inf
+def _final_loss(points: list, step_count: int) -> float:
+    return points[-1][2] if points[-1][0] == step_count else math.inf
 
 
-def _best(found: dict) -> dict[str, str]:
-    """Each optimiser's learning rate with the lowest last loss."""
-    whole = _whole(found)
+def _best_rates(found: dict) -> dict[str, str]:
+    """Return the learning rate with the lowest final loss, by optimiser."""
+    step_count = _step_count(found)
     return {
-        optimizer: min(rates, key=lambda rate: _final(rates[rate], whole))
+        optimizer: min(rates, key=lambda rate: _final_loss(rates[rate], step_count))
         for optimizer, rates in found.items()
     }
 
 
-def _summary(name: str, optimizer: str, courses: dict, best: dict) -> str:
-    """The last loss at the best rate, and how soon it was below AdamW's."""
-    found, chosen = courses[name], best[name]
+def _summary(name: str, optimizer: str, curves: dict, best: dict) -> str:
+    """Return the final loss at the best rate, and the share of steps until it is below AdamW's."""
+    found, chosen = curves[name], best[name]
     points, plain = (found[o][chosen[o]] for o in (optimizer, "AdamW"))
     text = f"{points[-1][2]:.3g} at {chosen[optimizer]}"
     if optimizer == "AdamW":
@@ -120,8 +120,8 @@ def _summary(name: str, optimizer: str, courses: dict, best: dict) -> str:
     return f"{text}; {steps:.0%}, {seconds:.0%}"
 
 
-def _course_lines(found: dict) -> list[str]:
-    whole = _whole(found)
+def _curve_lines(found: dict) -> list[str]:
+    step_count = _step_count(found)
     counts = [point[0] for points in found["AdamW"].values() for point in points]
     counts = sorted(set(counts))
     lines = [
@@ -132,13 +132,13 @@ def _course_lines(found: dict) -> list[str]:
         for rate, points in rates.items():
             cells = [f"{point[2]:.4g}" for point in points]
             cells += ["diverged"] * (len(counts) - len(cells))
-            seconds = f"{points[-1][1]:.3g}" if points[-1][0] == whole else ""
+            seconds = f"{points[-1][1]:.3g}" if points[-1][0] == step_count else ""
             lines.append(f"| {optimizer} | {rate} | {' | '.join(cells)} | {seconds} |")
     return lines
 
 
 def _shares(cost: dict) -> dict[str, float]:
-    """What a preconditioner adds to the optimiser, as a share of the step."""
+    """Return the seconds that a preconditioner adds to its optimiser, as a share of the step."""
     return {
         optimizer: (cost[optimizer]["optimizer"] - cost[unscaled]["optimizer"])
         / cost[optimizer]["step"]
@@ -168,7 +168,7 @@ def _share_lines(costs: dict, shares: dict) -> list[str]:
 
 
 def _wide_lines(wide: dict) -> list[str]:
-    """The table of SDXL's layers."""
+    """Return the lines of the measurement at SDXL's widths."""
     passes, times = wide["passes"], wide["optimizers"]
     lines = [
         f"At SDXL's real widths, {wide['layers']} layers of rank {wide['rank']} "

@@ -1,4 +1,4 @@
-"""A step of every optimiser over the layers of SDXL, beside one forward and backward.
+"""Time a step of every optimiser on the layers of SDXL, and one forward and backward pass.
 
 ``python3 benchmarks/run.py optimisers --wide`` prints one line of JSON.
 """
@@ -23,15 +23,15 @@ from .rates import RATES
 RANK, SIDE, REPEATS = 64, 64, 5
 
 
-def measured(threads: int) -> dict:
-    """Run the measurement in a process of its own, which gives its memory back."""
+def measure_in_new_process(threads: int) -> dict:
+    """Run the measurement in a new process, whose memory is free again afterwards."""
     return measure_in_process("optimisers", ["--wide", "--threads", str(threads)])
 
 
 def measure(threads: int) -> dict:
-    """Seconds of a forward and backward of one row, and of every optimiser's step alone.
+    """Return the seconds of a forward and backward pass of one row, and of every optimiser's step.
 
-    The base has SDXL's real widths and random weights, the row 512 pixels a side.
+    The base has SDXL's real widths and random weights; the row is a square of 512 pixels.
     """
     torch.set_num_threads(threads)
     case, small = (Case("SDXL", "bfloat16", side, 1, False) for side in (SIDE, 8))

@@ -1,1 +1,1 @@
-"""The Pair Customization study: styles learnt from pairs, against an ordinary LoRA."""
+"""The Pair Customization study: styles learnt from pairs, compared with an ordinary LoRA."""

@@ -1,13 +1,12 @@
-"""Content kept at a style rate, read off curves over strength, with bootstrap intervals."""
+"""Compute the content kept at a style rate from curves over strength, with bootstrap intervals."""
 
 from __future__ import annotations
 
 import numpy as np
 
-WANTED_STYLE = 0.7
+TARGET_STYLE = 0.7  # style rate at which the content kept is compared
 REPLICATES = 2000
-Flags = np.ndarray
-"""``(training, strength, picture, 2)`` of booleans: style right, object right."""
+Flags = np.ndarray  # bool ``(training, strength, picture, 2)``: style right, object right
 
 
 def rates(flags: Flags) -> np.ndarray:
@@ -18,7 +17,7 @@ def rates(flags: Flags) -> np.ndarray:
 def content_at(curve: np.ndarray, style_rate: float) -> float:
     """Return the object rate where a curve ``(strength, 2)`` first reaches a style rate.
 
-    Linear between neighbouring strengths; the curve starts at the plain picture's side.
+    It is interpolated linearly between neighbouring strengths, from the lowest strength on.
     """
     styles, objects = curve[:, 0], curve[:, 1]
     for right, style in enumerate(styles):
@@ -31,12 +30,12 @@ def content_at(curve: np.ndarray, style_rate: float) -> float:
 
 
 def compare(ours: Flags, baseline: Flags, seed: int = 0) -> dict[str, float]:
-    """Return content kept by both arms at one style rate, and the difference's 95 % interval.
+    """Return both arms' content kept at one style rate, and the 95 % interval of the difference.
 
-    The rate is 70 %, or the highest that both curves reach. The bootstrap draws trainings, then
-    pictures, the same for both arms: a picture is a prompt and its noise.
+    The style rate is 70 %, or the highest that both curves reach. The bootstrap resamples trainings
+    and then pictures, with the same samples for both arms. A picture is a prompt with its noise.
     """
-    shared = min(WANTED_STYLE, rates(ours)[:, 0].max(), rates(baseline)[:, 0].max())
+    shared = min(TARGET_STYLE, rates(ours)[:, 0].max(), rates(baseline)[:, 0].max())
     first, second = content_at(rates(ours), shared), content_at(rates(baseline), shared)
     generator = np.random.default_rng(seed)
     trainings, pictures = ours.shape[0], ours.shape[2]

@@ -1,4 +1,4 @@
-"""The markdown page and the JSON of the pair study."""
+"""Write the markdown page and the JSON of the pair study."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _CLAIM = [
 ]
 
 
-def write_report(path: Path, facts: dict, cells: dict[str, dict]) -> None:
-    """Write ``pair.md`` and ``pair.json`` side by side."""
+def write_report(path: Path, metadata: dict, cells: dict[str, dict]) -> None:
+    """Write the page ``pair.md`` and the data ``pair.json``."""
     summary = {name: _summary(cell) for name, cell in cells.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_page(facts, summary), encoding="utf-8")
-    result = {"facts": facts, "cells": summary}
+    path.write_text(_page(metadata, summary), encoding="utf-8")
+    result = {"facts": metadata, "cells": summary}
     path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
@@ -59,7 +59,7 @@ def _summary(cell: dict) -> dict:
 
 
 def _rates(flags: np.ndarray) -> dict[str, dict[str, float]]:
-    """Style and object rate of ``(training, picture, 2)`` with Wilson intervals."""
+    """Return style and object rate of flags ``(training, picture, 2)`` with Wilson intervals."""
     flat = flags.reshape(-1, 2)
     found = {}
     for column, name in enumerate(("style", "object")):
@@ -76,9 +76,9 @@ def _cells(found: dict[str, dict[str, float]]) -> str:
     )
 
 
-def _page(facts: dict, summary: dict[str, dict]) -> str:
+def _page(metadata: dict, summary: dict[str, dict]) -> str:
     lines = ["# Pair Customization on the toy base", ""]
-    lines += [f"{name}: `{value}`  " for name, value in facts.items()]
+    lines += [f"{name}: `{value}`  " for name, value in metadata.items()]
     lines += [
         "",
         "Style counts where object and ground both carry it; pictures show objects that no pair",

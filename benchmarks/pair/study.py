@@ -1,10 +1,11 @@
-"""Pair Customization on the toy base: ``python3 benchmarks/run.py pair``; resumable.
+"""Evaluate Pair Customization on the toy base: ``python3 benchmarks/run.py pair``; resumable.
 
-Two styles that the base has never seen, one and four pairs, three seeds; beside a plain LoRA on
-the pictures after, with the same rank, layers and rows and an equal search of learning rates, done
-per style on one pair. The base computes in bf16, which halves the time on processors that have it.
-``--style`` fills the cache for one style alone, so that two processes can share the work.
-Writes ``benchmarks/results/pair.md`` and ``pair.json``.
+Two styles that the base has never seen are learnt from one and from four pairs with three seeds.
+They are compared with a plain LoRA on the pictures after, with the same rank, layers and rows. Both
+arms search the same number of learning rates, per style on one pair. The base computes in bf16,
+which halves the time on processors that support it. ``--style`` computes one style only, so that
+two processes can share the work. The results are written to ``benchmarks/results/pair.md`` and
+``pair.json``.
 """
 
 from __future__ import annotations
@@ -30,46 +31,45 @@ SCALES = (2.0, 2.5, 3.0, 4.0, 5.0)
 STRENGTHS = (0.4, 0.6, 0.8, 1.0, 1.3)
 SEARCH_STRENGTHS = {"guidance": (2.0, 3.0, 4.0), "lora": (0.6, 0.8, 1.0)}
 SEARCH_PICTURES, BATCH = 40, 20
-NEW_PROMPTS = 1000  # each training is judged on prompts and noise of its own
+NEW_PROMPTS = 1000  # difference of the prompt and noise seeds of two trainings
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what is not yet in the cache and write the report."""
+    """Compute the results that are not in the cache, and write the report."""
     parser = argparse.ArgumentParser(prog="pair", description=__doc__)
-    parser.add_argument("--pictures", type=int, default=67, help="per training; three make a cell")
+    parser.add_argument("--pictures", type=int, default=67, help="pictures per training")
     parser.add_argument("--seeds", type=int, default=3, help="trainings per cell")
-    parser.add_argument("--style", help="fill the cache for this style alone, write no report")
+    parser.add_argument("--style", help="compute this style only and write no report")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=500, help="of a pair's training")
+    parser.add_argument("--steps", type=int, default=500, help="steps of a pair's training")
     parser.add_argument("--out", type=Path, default=BENCHMARKS / "results" / "pair.md")
     options = parser.parse_args(arguments)
     study = Study(load_setup(options.threads), options.steps)
     cells = {}
     for style in [options.style] if options.style else BENCHMARK_STYLES:
         for pairs in (1, 4):
-            cells[f"{style}, {pairs} pair{'s'[: pairs - 1]}"] = study.cell(
-                style, pairs, options.seeds, options.pictures
-            )
+            name = f"{style}, 1 pair" if pairs == 1 else f"{style}, {pairs} pairs"
+            cells[name] = study.cell(style, pairs, options.seeds, options.pictures)
     if options.style is None:
-        write_report(options.out, study.facts(options), cells)
+        write_report(options.out, study.metadata(options), cells)
     return 0
 
 
 class Study:
-    """The trainings and pictures of the study, each kept in the cache as soon as it is made."""
+    """The trainings and pictures of the study, each stored in the cache as soon as it exists."""
 
     def __init__(self, setup: Setup, steps: int) -> None:
         self.setup, self.base, self.judge, self.steps = setup, setup.base, setup.judge, steps
         self.folder = cache_folder() / "pair_study"
         basis = [setup.base_digest, setup.judge.hash, GUIDED_SAMPLING, steps]
         self.cache = ResultCache(self.folder, basis)
-        # The judge and the sampling change no training.
+        # Trainings depend neither on the judge nor on the sampling.
         self.trainings = ResultCache(self.folder, [setup.base_digest])
 
-    def facts(self, options: argparse.Namespace) -> dict:
-        """Return what the results depend on."""
+    def metadata(self, options: argparse.Namespace) -> dict:
+        """Return the values that the results depend on."""
         return {
-            **self.setup.facts,
+            **self.setup.metadata,
             "steps": self.steps,
             "sampling": GUIDED_SAMPLING,
             "pictures": options.pictures,
@@ -77,7 +77,7 @@ class Study:
         }
 
     def cell(self, style: str, pairs: int, seeds: int, pictures: int) -> dict:
-        """Both arms of one style and number of pairs, over seeds and strengths."""
+        """Return both arms' flags for a style and number of pairs, over seeds and strengths."""
         own = {PAIR_SCENES[0].background} if pairs == 1 else None
         result = {"backgrounds": "the pair's own" if own else "all"}
         for arm, strengths in (("guidance", SCALES), ("lora", STRENGTHS)):
@@ -92,18 +92,18 @@ class Study:
                 for seed in range(seeds)
             ]
             result[arm] = {"rate": rate, "strengths": strengths, "flags": flags}
-        scale = self._common(np.array(result["guidance"]["flags"], dtype=bool))
+        scale = self._best_scale(np.array(result["guidance"]["flags"], dtype=bool))
         result["scale"] = SCALES[scale]
         if pairs == 1:
-            result["everywhere"] = self._everywhere(
+            result["everywhere"] = self._flags_by_background(
                 style, result["guidance"]["rate"], SCALES[scale], seeds, pictures
             )
         return result
 
-    def _everywhere(
+    def _flags_by_background(
         self, style: str, rate: float, scale: float, seeds: int, pictures: int
     ) -> dict[str, list]:
-        """One pair's flags on every background."""
+        """Return the flags of a training on one pair, by background."""
         return {
             ground: [
                 self._flags(
@@ -123,7 +123,7 @@ class Study:
         }
 
     def _search(self, arm: str, style: str) -> float:
-        """The learning rate whose best strength gets style and object right most often."""
+        """Return the learning rate whose best strength gets style and object right most often."""
         own = {PAIR_SCENES[0].background}
 
         def best(rate: float) -> float:
@@ -138,8 +138,8 @@ class Study:
         return max(LEARNING_RATES, key=best)
 
     @staticmethod
-    def _common(flags: np.ndarray) -> int:
-        """The scale that gets style and object right most often over all trainings."""
+    def _best_scale(flags: np.ndarray) -> int:
+        """Return the index of the scale that gets style and object right most often."""
         return int(flags.all(axis=3).mean(axis=(0, 2)).argmax())
 
     def _flags(
@@ -154,25 +154,25 @@ class Study:
         grounds: set[str] | None,
         first: int = 0,
     ) -> list[list[bool]]:
-        """Style right and object right, a pair of flags per picture."""
+        """Return two flags per picture: style right and object right."""
 
-        def drawn() -> list[list[bool]]:
+        def draw_and_print() -> list[list[bool]]:
             flags = self._draw(arm, style, pairs, rate, seed, strength, pictures, grounds, first)
             line = f"{style}, {pairs}, {arm} {strength:g} at {rate:g}, seed {seed}"
             print(f"{line}: {np.mean(flags, axis=0)}", flush=True)
             return flags
 
         key = [arm, style, pairs, rate, seed, strength, pictures, sorted(grounds or ()), first]
-        return self.cache.get(key, drawn, "flags")
+        return self.cache.get(key, draw_and_print, "flags")
 
     def _draw(self, arm, style, pairs, rate, seed, strength, pictures, grounds, first):
         lora = self._lora(arm, style, pairs, rate, seed)
-        how = Drawing(arm, style_words(style), lora, strength)
+        drawing = Drawing(arm, style_words(style), lora, strength)
         scenes = self._prompts(pictures, grounds, first)
         flags = []
         for start in range(0, pictures, BATCH):
             part = scenes[start : start + BATCH]
-            reading = self.judge.read(self.base.draw(part, first + start, how))
+            reading = self.judge.read(self.base.draw(part, first + start, drawing))
             flags += [
                 [reading.style[i] == style, reading.object[i] == scene.things[0].kind]
                 for i, scene in enumerate(part)
@@ -180,7 +180,7 @@ class Study:
         return flags
 
     def _prompts(self, count: int, grounds: set[str] | None, seed: int) -> list:
-        """Scenes of objects that no pair shows, on the grounds asked for."""
+        """Return scenes of objects that no pair shows, on the given grounds."""
         generator = np.random.RandomState(4000 + seed)
         scenes = []
         while len(scenes) < count:
@@ -191,14 +191,14 @@ class Study:
         return scenes
 
     def _lora(self, arm: str, style: str, pairs: int, rate: float, seed: int):
-        """The trained LoRA, from the cache where it was trained before."""
-        how = Training(self.steps, rate, seed)
+        """Return the trained LoRA, from the cache if it is stored there."""
+        training = Training(self.steps, rate, seed)
         scenes = PAIR_SCENES[:pairs]
         if arm == "guidance":
-            return self.base.learn_pair(scenes, style, how)  # kept by the pack's own run folder
+            return self.base.learn_pair(scenes, style, training)  # stored in its run folder
         path = self.trainings.tensor_file(
             [style, pairs, self.steps, rate, seed],
-            lambda: self.base.learn_single(scenes, style, how),
+            lambda: self.base.learn_single(scenes, style, training),
             "single",
         )
         return read_lora(path)

@@ -1,1 +1,1 @@
-"""The plain LoRA study: a class that the base has never seen, against core's trainer."""
+"""The plain LoRA study: a class that the base has never seen, compared with core's trainer."""

@@ -1,4 +1,4 @@
-"""The arms of the study: this pack's Train Plain LoRA and core's Train LoRA, on one data set."""
+"""Define the arms of the study: this pack's Train Plain LoRA and core's Train LoRA."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..shared.plain_lora import RANK, Lora, PlainTraining, learn_with_pack, pict
 from ..shared.toy_base import Drawing, ToyBase
 from ..toyworld.world import Scene
 
+# Learning rates by arm. Core's LoRAs are scaled by 1 / rank, and 0.0005 is its node's default.
 RATES = {"pack": (3e-4, 1e-3, 3e-3), "core": (5e-4, 2e-3, 8e-3)}
-"""Three each; core's LoRAs are scaled by 1 / rank, and 0.0005 is its node's default."""
 
 
-def learn_with_core(base: ToyBase, how: PlainTraining) -> Lora:
-    """What core's trainer learns with its defaults but for steps, rank, rate and seed."""
+def learn_with_core(base: ToyBase, training: PlainTraining) -> Lora:
+    """Return the LoRA that core's trainer learns with the options, and else with its defaults."""
     images, captions = pictures()
     with torch.inference_mode():
         latents, positive = MakeTrainingDataset.execute(
@@ -35,10 +35,10 @@ def learn_with_core(base: ToyBase, how: PlainTraining) -> Lora:
             "model": [base.model],
             "latents": latents,
             "positive": positive,
-            "steps": [how.steps],
-            "learning_rate": [how.learning_rate],
+            "steps": [training.steps],
+            "learning_rate": [training.learning_rate],
             "rank": [RANK],
-            "seed": [how.seed],
+            "seed": [training.seed],
         }
         lora = TrainLoraNode.execute(**chosen).result[0]
     return {key: tensor.detach().float().cpu().contiguous() for key, tensor in lora.items()}
@@ -51,7 +51,7 @@ LEARN: dict[str, Callable[[ToyBase, PlainTraining], Lora]] = {
 
 
 def draw(base: ToyBase, arm: str, lora: Lora | None, scenes: list[Scene], seed: int):
-    """One picture per scene, ``(scene, 64, 64, 3)`` in 0..1; without a LoRA the base's own."""
+    """Return one picture per scene, ``(scene, 64, 64, 3)`` in 0..1, with the LoRA or without."""
     model = base.model
     if lora is not None and arm == "pack":
         model, _ = apply_lora(model, None, lora, 1.0, 0.0)

@@ -1,4 +1,4 @@
-"""Step time and peak memory of one trainer, measured in a process of its own.
+"""Measure step time and peak memory of one trainer in a new process.
 
 ``python3 benchmarks/run.py plain --cost pack`` prints one line of JSON.
 """
@@ -11,14 +11,14 @@ import time
 import folder_paths
 
 from ..shared.plain_lora import PlainTraining
-from ..shared.process_memory import MIB, forget_peak, measure_in_process, peak, resident
+from ..shared.process_memory import MIB, measure_in_process, peak, reset_peak, resident
 from ..shared.toy_base import ToyBase
 from .arms import LEARN
 
 RATE = 1e-3
 
 
-def measured(arm: str, steps: int, threads: int) -> dict[str, float]:
+def measure_in_new_process(arm: str, steps: int, threads: int) -> dict[str, float]:
     """Run the measurement of an arm in a new process and return it."""
     arguments = ["--cost", arm, "--steps", str(steps), "--threads", str(threads)]
     return measure_in_process("plain", arguments)
@@ -34,9 +34,10 @@ def measure(base: ToyBase, arm: str, steps: int) -> dict[str, float]:
     """
     with tempfile.TemporaryDirectory() as output:
         folder_paths.set_output_directory(output)
-        LEARN[arm](base, PlainTraining(2, RATE, 0))  # whatever is made once
+        # The first training also sets up what torch and ComfyUI keep for the whole process.
+        LEARN[arm](base, PlainTraining(2, RATE, 0))
         before = resident()
-        forget_peak()
+        reset_peak()
         seconds = []
         for count in (max(1, steps // 4), steps):
             started = time.monotonic()

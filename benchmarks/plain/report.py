@@ -1,4 +1,4 @@
-"""The markdown page and the JSON of the plain LoRA study."""
+"""Write the markdown page and the JSON of the plain LoRA study."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ NAMES = {"pack": "Train Plain LoRA (this pack)", "core": "Train LoRA (core)"}
 
 
 def rates(flags: np.ndarray) -> dict[str, dict[str, float]]:
-    """Rates with Wilson intervals of flags ``(training, picture, 3)``: class, colour, ground."""
+    """Return rates with Wilson intervals.
+
+    Args:
+        flags: Class, colour and background right, ``(training, picture, 3)``.
+    """
     flat = flags.reshape(-1, 3)
     columns = {
         "class": flat[:, 0],
@@ -34,12 +38,12 @@ def rates(flags: np.ndarray) -> dict[str, dict[str, float]]:
     return found
 
 
-def write_report(path: Path, facts: dict, result: dict) -> None:
-    """Write ``plain.md`` and ``plain.json`` side by side.
+def write_report(path: Path, metadata: dict, result: dict) -> None:
+    """Write the page ``plain.md`` and the data ``plain.json``.
 
     Args:
-        path: Of the page.
-        facts: What the result rests on.
+        path: Path of the page.
+        metadata: Values that the results depend on.
         result: Flags of ``base`` and of both arms, their learning rates and costs.
     """
     flags = {name: np.array(result[name]["flags"], dtype=float) for name in ("base", *NAMES)}
@@ -49,7 +53,7 @@ def write_report(path: Path, facts: dict, result: dict) -> None:
     lines = [
         "# A plain LoRA on the toy base",
         "",
-        *(f"{name}: `{value}`  " for name, value in facts.items()),
+        *(f"{name}: `{value}`  " for name, value in metadata.items()),
         "",
         "A class that the base has never seen, from eight captioned pictures: red, yellow and",
         "green on sand and night. Drawn are blue and purple ones on snow and brick: neither",
@@ -88,14 +92,14 @@ def write_report(path: Path, facts: dict, result: dict) -> None:
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    kept = {
-        "facts": facts,
+    record = {
+        "facts": metadata,
         "rates": summary,
         "difference": gap,
         "learning_rates": {arm: result[arm]["rate"] for arm in NAMES},
         "costs": {arm: result[arm]["cost"] for arm in NAMES},
     }
-    path.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _line(name: str, rate: str, found: dict[str, dict[str, float]]) -> str:

@@ -1,9 +1,9 @@
-"""The ordinary LoRA on the toy base: ``python3 benchmarks/run.py plain``; resumable.
+"""Evaluate the ordinary LoRA on the toy base: ``python3 benchmarks/run.py plain``; resumable.
 
-A class that the base has never seen, from eight captioned pictures, three seeds, judged on new
-colours and backgrounds; beside core's Train LoRA at equal steps, each with the best of three
-learning rates: class rate, step time, peak memory. The base computes in bf16.
-Writes ``benchmarks/results/plain.md`` and ``plain.json``.
+A class that the base has never seen is learnt from eight captioned pictures with three seeds, and
+judged on new colours and backgrounds. Class rate, step time and peak memory are compared with
+core's Train LoRA at equal steps, each with the best of three learning rates. The base computes in
+bf16. The results are written to ``benchmarks/results/plain.md`` and ``plain.json``.
 """
 
 from __future__ import annotations
@@ -24,25 +24,30 @@ from ..shared.toy_base import SAMPLING, Setup, load_setup
 from ..toyworld.scenes import BOAT_SCENES
 from ..toyworld.world import BASE_CLASSES, Scene, Thing
 from .arms import LEARN, RATES, draw
-from .cost import measure, measured
+from .cost import measure, measure_in_new_process
 from .report import write_report
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 COLOURS, BACKGROUNDS = ("blue", "purple"), ("snow", "brick")
-SEARCH_PROMPTS, NEW_PROMPTS = 90_000, 1000  # each training is judged on noise of its own
+SEARCH_PROMPTS = 90_000  # first seed of the prompts that choose the learning rates
+NEW_PROMPTS = 1000  # difference of the prompt and noise seeds of two trainings
 BATCH = 20
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what is not yet in the cache and write the report."""
+    """Compute the results that are not in the cache, and write the report."""
     parser = argparse.ArgumentParser(prog="plain", description=__doc__)
-    parser.add_argument("--steps", type=int, default=600, help="of a training, one picture each")
-    parser.add_argument("--pictures", type=int, default=100, help="per training")
-    parser.add_argument("--search-pictures", type=int, default=40, help="per learning rate")
+    parser.add_argument(
+        "--steps", type=int, default=600, help="steps of a training, one picture each"
+    )
+    parser.add_argument("--pictures", type=int, default=100, help="pictures per training")
+    parser.add_argument(
+        "--search-pictures", type=int, default=40, help="pictures per learning rate"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="trainings per arm")
-    parser.add_argument("--cost-steps", type=int, default=40)
+    parser.add_argument("--cost-steps", type=int, default=40, help="steps of the measured training")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cost", choices=("pack", "core"), help="measure one arm, print JSON")
+    parser.add_argument("--cost", choices=("pack", "core"), help="measure one arm and print JSON")
     parser.add_argument("--out", type=Path, default=BENCHMARKS / "results" / "plain.md")
     options = parser.parse_args(arguments)
     setup = load_setup(options.threads)
@@ -50,25 +55,25 @@ def main(arguments: Sequence[str]) -> int:
         print(json.dumps(measure(setup.base, options.cost, options.steps)))
         return 0
     study = Study(setup, options)
-    write_report(options.out, study.facts(), study.result())
+    write_report(options.out, study.metadata(), study.result())
     return 0
 
 
 class Study:
-    """The trainings and pictures of the study, each kept in the cache as soon as it is made."""
+    """The trainings and pictures of the study, each stored in the cache as soon as it exists."""
 
     def __init__(self, setup: Setup, options: argparse.Namespace) -> None:
         self.setup, self.base, self.judge = setup, setup.base, setup.judge
         self.options, self.rates = options, RATES
-        self.courses = {"pack": [SCHEDULE]}
+        self.schedules = {"pack": [SCHEDULE]}
         shown = hashlib.sha256(b"".join(p.numpy().tobytes() for p in pictures()[0])).hexdigest()
         basis = [setup.base_digest, setup.judge.hash, shown, options.steps, RANK]
         self.cache = ResultCache(cache_folder() / "plain_study", basis)
 
-    def facts(self) -> dict:
-        """Return what the results depend on."""
+    def metadata(self) -> dict:
+        """Return the values that the results depend on."""
         return {
-            **self.setup.facts,
+            **self.setup.metadata,
             "steps": self.options.steps,
             "sampling": SAMPLING,
             "pictures": self.options.pictures,
@@ -76,7 +81,7 @@ class Study:
         }
 
     def result(self) -> dict:
-        """Flags of the base and of both arms, with the arms' learning rates and costs."""
+        """Return the flags of base and arms, and the arms' learning rates and costs."""
         options = self.options
         seeds = range(options.seeds)
         own = [self._flags(None, 0.0, seed, options.pictures, NEW_PROMPTS * seed) for seed in seeds]
@@ -88,13 +93,13 @@ class Study:
             ]
             cost = self.cache.get(
                 ["cost", arm, options.cost_steps, options.threads],
-                lambda arm=arm: measured(arm, options.cost_steps, options.threads),
+                lambda arm=arm: measure_in_new_process(arm, options.cost_steps, options.threads),
             )
             found[arm] = {"rate": rate, "flags": flags, "cost": cost}
         return found
 
     def _search(self, arm: str) -> float:
-        """The learning rate that gets class, colour and background right most often."""
+        """Return the learning rate that gets class, colour and background right most often."""
         count = self.options.search_pictures
 
         def right(rate: float) -> float:
@@ -105,9 +110,9 @@ class Study:
     def _flags(
         self, arm: str | None, rate: float, seed: int, count: int, first: int
     ) -> list[list[bool]]:
-        """Class, colour and background right, for every picture; without an arm of the base."""
+        """Return class, colour and background flags of every picture; without arm, the base's."""
 
-        def drawn() -> list[list[bool]]:
+        def draw_and_print() -> list[list[bool]]:
             lora = None if arm is None else self._lora(arm, rate, seed)
             scenes = self._prompts(arm, count, first)
             flags = []
@@ -126,11 +131,11 @@ class Study:
             print(f"{arm or 'base'} at {rate:g}, seed {seed}: {np.mean(flags, axis=0)}", flush=True)
             return flags
 
-        course = self.courses.get(arm, ())
-        return self.cache.get(["flags", arm, rate, seed, count, first, *course], drawn)
+        schedule = self.schedules.get(arm, ())
+        return self.cache.get(["flags", arm, rate, seed, count, first, *schedule], draw_and_print)
 
     def _prompts(self, arm: str | None, count: int, first: int) -> list:
-        """Scenes in colours and on backgrounds that no training picture has."""
+        """Return scenes in colours and on backgrounds that no training picture has."""
         generator = np.random.RandomState(6000 + first % 10_007)
         kinds = (BOAT_SCENES[0].things[0].kind,) if arm else BASE_CLASSES
         return [
@@ -142,11 +147,11 @@ class Study:
         ]
 
     def _lora(self, arm: str, rate: float, seed: int) -> Lora:
-        """Return the trained LoRA, from the cache where it was trained before."""
-        how = PlainTraining(self.options.steps, rate, seed)
+        """Return the trained LoRA, from the cache if it is stored there."""
+        training = PlainTraining(self.options.steps, rate, seed)
         if arm == "pack":
-            return LEARN[arm](self.base, how)  # kept by the pack's own run folder
+            return LEARN[arm](self.base, training)  # stored in its run folder
         learn = LEARN[arm]
         return load_file(
-            self.cache.tensor_file(["lora", arm, rate, seed], lambda: learn(self.base, how))
+            self.cache.tensor_file(["lora", arm, rate, seed], lambda: learn(self.base, training))
         )

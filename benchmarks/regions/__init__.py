@@ -1,1 +1,1 @@
-"""The region study: prompts, LoRAs and control that act in one part of the canvas."""
+"""The region study: prompts, LoRAs and control in one part of the canvas."""

@@ -1,4 +1,4 @@
-"""Adapters in one region: how well a LoRA works in its half, and how far it leaks."""
+"""Measure how well a LoRA works in its region, and how much it leaks into the other one."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from ..shared.toy_base import ToyBase
 from ..toyworld.judge import Judge
 from ..toyworld.scenes import BOAT_SCENES
 from ..toyworld.world import BACKGROUNDS, BASE_CLASSES, COLOURS, Scene, Thing, style_words
-from .layouts import CANVASES, PicturePrompts, draw, place_words, twice, windows
+from .layouts import CANVASES, PicturePrompts, draw, place_words, repeated_caption, windows
 
 CANVAS = "2:1"
 KIND, STYLE = "boat", "mosaic"
 STEPS, RATE = 600, 2e-3
-HOW = {"class": ("logit-normal", "all linear"), "style": ("uniform", "attention")}
-"""Noise levels and layers: what of a few tried learnt best, with noise that is not drawn here."""
-_FIRST = {"class": 20_000, "style": 30_000}
+# Timesteps and layers by adapter: the best of a few, chosen on noise that this study does not use.
+TRAINING_OPTIONS = {"class": ("logit-normal", "all linear"), "style": ("uniform", "attention")}
+_FIRST_NOISE = {"class": 20_000, "style": 30_000}
 
 
 @dataclass
 class Cell:
-    """One adapter of one training.
+    """An adapter of one training.
 
     Args:
         base: The toy base.
-        judge: Reads the pictures.
+        judge: Network that classifies the pictures.
         adapter: One of ``ADAPTERS``.
-        seed: Of the training; pictures are drawn on noise of its own.
+        seed: Seed of the training, which also selects the noise of the pictures.
     """
 
     base: ToyBase
@@ -45,13 +45,13 @@ class Cell:
 
     @property
     def lora(self) -> Any:
-        """The trained LoRA."""
+        """Return the trained LoRA."""
         if self._lora is None:
-            self._lora = _learnt(self.adapter, self.base, self.seed)
+            self._lora = _train(self.adapter, self.base, self.seed)
         return self._lora
 
     def scenes(self, start: int, count: int) -> list[Scene]:
-        """Scenes of the adapter's thing on the left and another on the right."""
+        """Return scenes of the adapter's thing on the left and another thing on the right."""
         generator = np.random.RandomState(8000 + 100 * self.seed + start)
         scenes = []
         for _ in range(count):
@@ -64,16 +64,16 @@ class Cell:
         return scenes
 
     def words(self, scene: Scene) -> str:
-        """The prompt of the adapter's half."""
-        text = twice(scene, 0)
+        """Return the prompt of the adapter's half."""
+        text = repeated_caption(scene, 0)
         return text if self.adapter == "class" else f"{text} {style_words(STYLE)}"
 
     def noise(self, start: int) -> int:
-        """The seed of a batch's noise."""
-        return _FIRST[self.adapter] + 1000 * self.seed + start
+        """Return the seed of a batch's noise."""
+        return _FIRST_NOISE[self.adapter] + 1000 * self.seed + start
 
     def read(self, pictures: torch.Tensor, side: int) -> list[bool]:
-        """Whether the adapter shows in a half."""
+        """Return whether the adapter's class or style shows in a half, for each picture."""
         readings = [self.judge.read(window) for window in windows(pictures, side)]
         wanted, head = (KIND, "object") if self.adapter == "class" else (STYLE, "style")
         return [
@@ -83,10 +83,11 @@ class Cell:
 
 
 def wide_scenes(adapter: str) -> list[Scene]:
-    """Training pictures of the canvas: two things, one or both of them boats; or all in the style.
+    """Return the scenes of the training pictures, with two things each on the wide canvas.
 
-    What is learnt of square pictures alone fails on the whole wide canvas, with regions or without;
-    and a region's text names its thing twice, so some pictures show two.
+    One or both things are boats, or all pictures are in the style. A LoRA trained only on square
+    pictures fails on the wide canvas, with regions or without. Some pictures show the same class
+    twice, because a region's prompt names its thing twice.
     """
     width, height = CANVASES[CANVAS]
     scenes = []
@@ -111,21 +112,21 @@ def wide_scenes(adapter: str) -> list[Scene]:
     return scenes
 
 
-def _learnt(adapter: str, base: ToyBase, seed: int) -> Any:
-    how = PlainTraining(STEPS, RATE, seed, *HOW[adapter])
-    return learn_with_pack(base, how, f"wide {adapter}", wide_scenes(adapter))
+def _train(adapter: str, base: ToyBase, seed: int) -> Any:
+    training = PlainTraining(STEPS, RATE, seed, *TRAINING_OPTIONS[adapter])
+    return learn_with_pack(base, training, f"wide {adapter}", wide_scenes(adapter))
 
 
 def _regional(cell: Cell, start: int, count: int, loras: bool) -> torch.Tensor:
-    said = [
+    picture_prompts = [
         PicturePrompts(
             place_words(scene),
-            [cell.words(scene), twice(scene, 1)],
+            [cell.words(scene), repeated_caption(scene, 1)],
             (((cell.lora, 1.0),) if loras else (), ()),
         )
         for scene in cell.scenes(start, count)
     ]
-    return draw(cell.base, said, CANVAS, cell.noise(start))
+    return draw(cell.base, picture_prompts, CANVAS, cell.noise(start))
 
 
 def _in_region(cell: Cell, start: int, count: int) -> list[bool]:
@@ -143,8 +144,8 @@ def _leak_of_base(cell: Cell, start: int, count: int) -> list[bool]:
 def _everywhere(cell: Cell, start: int, count: int) -> list[bool]:
     model, _ = apply_lora(cell.base.model, None, cell.lora, 1.0, 0.0)
     base = replace(cell.base, model=model)
-    said = [PicturePrompts(cell.words(scene)) for scene in cell.scenes(start, count)]
-    return cell.read(draw(base, said, CANVAS, cell.noise(start)), 0)
+    picture_prompts = [PicturePrompts(cell.words(scene)) for scene in cell.scenes(start, count)]
+    return cell.read(draw(base, picture_prompts, CANVAS, cell.noise(start)), 0)
 
 
 ADAPTERS = ("class", "style")

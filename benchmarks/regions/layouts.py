@@ -1,4 +1,4 @@
-"""Two things on one canvas, drawn with regions and without, and how they are read."""
+"""Draw two things on one canvas, with regions and without, and read the pictures."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from ..shared.toy_base import CFG, SAMPLER, SCHEDULER, STEPS, ToyBase
 from ..toyworld.judge import Judge
 from ..toyworld.world import SIDE, Scene, Thing, caption, random_scene
 
+# Width and height. The judge reads squares of 64 pixels, and the base has never seen the square
+# canvas.
 CANVASES: dict[str, tuple[int, int]] = {"2:1": (2 * SIDE, SIDE), "square": (2 * SIDE, 2 * SIDE)}
-"""Width and height. The judge reads squares of 64 pixels; the base has never seen the larger."""
 HALVES = (Box(0, 0, 0.5, 1), Box(0.5, 0, 1, 1))
 OVERLAPPING = (Box(0, 0, 0.625, 1), Box(0.375, 0, 1, 1))
 _STRIDE = 16
@@ -34,8 +35,8 @@ class PicturePrompts:
     """The prompts of one picture.
 
     Args:
-        positive: The sampler's prompt.
-        regions: A prompt for each half; empty for no regions.
+        positive: Prompt of the sampler.
+        regions: Prompt of each half; empty for no regions.
         loras: LoRAs of each half.
     """
 
@@ -45,7 +46,7 @@ class PicturePrompts:
 
 
 def layouts_of(canvas: str, count: int) -> list[Scene]:
-    """Return scenes of two things that differ in kind and colour, on any ground."""
+    """Return scenes of two things that differ in kind and colour, on random grounds."""
     generator = np.random.RandomState(7000 + list(CANVASES).index(canvas))
     width, height = CANVASES[canvas]
     scenes: list[Scene] = []
@@ -57,40 +58,40 @@ def layouts_of(canvas: str, count: int) -> list[Scene]:
     return scenes
 
 
-def alone(scene: Scene, side: int) -> Scene:
+def with_one_thing(scene: Scene, side: int) -> Scene:
     """Return the scene with one of its things."""
     return replace(scene, things=(scene.things[side],))
 
 
 def place_words(scene: Scene) -> str:
-    """Return the words of a scene that say nothing of what its things are."""
+    """Return a caption that names the ground and the places of a scene, but not its things."""
     return f"a thing on the left and a thing on the right on {scene.background}"
 
 
-def twice(scene: Scene, side: int) -> str:
-    """Return the words of two things that are both one of the scene's: only its region places it.
+def repeated_caption(scene: Scene, side: int) -> str:
+    """Return a caption that names one thing of the scene twice, so that only its region places it.
 
-    A region's words still count what is in the picture: where they speak of one thing, the base's
-    self-attention, which no region parts, often leaves the other region empty.
+    The base decides how many things it draws by its self-attention, which regions do not separate.
+    If each region's prompt names one thing, one of the regions often stays empty.
     """
     return caption(replace(scene, things=(scene.things[side],) * 2))
 
 
 def draw(
     base: ToyBase,
-    said: Sequence[PicturePrompts],
+    picture_prompts: Sequence[PicturePrompts],
     canvas: str,
     seed: int,
     boxes: Sequence[Box] = HALVES,
     positive: list | None = None,
 ) -> torch.Tensor:
-    """Return one picture for each text, ``(picture, height, width, 3)``.
+    """Return a picture for each entry of the prompts, ``(picture, height, width, 3)``.
 
-    A batch has one prompt for each region, so that pictures with regions are drawn one by one.
+    A batch has one prompt for each region, so pictures with regions are drawn one at a time.
     """
-    if said[0].regions:
+    if picture_prompts[0].regions:
         pictures = []
-        for number, one in enumerate(said):
+        for number, one in enumerate(picture_prompts):
             regions = [Region(name, box) for name, box in zip(NAMES, boxes, strict=True)]
             prompts = tuple(
                 RegionConditioning(name, base.prompt(text), None, tuple(loras))
@@ -102,14 +103,18 @@ def draw(
             prompt = base.prompt(one.positive)
             pictures.append(sample(base, model, prompt, canvas, 1, seed, number))
         return torch.cat(pictures)
-    prompt = base.batch_prompt([one.positive for one in said]) if positive is None else positive
-    return sample(base, base.model, prompt, canvas, len(said), seed)
+    prompt = (
+        base.batch_prompt([one.positive for one in picture_prompts])
+        if positive is None
+        else positive
+    )
+    return sample(base, base.model, prompt, canvas, len(picture_prompts), seed)
 
 
 def sample(
     base: ToyBase, model: Any, positive: list, canvas: str, count: int, seed: int, row: int = 0
 ) -> torch.Tensor:
-    """Return pictures of stock nodes; ``row`` picks one picture's noise of a batch's."""
+    """Return pictures from the stock nodes; ``row`` selects the noise of one picture of a batch."""
     width, height = CANVASES[canvas]
     latent = nodes.EmptyLatentImage().generate(width, height, count)[0]
     if row or count == 1:
@@ -121,7 +126,7 @@ def sample(
 
 
 def masked_prompts(base: ToyBase, texts: Sequence[str]) -> list:
-    """Return core's masked conditioning: each thing's prompt in its half."""
+    """Return core's masked conditioning, with each thing's prompt in its half."""
     width, height = CANVASES["2:1"]
     parts = []
     for side, text in enumerate(texts):
@@ -133,11 +138,11 @@ def masked_prompts(base: ToyBase, texts: Sequence[str]) -> list:
 
 
 def windows(pictures: torch.Tensor, side: int | None) -> list[torch.Tensor]:
-    """Return the squares of 64 pixels in which a thing is looked for.
+    """Return the squares of 64 pixels that the judge searches for a thing.
 
     Args:
         pictures: ``(picture, height, width, 3)``.
-        side: Which half of the width; None for all of it.
+        side: Half of the width, 0 or 1; None for the whole width.
     """
     _, height, width, _ = pictures.shape
     left, right = (0, width) if side is None else (side * width // 2, (side + 1) * width // 2)
@@ -148,10 +153,10 @@ def windows(pictures: torch.Tensor, side: int | None) -> list[torch.Tensor]:
     ]
 
 
-def seen(
+def read_things(
     judge: Judge, pictures: torch.Tensor, things: Sequence[Thing], side: int | None
 ) -> list[list[bool]]:
-    """Return whether each picture has its thing there: its kind, and its kind in its colour."""
+    """Return two flags per picture: its thing's kind is found, and the kind in its colour."""
     readings = [judge.read(window) for window in windows(pictures, side)]
     flags = []
     for i, thing in enumerate(things):
@@ -165,30 +170,29 @@ def seen(
 
 
 def both_halves(judge: Judge, pictures: torch.Tensor, scenes: Sequence[Scene]) -> list:
-    """Return flags ``(picture, thing, flag)``, each thing looked for in its half."""
+    """Return flags ``(picture, thing, flag)``, with each thing searched in its half."""
     sides = [
-        seen(judge, pictures, [scene.things[side] for scene in scenes], side) for side in range(2)
+        read_things(judge, pictures, [scene.things[side] for scene in scenes], side)
+        for side in range(2)
     ]
     return [list(pair) for pair in zip(*sides, strict=True)]
 
 
 Arm = Callable[[ToyBase, Judge, str, Sequence[Scene], int], list]
-
-
 Words = Callable[[Scene, int], str]
 
 
 def _one(scene: Scene, side: int) -> str:
-    return caption(alone(scene, side))
+    return caption(with_one_thing(scene, side))
 
 
 def _regional(boxes: Sequence[Box], words: Words) -> Arm:
     def arm(base: ToyBase, judge: Judge, canvas: str, scenes: Sequence[Scene], seed: int) -> list:
-        said = [
+        picture_prompts = [
             PicturePrompts(place_words(scene), [words(scene, side) for side in range(2)])
             for scene in scenes
         ]
-        return both_halves(judge, draw(base, said, canvas, seed, boxes), scenes)
+        return both_halves(judge, draw(base, picture_prompts, canvas, seed, boxes), scenes)
 
     return arm
 
@@ -210,13 +214,13 @@ def _plain(base: ToyBase, judge: Judge, canvas: str, scenes: Sequence[Scene], se
 
 
 def _alone(base: ToyBase, judge: Judge, canvas: str, scenes: Sequence[Scene], seed: int) -> list:
-    """Each thing alone on the whole canvas, looked for anywhere."""
+    """Return flags of each thing drawn alone on the canvas and searched everywhere."""
     sides = []
     for side in range(2):
-        singles = [alone(scene, side) for scene in scenes]
-        said = [PicturePrompts(caption(scene)) for scene in singles]
-        pictures = draw(base, said, canvas, seed + 5000 * side)
-        sides.append(seen(judge, pictures, [scene.things[0] for scene in singles], None))
+        singles = [with_one_thing(scene, side) for scene in scenes]
+        picture_prompts = [PicturePrompts(caption(scene)) for scene in singles]
+        pictures = draw(base, picture_prompts, canvas, seed + 5000 * side)
+        sides.append(read_things(judge, pictures, [scene.things[0] for scene in singles], None))
     return [list(pair) for pair in zip(*sides, strict=True)]
 
 
@@ -225,10 +229,12 @@ OURS = "regional attention"
 OURS_ONE = "regional attention, words of one thing"
 MASKED_ONE = "core's masked conditioning, words of one thing"
 ARMS: Mapping[str, Arm] = {
-    OURS: _regional(HALVES, twice),
-    "regional attention, regions that overlap by a quarter": _regional(OVERLAPPING, twice),
+    OURS: _regional(HALVES, repeated_caption),
+    "regional attention, regions that overlap by a quarter": _regional(
+        OVERLAPPING, repeated_caption
+    ),
     OURS_ONE: _regional(HALVES, _one),
-    "core's masked conditioning": _masked(twice),
+    "core's masked conditioning": _masked(repeated_caption),
     MASKED_ONE: _masked(_one),
     "the base's prompt for two things": _plain,
     ALONE: _alone,
@@ -236,6 +242,6 @@ ARMS: Mapping[str, Arm] = {
 
 
 def arms_of(canvas: str) -> list[str]:
-    """Return the arms of a canvas: what words of one thing do is shown on the first alone."""
+    """Return the arms of a canvas; prompts of one thing are only drawn on the first canvas."""
     first = canvas == next(iter(CANVASES))
     return [arm for arm in ARMS if first or arm not in (OURS_ONE, MASKED_ONE)]

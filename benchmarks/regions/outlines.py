@@ -1,4 +1,4 @@
-"""A T2I-Adapter that follows outlines on the toy base, and its strength for each region."""
+"""Train a T2I-Adapter on outlines for the toy base, and measure its strength by region."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FIRST_NOISE, FIRST_LAYOUT, FIRST_SCENE = 40_000, 9000, 700_000
 
 
 class OutlineAdapter(Adapter):
-    """ComfyUI's T2I-Adapter at the toy base's one level: one feature for each of its two blocks."""
+    """ComfyUI's T2I-Adapter for the toy base: one level, with a feature for each of two blocks."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -50,13 +50,13 @@ class OutlineAdapter(Adapter):
         )
 
     def forward(self, x: Tensor) -> dict[str, list[Tensor]]:
-        """Return the features, the last one first, as the UNet takes them from the end."""
+        """Return the features in reverse order, because the UNet takes them from the end."""
         features = super().forward(x)["input"]
         return {"input": [feature for feature in features if feature is not None]}
 
 
 def outline(scene: Scene) -> np.ndarray:
-    """Return the edge of a scene's things, ``(height, width)`` in 0..1."""
+    """Return the outline of a scene's things, ``(height, width)`` in 0..1."""
     mask = torch.from_numpy(render_truth(scene).mask)[None, None]
     edge = F.max_pool2d(mask, 3, 1, 1) + F.max_pool2d(-mask, 3, 1, 1)
     return edge[0, 0].clamp(0, 1).numpy()
@@ -69,13 +69,13 @@ def hint_of(scenes: list[Scene]) -> Tensor:
 
 
 class OutlineStudy:
-    """Outlines in two regions, of which one has weight 1 and the other 0.
+    """Pictures with outlines in two regions, one with weight 1 and the other with weight 0.
 
     Args:
         base: The toy base.
-        judge: Reads the pictures.
-        folder: Where the trained adapter is kept.
-        steps: Of its training.
+        judge: Network that classifies the pictures.
+        folder: Folder of the trained adapter.
+        steps: Steps of the adapter's training.
     """
 
     def __init__(self, base: ToyBase, judge: Judge, folder: Path, steps: int) -> None:
@@ -86,7 +86,7 @@ class OutlineStudy:
         self._net: OutlineAdapter | None = None
 
     def flags(self, start: int, count: int) -> dict[str, list[bool]]:
-        """Return whether the outline's kind was drawn, by its weight; the prompt names no kind."""
+        """Return whether the outline's kind was drawn, by weight; prompts never name the kind."""
         generator = np.random.RandomState(FIRST_LAYOUT + start)
         found: dict[str, list[bool]] = {"1": [], "0": [], "without the adapter": []}
         adapter = comfy.controlnet.T2IAdapter(self._trained(), HINT_CHANNELS, PIXELS, "bilinear")
@@ -126,7 +126,7 @@ class OutlineStudy:
         return self._net
 
     def _train(self) -> dict[str, Tensor]:
-        """Train on the base's own kind of pictures, captions without kinds: outlines tell them."""
+        """Return weights trained on pictures like the base's, with captions that name no kinds."""
         torch.manual_seed(0)
         scenes = [wide_scene(FIRST_SCENE + number) for number in range(SCENES)]
         latents, hints = [], []
@@ -162,7 +162,7 @@ class OutlineStudy:
                     control={key: list(value) for key, value in net(hint).items()},
                     transformer_options={"sigmas": sigma},
                 )
-                # Error of the noise, as the base was trained.
+                # The error of the predicted noise, the loss with which the base was trained.
                 scale = denoiser.output_scale(sigma, latent)
                 loss = ((found - latent) / scale).square().mean()
                 optimiser.zero_grad(set_to_none=True)
@@ -175,7 +175,7 @@ class OutlineStudy:
 
 
 def generic(scene: Scene) -> str:
-    """Return a caption that names colours and ground, and every kind *thing*."""
+    """Return a caption that names colours and ground, but calls every kind *thing*."""
     return caption(scene, generic=True)
 
 

@@ -1,4 +1,4 @@
-"""The markdown page and the JSON of the study of regions."""
+"""Write the markdown page and the JSON of the study of regions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SHARE, LEAK_LIMIT = 0.95, 0.05
 COST, COST_WITH_LORAS, COST_OF_TOKENS = 1.15, 1.3, 1.1
 
 
-def write_report(path: Path, facts: dict, found: dict[str, Any]) -> None:
-    """Write ``regions.md`` and ``regions.json`` side by side.
+def write_report(path: Path, metadata: dict, found: dict[str, Any]) -> None:
+    """Write the page ``regions.md`` and the data ``regions.json``.
 
     Args:
-        path: Of the page.
-        facts: What the result rests on.
-        found: What each part of the study found.
+        path: Path of the page.
+        metadata: Values that the results depend on.
+        found: Results by part of the study.
     """
     layouts = {canvas: _layouts(arms) for canvas, arms in found["layouts"].items()}
     adapters = {name: _adapters(arms) for name, arms in found["adapters"].items()}
@@ -32,7 +32,7 @@ def write_report(path: Path, facts: dict, found: dict[str, Any]) -> None:
     lines = [
         "# Regions on the toy base",
         "",
-        *(f"{name}: `{value}`  " for name, value in facts.items()),
+        *(f"{name}: `{value}`  " for name, value in metadata.items()),
         "",
         "Intervals are Wilson's at 95 %. A thing is looked for in every square of 64 pixels of its",
         "place, on a stride of 16, and is right where one of them shows its kind in its colour.",
@@ -49,7 +49,7 @@ def write_report(path: Path, facts: dict, found: dict[str, Any]) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     stored = {
-        "facts": facts,
+        "facts": metadata,
         "layouts": layouts,
         "adapters": adapters,
         "outlines": outlines,
@@ -65,7 +65,7 @@ def _rate(flags: Any) -> dict[str, float]:
 
 
 def _layouts(arms: dict[str, list]) -> dict[str, Any]:
-    """Return each arm's rates, and what is expected of two things that each come out alone."""
+    """Return each arm's rates, and the rate expected of two independently drawn things."""
     flags = {arm: np.array(values, dtype=bool)[..., 1] for arm, values in arms.items()}
     single = flags[ALONE].mean(axis=0)
     return {
@@ -105,7 +105,7 @@ def _layout_lines(layouts: dict[str, Any]) -> list[str]:
 
 
 def _adapters(arms: dict[str, list]) -> dict[str, Any]:
-    """Return each arm's rates, and two differences with their intervals over trainings, pictures."""
+    """Return each arm's rates, and two differences with bootstrap intervals."""
     flags = {arm: np.array(values, dtype=bool) for arm, values in arms.items()}
     return {
         "rates": {arm: _rate(values) for arm, values in flags.items()},
@@ -199,10 +199,10 @@ def _speed_lines(speed: dict[str, Any]) -> list[str]:
                 f"at most {aim:g} {_verdict(cost <= aim)}"
                 for cost, aim in zip(costs, aims, strict=True)
             ]
-            beside = found["seconds"][MASKED] / found["seconds"][REGIONAL]
+            ratio = found["seconds"][MASKED] / found["seconds"][REGIONAL]
             lines += [
                 f"The aims: {', with LoRAs '.join(verdicts)}. Core's masked prompts take "
-                f"{beside:.1f} times as long as regions.",
+                f"{ratio:.1f} times as long as regions.",
                 "",
             ]
     return lines[:-1]

@@ -1,4 +1,4 @@
-"""What a step with regions costs at real widths with random weights, in a process of its own.
+"""Measure the cost of a step with regions at real widths with random weights, in a new process.
 
 ``python3 benchmarks/run.py regions --timed SD1.5`` prints one line of JSON.
 """
@@ -34,14 +34,15 @@ from ..shared.process_memory import measure_in_process
 from ..shared.real_width import TOY_BASE, Case, load_base, random_state
 
 NETWORKS = ("SD1.5", "Flux", TOY_BASE)
+# The time of a run of one step is subtracted from that of a run with this many more steps, so that
+# work that a run does once is reported separately.
 STEPS = 3
-"""A run of one step is taken from a run of so many more: what a run does once is reported apart."""
 TOY_SIDE = 16
 REGIONS, RANK, TOKENS, FLUX_TOKENS = 3, 16, 77, 256
 PLAIN, REGIONAL, WITH_LORAS = "plain sampling", "regions", "regions, each with a LoRA"
 MASKED, HOOKED = "core's masked prompts", "core's masked prompts, each with a hook LoRA"
 APART = "one sampler for each region"
-# Flux's own head size, norms and layout; fewer and narrower blocks, so that it fits any machine.
+# Flux's head size, norms and layout, with fewer and narrower blocks, so that it fits any machine.
 FLUX = {
     "hidden_size": 1024,
     "num_heads": 8,
@@ -61,24 +62,23 @@ FLUX = {
 }
 
 
-Run = Callable[[int], None]
-"""Samples for so many steps."""
+Run = Callable[[int], None]  # samples with this number of steps
 
 
-def measured(network: str, side: int, repeats: int, threads: int) -> dict[str, Any]:
+def measure_in_new_process(network: str, side: int, repeats: int, threads: int) -> dict[str, Any]:
     """Run the measurement in a new process and return it."""
     arguments = ["--timed", network, "--side", str(side), "--repeats", str(repeats)]
     return measure_in_process("regions", [*arguments, "--threads", str(threads)])
 
 
 def measure(network: str, side: int, repeats: int, threads: int) -> dict[str, Any]:
-    """Seconds of a step by arm, and for transformers the operations of a step.
+    """Return the seconds of a step by arm, and for Flux the operations of a step.
 
     Args:
         network: One of ``NETWORKS``.
-        side: Of the latent.
-        repeats: Timed steps of each arm; arms take turns, and the middle one counts.
-        threads: Of the processor.
+        side: Side of the latent.
+        repeats: Number of timed runs of each arm, in turns; the median is returned.
+        threads: Number of CPU threads.
     """
     torch.set_num_threads(threads)
     side = TOY_SIDE if network == TOY_BASE else side
@@ -89,7 +89,7 @@ def measure(network: str, side: int, repeats: int, threads: int) -> dict[str, An
         arms[arm](1)  # loads the model and warms the caches
     for _ in range(repeats):
         for arm, run in arms.items():
-            short, long = (_timed(run, steps) for steps in (1, 1 + STEPS))
+            short, long = (_seconds_of(run, steps) for steps in (1, 1 + STEPS))
             seconds[arm].append((long - short) / STEPS)
             once[arm].append(short - seconds[arm][-1])
     found: dict[str, Any] = {
@@ -104,10 +104,10 @@ def measure(network: str, side: int, repeats: int, threads: int) -> dict[str, An
     return found
 
 
-def _timed(run: Run, steps: int) -> float:
-    begun = time.perf_counter()
+def _seconds_of(run: Run, steps: int) -> float:
+    started = time.perf_counter()
     run(steps)
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def _unet(network: str, side: int) -> Any:
@@ -193,8 +193,8 @@ def _regional(model: Any, texts: list, loras: list | None) -> Any:
         )
         for i, name in enumerate(names)
     )
-    said = RegionPrompts("", prompts)
-    return with_regions(model, regions, said, KEEPS_A_CELL, MEAN, False, AREA)
+    region_prompts = RegionPrompts("", prompts)
+    return with_regions(model, regions, region_prompts, KEEPS_A_CELL, MEAN, False, AREA)
 
 
 def _text(tokens: int, width: int, seed: int, pooled: int = 0) -> list:
@@ -216,7 +216,7 @@ def _factors(sites: Mapping[str, Any], seed: int) -> dict[str, Any]:
 
 def _operations(run: Run) -> int:
     counter = FlopCounterMode(display=False)
-    # The counter does not know the processor's fused attention; written out, it is products.
+    # The counter cannot count fused attention; the MATH backend computes it as matrix products.
     with sdpa_kernel(SDPBackend.MATH), counter:
         run(1)
     return counter.get_total_flops()

@@ -1,4 +1,4 @@
-"""Results of a study on disk: each is stored when it is computed, so an aborted study resumes."""
+"""Store the results of a study on disk as soon as they are computed, so that it can be resumed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ResultCache:
-    """Results by key, each in a file that is named by a digest of the key and the basis.
+    """A cache of results with one file per key, named by a digest of the key and the basis.
 
     Args:
         folder: Folder of the files.
@@ -27,7 +27,7 @@ class ResultCache:
     basis: Sequence[Any]
 
     def path(self, key: Sequence[Any], name: str | None = None) -> Path:
-        """Return the file of a key; its name begins with ``name``, or with the key's first entry."""
+        """Return the file of a key; its name begins with ``name`` or the key's first entry."""
         digest = hashlib.sha256(json.dumps([*self.basis, *key]).encode()).hexdigest()[:16]
         if name is None:
             name = str(key[0]).split(",")[0].replace(" ", "_")
@@ -41,13 +41,13 @@ class ResultCache:
         *,
         again: bool = False,
     ) -> Any:
-        """Return the stored result of a key; compute and store it where there is none.
+        """Return the stored result of a key; compute and store it if there is none.
 
         Args:
-            key: Plain values that name the result.
-            compute: Function that makes the result, a JSON value.
+            key: Plain values that identify the result.
+            compute: Function that computes the result, a JSON value.
             name: Beginning of the file's name.
-            again: Whether a stored result is computed anew.
+            again: Whether to compute and replace a stored result.
         """
         path = self.path(key, name)
         if again or not path.exists():
@@ -68,7 +68,7 @@ class ResultCache:
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name first, so that it is never found half written."""
+    """Write a file under a temporary name and rename it, so that no reader sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     write(part)
@@ -76,10 +76,10 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def source_digest(files: Iterable[Path]) -> str:
-    """Return a digest of the code in Python files, which a study's results depend on.
+    """Return a digest of the code in Python files on which a study's results depend.
 
-    Comments, docstrings, imports and the files' places are left out: moving code from one file to
-    another name changes no result.
+    The digest ignores comments, docstrings, imports and file names, because changing them or moving
+    a file changes no result.
     """
     digests = sorted(_code_digest(file) for file in files)
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""An ordinary LoRA of captioned scenes on the toy base, learnt by this pack's trainer."""
+"""Train an ordinary LoRA of captioned scenes on the toy base with this pack's trainer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Lora = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class PlainTraining:
-    """Steps, learning rate, seed, noise levels and layers; a step sees one picture."""
+    """Options of a plain training, whose steps see one picture each."""
 
     steps: int
     learning_rate: float
@@ -34,27 +34,29 @@ class PlainTraining:
 
 
 def pictures(scenes: Sequence[Scene] = BOAT_SCENES) -> tuple[list[torch.Tensor], list[str]]:
-    """The eight training pictures, each an IMAGE, and their captions."""
+    """Return the eight training pictures, each an IMAGE, and their captions."""
     return [image_of(scene) for scene in scenes], [caption(scene) for scene in scenes]
 
 
 def learn_with_pack(
     base: ToyBase,
-    how: PlainTraining,
+    training: PlainTraining,
     name: str = "boat",
     scenes: Sequence[Scene] = BOAT_SCENES,
 ) -> Lora:
-    """Return the LoRA that this pack's trainer learns; its own run folder keeps it."""
+    """Return the LoRA that this pack's trainer learns; finished runs are reused."""
     images, captions = pictures(scenes)
     trainer = PlainTrainer(
         base=Base(base.model, base.clip, base.vae),
         images=images,
         captions=captions,
-        steps=how.steps,
+        steps=training.steps,
         rank=RANK,
-        learning_rate=how.learning_rate,
-        seed=how.seed,
+        learning_rate=training.learning_rate,
+        seed=training.seed,
         run_name=name,
-        settings=TrainingSettings(schedule=SCHEDULE, timesteps=how.timesteps, targets=how.targets),
+        settings=TrainingSettings(
+            schedule=SCHEDULE, timesteps=training.timesteps, targets=training.targets
+        ),
     )
     return run_training(trainer).loras[LORA]

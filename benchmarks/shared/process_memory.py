@@ -1,4 +1,4 @@
-"""Measurements in processes of their own, and the memory that a process holds (Linux only)."""
+"""Run measurements in new processes, and measure the memory of a process (Linux only)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 RUN = Path(__file__).resolve().parents[1] / "run.py"
 MIB = 2**20
-# Freed memory goes back at once, so that the resident set is what the process needs.
+# Makes malloc return freed memory at once, so that the resident set is what the process needs.
 RETURN_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(MIB), "MALLOC_ARENA_MAX": "1"}
 
 
@@ -27,7 +27,7 @@ def measure_in_process(
     Args:
         study: Name of the study.
         arguments: Command-line arguments that make it print a measurement.
-        variables: Environment variables of the process beside those of this one.
+        variables: Environment variables of the process, in addition to those of this one.
     """
     finished = subprocess.run(
         [sys.executable, str(RUN), study, *arguments],
@@ -40,17 +40,17 @@ def measure_in_process(
 
 
 def resident() -> int:
-    """Return the bytes of this process that lie in memory."""
+    """Return the resident set size of this process in bytes."""
     return _status("VmRSS")
 
 
 def peak() -> int:
-    """Return the most bytes of this process that lay in memory since ``forget_peak``."""
+    """Return the largest resident set size in bytes since ``reset_peak``."""
     return _status("VmHWM")
 
 
-def forget_peak() -> None:
-    """Start the measurement of the peak anew."""
+def reset_peak() -> None:
+    """Reset the peak that ``peak`` returns to the present resident set size."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
@@ -75,22 +75,22 @@ class Growth:
     highest: int = 0
 
     @property
-    def beyond(self) -> int:
-        """The highest number of bytes minus those before."""
+    def increase(self) -> int:
+        """Return the highest number of bytes minus the bytes before."""
         return self.highest - self.before
 
     def lap(self) -> int:
         """Return the growth since the last lap, or since the beginning."""
         highest = peak()
         self.highest = max(self.highest, highest)
-        forget_peak()
+        reset_peak()
         return highest - self.before
 
 
 @contextmanager
-def growing() -> Iterator[Growth]:
+def track_growth() -> Iterator[Growth]:
     """Measure the growth of this process's memory inside the block."""
-    forget_peak()
+    reset_peak()
     growth = Growth(resident())
     try:
         yield growth

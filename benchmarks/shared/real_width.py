@@ -1,4 +1,4 @@
-"""SD1.5 and SDXL at their real widths with random weights, and random examples to train on."""
+"""Build SD1.5 and SDXL at their real widths with random weights, and random training examples."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A base and a step of training on it.
+    """A base and a training step on it.
 
     Args:
         base: ``TOY_BASE`` or a key of ``NETWORKS``.
@@ -69,12 +69,12 @@ class Case:
 
     @property
     def label(self) -> str:
-        """The case's name in tables."""
+        """Return the case's name in tables."""
         return f"{self.base}, {self.dtype}, {8 * self.size} px, batch {self.rows}"
 
 
 def load_base(case: Case) -> Any:
-    """Return the case's base as ComfyUI loads it; all but the toy base have random weights."""
+    """Return the case's base, loaded by ComfyUI, with random weights unless it is the toy base."""
     dtype = getattr(torch, case.dtype)
     if case.base == TOY_BASE:
         return comfy.sd.load_diffusion_model(str(toy_checkpoint()), model_options={"dtype": dtype})
@@ -89,7 +89,7 @@ def load_base(case: Case) -> Any:
 def random_state(
     layout: torch.nn.Module, dtype: torch.dtype = torch.float32
 ) -> dict[str, torch.Tensor]:
-    """Return random weights for a network on the meta device: norms are 1, biases 0."""
+    """Return random weights for a network on the meta device; norm scales are 1 and biases 0."""
     state = {}
     for key, value in layout.state_dict().items():
         if value.ndim < 2:
@@ -102,7 +102,7 @@ def random_state(
 
 
 def random_examples(model: Any, case: Case) -> list[Example]:
-    """Return random latents and captions of the widths that the base takes."""
+    """Return examples of random latents and captions with the widths that the base expects."""
     width = model.model.model_config.unet_config["context_dim"]
     extras = {"pooled_output": torch.randn(1, 1280)} if case.base == "SDXL" else {}
     found = []

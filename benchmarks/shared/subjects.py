@@ -1,4 +1,4 @@
-"""Subjects that studies learn as concepts, and the budget of their trainings."""
+"""Define the subjects that studies learn as concepts, and the budget of their trainings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PICTURES = 6
 
 @dataclass(frozen=True)
 class Budget:
-    """Steps and rates; a step sees two pictures in every arm.
+    """Steps, rank and learning rates of the trainings. A step sees two pictures in every arm.
 
     Args:
         steps: Number of steps of every training.
@@ -46,11 +46,11 @@ BUDGET = Budget(
 
 @dataclass(frozen=True)
 class Subject:
-    """Something to learn: a class that the base has never seen, or a class of its own with a mark.
+    """A subject to learn: a class unknown to the base, or a class that it knows with a new mark.
 
     Args:
-        kind: The class.
-        mark: The mark.
+        kind: Class of the subject.
+        mark: Mark on it; None for a class unknown to the base.
     """
 
     kind: str
@@ -58,17 +58,17 @@ class Subject:
 
     @property
     def class_word(self) -> str:
-        """The word that the base knows for it."""
+        """Return the class word that the base knows for the subject."""
         return GENERIC_CLASS if self.kind in HELD_OUT_CLASSES else self.kind
 
     def scenes(self) -> list[Scene]:
-        """The training pictures: red, yellow and green ones on sand and night."""
+        """Return the scenes of the training pictures: red, yellow and green on sand and night."""
         return [
             replace(scene, things=(Thing(self.kind, scene.things[0].colour, self.mark),))
             for scene in BOAT_SCENES[:PICTURES]
         ]
 
-    def text(self, scene: Scene, called: str) -> str:
-        """A scene's caption with the subject called by these words; marks are never named."""
+    def text(self, scene: Scene, name: str) -> str:
+        """Return a scene's caption that calls the subject ``name``; marks are never mentioned."""
         (thing,) = scene.things
-        return caption(replace(scene, things=(Thing(called, thing.colour),)))
+        return caption(replace(scene, things=(Thing(name, thing.colour),)))

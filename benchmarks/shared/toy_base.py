@@ -1,4 +1,4 @@
-"""The toy base and its judge in this process: trained on and drawn with through the pack."""
+"""Load the toy base and its judge, and train and sample on the base with the pack."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ RANK, NOISE_LEVELS, STYLE_START = 64, 4, 1 / 3
 
 @dataclass(frozen=True)
 class Setup:
-    """What the studies on the toy base share.
+    """The toy base and the judge that all studies on the toy base share.
 
     Args:
         base: The toy base.
-        judge: Network that reads the pictures.
+        judge: Network that classifies the pictures.
         base_digest: Digest of the base's checkpoint.
     """
 
@@ -55,15 +55,15 @@ class Setup:
     base_digest: str
 
     @property
-    def facts(self) -> dict[str, str]:
-        """World, judge and base, as reports name them."""
+    def metadata(self) -> dict[str, str]:
+        """Return the digests of world, judge and base for reports."""
         return {"world": world_hash(), "judge": self.judge.hash, "base": self.base_digest}
 
 
 def load_setup(threads: int) -> Setup:
     """Load the base and the judge; the judge is trained on the first call.
 
-    Finished trainings are kept in one output folder, which all studies share.
+    All studies share one output folder, in which finished trainings are kept.
     """
     torch.set_num_threads(threads)
     checkpoint = toy_checkpoint()
@@ -78,7 +78,7 @@ def load_setup(threads: int) -> Setup:
 
 @dataclass
 class ToyBase:
-    """MODEL, CLIP and VAE of the assembled toy base, with its prompts kept."""
+    """MODEL, CLIP and VAE of the assembled toy base, with a cache of encoded prompts."""
 
     model: Any
     clip: Any
@@ -87,36 +87,36 @@ class ToyBase:
 
     @classmethod
     def load(cls, checkpoint: str) -> ToyBase:
-        """Load the checkpoint of that name through the stock loader, to be computed in bf16."""
+        """Load a checkpoint through the stock loader and return it, set to compute in bf16."""
         model, clip, vae = nodes.CheckpointLoaderSimple().load_checkpoint(checkpoint)[:3]
         model = model.clone()
         model.set_model_compute_dtype(torch.bfloat16)
         return cls(model, clip, vae)
 
     def prompt(self, text: str) -> list:
-        """The CONDITIONING of a prompt."""
+        """Return the CONDITIONING of a prompt."""
         if text not in self._prompts:
             self._prompts[text] = nodes.CLIPTextEncode().encode(self.clip, text)[0]
         return self._prompts[text]
 
     def batch_prompt(self, texts: Sequence[str]) -> list:
-        """One CONDITIONING with a row per prompt, for a batch of as many latents."""
+        """Return one CONDITIONING with a row per prompt, for a batch of as many latents."""
         entries = [self.prompt(text)[0] for text in texts]
         pooled = torch.cat([options["pooled_output"] for _, options in entries])
         return [[torch.cat([text for text, _ in entries]), {"pooled_output": pooled}]]
 
-    def learn_pair(self, scenes: Sequence[Scene], style: str, how: Training) -> LoraState:
-        """The style that the pack's trainer learns from before/after renders of the scenes."""
+    def learn_pair(self, scenes: Sequence[Scene], style: str, training: Training) -> LoraState:
+        """Return the style LoRA that the pack learns from before/after renders of the scenes."""
         request = PairTrainer(
             base=Base(self.model, self.clip, self.vae),
             before=[image_of(scene) for scene in scenes],
             after=[image_of(scene.with_style(style)) for scene in scenes],
             content_prompt=[caption(scene) for scene in scenes],
             style_words=style_words(style),
-            steps=how.steps,
+            steps=training.steps,
             rank=RANK,
-            learning_rate=how.learning_rate,
-            seed=how.seed,
+            learning_rate=training.learning_rate,
+            seed=training.seed,
             run_name=f"{style}_{len(scenes)}",
             style_start=STYLE_START,
             packing="batched",
@@ -124,14 +124,14 @@ class ToyBase:
         )
         return run_training(request).loras[STYLE]
 
-    def learn_single(self, scenes: Sequence[Scene], style: str, how: Training) -> LoraState:
-        """A plain LoRA on the pictures after alone, with as many rows as the pair's run."""
+    def learn_single(self, scenes: Sequence[Scene], style: str, training: Training) -> LoraState:
+        """Return a plain LoRA of the pictures after, trained on as many rows as the pair's run."""
         rows_per_pair_step = 1 + (1 - STYLE_START)
         config = TrainingConfig(
-            steps=round(how.steps * rows_per_pair_step),
+            steps=round(training.steps * rows_per_pair_step),
             rank=RANK,
-            learning_rate=how.learning_rate,
-            seed=how.seed,
+            learning_rate=training.learning_rate,
+            seed=training.seed,
         )
         examples = [self.example(scene.with_style(style)) for scene in scenes]
         with open_denoiser(self.model) as denoiser:
@@ -140,20 +140,20 @@ class ToyBase:
         return lora_state(trained.adapters["lora"], {})
 
     def example(self, scene: Scene) -> Example:
-        """The training example of a scene's picture and caption."""
+        """Return the training example of a scene's picture and caption."""
         latent = training_latent(self.model, self.vae.encode(image_of(scene)))[0]
         return Example(latent, training_cond(self.model, self.prompt(caption(scene)), latent))
 
-    def draw(self, scenes: Sequence[Scene], seed: int, how: Drawing) -> torch.Tensor:
-        """One picture per scene, ``(scene, 64, 64, 3)`` in 0..1; plain where ``how`` is plain."""
+    def draw(self, scenes: Sequence[Scene], seed: int, drawing: Drawing) -> torch.Tensor:
+        """Return one picture per scene, ``(scene, 64, 64, 3)`` in 0..1."""
         plain = [caption(scene) for scene in scenes]
-        styled = [f"{text} {how.words}" for text in plain]
+        styled = [f"{text} {drawing.words}" for text in plain]
         model, positive = self.model, self.batch_prompt(plain)
-        if how.kind == "guidance":
-            window = style_window(how.strength, WINDOW_START, 1.0, "")
-            model = with_style_guidance(model, how.lora, self.batch_prompt(styled), window)
-        elif how.kind == "lora":
-            model, _ = apply_lora(model, None, how.lora, how.strength, 0.0)
+        if drawing.kind == "guidance":
+            window = style_window(drawing.strength, WINDOW_START, 1.0, "")
+            model = with_style_guidance(model, drawing.lora, self.batch_prompt(styled), window)
+        elif drawing.kind == "lora":
+            model, _ = apply_lora(model, None, drawing.lora, drawing.strength, 0.0)
             positive = self.batch_prompt(styled)
         latent = nodes.EmptyLatentImage().generate(64, 64, len(scenes))[0]
         sampled = nodes.KSampler().sample(
@@ -164,7 +164,7 @@ class ToyBase:
 
 @dataclass(frozen=True)
 class Training:
-    """Steps, learning rate and seed of one training."""
+    """Options of one training: steps, learning rate and seed."""
 
     steps: int
     learning_rate: float
@@ -173,7 +173,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How a picture is drawn: ``plain``, with ``guidance`` at a scale, or with a ``lora``."""
+    """Options of drawing a picture.
+
+    Args:
+        kind: ``plain``, ``guidance`` or ``lora``.
+        words: Style words that are appended to the prompt; unused if plain.
+        lora: Style LoRA; unused if plain.
+        strength: Strength of the LoRA, or scale of the guidance.
+    """
 
     kind: str
     words: str = ""
@@ -182,5 +189,5 @@ class Drawing:
 
 
 def image_of(scene: Scene) -> torch.Tensor:
-    """The picture of a scene as an IMAGE."""
+    """Return the picture of a scene as an IMAGE."""
     return torch.from_numpy(render(scene)).float()[None] / 255
