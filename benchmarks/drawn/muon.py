@@ -29,7 +29,8 @@ class Muon(torch.optim.Optimizer):
     """Momentum 0.95, Nesterov, weight decay apart from the update.
 
     Args:
-        params: matrices (outputs, inputs). A fused matrix is split by ``split`` rows.
+        params: matrices (outputs, inputs), or convolutions (outputs, inputs, height, width), which
+            are flattened to (outputs, rest). A fused matrix is split by ``split`` rows.
         lr: learning rate of the spectral norm, scaled by sqrt(max(1, rows / columns)).
         split: {id of a parameter: how many matrices are stacked in it}.
     """
@@ -51,9 +52,10 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
                 momentum.lerp_(parameter.grad, 0.05)
-                update = parameter.grad.lerp(momentum, 0.95)
+                update = parameter.grad.lerp(momentum, 0.95).flatten(1)
                 parts = update.chunk(self.split.get(id(parameter), 1))
                 scale = max(1.0, parts[0].shape[0] / parts[0].shape[1]) ** 0.5
                 moved = torch.cat([orthogonalised(part) for part in parts]) * scale
+                moved = moved.view(parameter.shape)
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.sub_(moved, alpha=group["lr"])
