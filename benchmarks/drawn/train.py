@@ -1,10 +1,11 @@
 """Train the drawn world's models: ``python benchmarks/drawn/train.py STAGE``.
 
-Stages in order: record, vae16, reader, text, rows_b, base_b, judge, ceilings; for base A also
-vae4, rows_a, base_a. Each keeps its result in the user's cache, in a folder named after the world's hash; the same command goes on
-where the last one stopped. ``chain`` does all of base B's that are left, ``chain_a`` all of base
-A's; ``contexts`` and ``contexts_a`` are the parts of ``rows_b`` and ``rows_a`` that need no VAE.
-SIGTERM stops a training softly.
+Stages in order: record, vae16, reader, text, rows_b, base_b, judge, ceilings; for base A vae16,
+vae4, reader, text, rows_a, base_a, judge, ceilings_a. Each keeps its result in the user's cache, in
+a folder named after the world's hash; the same command goes on where the last one stopped.
+``chain`` does all of base B's that are left, ``chain_a`` all of base A's; ``contexts`` and
+``contexts_a`` are the parts of ``rows_b`` and ``rows_a`` that need no VAE. SIGTERM stops a training
+softly.
 """
 
 from __future__ import annotations
@@ -48,12 +49,12 @@ STEPS = {
     "judge": 2000,
     "text": 900,
     "base_b": 12000,
-    "base_a": 12000,
+    "base_a": 9000,
 }
 CHAIN = ("vae16", "reader", "text", "rows_b", "base_b", "judge", "ceilings")
-CHAIN_A = ("vae16", "vae4", "reader", "text", "rows_a", "base_a")  # vae4 starts from vae16
+CHAIN_A = ("vae16", "vae4", "reader", "text", "rows_a", "base_a", "judge", "ceilings_a")
 CHAINS = {"chain": CHAIN, "chain_a": CHAIN_A}
-PARTS = ("contexts", "rows_b", "contexts_a", "rows_a", "ceilings")  # stages without steps
+PARTS = ("contexts", "rows_b", "ceilings", "contexts_a", "rows_a", "ceilings_a")  # without steps
 
 
 def main() -> int:
@@ -183,14 +184,17 @@ class Training:
         tokenizer = Tokenizer(Path(os.environ["COMFYUI_PATH"]))
         return TextStage(self.folder, self.world, tokenizer, scenes, torch.cat(seen), steps=steps)
 
-    def _ceilings(self) -> bool:
-        path = self.folder / "ceilings.json"
+    def _ceilings(self, channels: int = 16, name: str = "ceilings") -> bool:
+        path = self.folder / f"{name}.json"
         if not path.is_file():
-            vae = load_vae(self.folder / "vae16.pt", self.options.device)
+            vae = load_vae(self.folder / f"vae{channels}.pt", self.options.device)
             measured = measure(Judge(self.folder / "judge.pt"), vae, path)
             for name, share in means(measured).items():
                 logging.info("ceiling of %s: %.3f", name, share)
         return True
+
+    def _ceilings_a(self) -> bool:
+        return self._ceilings(4, "ceilings_a")
 
     def _encoder(self) -> tuple[TextEncoder, Tokenizer]:
         trained = torch.load(self.folder / "text.pt", weights_only=True)
