@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .mmdit import in_file
+from . import mmdit, unet
 from .text_encoder import SEED, assembled
 
 VERSION = "1"
@@ -33,8 +33,11 @@ DENOISER, VAE, TEXT = "denoiser.", "vae.", "text."
 SCALE = ".int8_scale"
 # Where each base's parts lie in its checkpoint: denoiser, VAE, text encoder.
 PREFIXES = {
+    "a": ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."),
     "b": ("model.diffusion_model.", "first_stage_model.", "text_encoders.clip_l.transformer."),
 }
+
+IN_FILE = {"a": unet.in_file, "b": mmdit.in_file}
 
 
 def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +150,8 @@ def assemble(asset_path: str | Path, out_path: str | Path) -> Path:
             f"{asset.stat().st_size} bytes; check the pack out again"
         ) from error
     denoiser, vae, text = PREFIXES[metadata["base"]]
-    tensors = {denoiser + k: v.half() for k, v in in_file(parts[DENOISER]).items()}
+    whole = IN_FILE[metadata["base"]](parts[DENOISER])
+    tensors = {denoiser + k: v.half() for k, v in whole.items()}
     tensors.update({vae + k: v for k, v in parts[VAE].items()})
     tensors.update({text + k: v for k, v in assembled(parts[TEXT]).items()})
     tensors = {key: value.contiguous() for key, value in tensors.items()}

@@ -176,12 +176,15 @@ def main() -> None:
     """Evaluate an asset and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("asset", type=Path)
+    parser.add_argument("--base", choices=("a", "b"), help="base that the asset must be of")
     parser.add_argument("--count", type=int, default=400, help="prompts a row")
     parser.add_argument("--out", type=Path, help="JSON to write")
     parser.add_argument("--rows", nargs="*", default=["singles", "pairs", "halves", "seeds"])
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     metadata = metadata_of(options.asset)
+    if options.base not in (None, metadata["base"]):
+        parser.error(f"the asset must be of base {options.base}, got one of {metadata['base']}")
     folder = world_cache() / metadata["world"]
     checkpoint = assemble(options.asset, world_cache() / f"drawn_{metadata['base']}.safetensors")
     sampler = StockSampler(Path(os.environ["COMFYUI_PATH"]), checkpoint, metadata["base"])

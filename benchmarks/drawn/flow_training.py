@@ -1,14 +1,18 @@
-"""Training of base B's denoiser: rectified flow on latents, with Muon and AdamW."""
+"""Training of base B's denoiser: rectified flow on latents, with Muon and AdamW.
+
+``DenoiserStage`` is the part of it that base A shares.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .mmdit import MMDiT
+from .mmdit import ContextRows, MMDiT
 from .muon import Muon
 from .rows import Rows, padded
 from .stages import Stage
@@ -50,28 +54,39 @@ class FlowPlan:
         return 0.02 + 0.98 * (self.steps - step) / (self.steps - start)
 
 
-class FlowStage(Stage):
-    """Training of the flow-matching denoiser on stored rows.
+class DenoiserStage(Stage):
+    """Training of a denoiser on stored rows, with Muon, AdamW and an average of the weights.
 
     Args:
+        folder: folder of checkpoint and result.
+        name: stage name.
+        world: hash of the world.
         rows: latents and captions, or None where only the weights are wanted.
         plan: how to train.
+        model: denoiser with its first weights.
+        device: torch device.
     """
 
     def __init__(
-        self, folder: Path, world: str, rows: Rows | None, plan: FlowPlan, device: str = "cpu"
+        self,
+        folder: Path,
+        name: str,
+        world: str,
+        rows: Rows | None,
+        plan: FlowPlan,
+        model: nn.Module,
+        device: str = "cpu",
     ) -> None:
-        super().__init__(folder, "base_b", world, plan.steps)
+        super().__init__(folder, name, world, plan.steps)
         self.rows, self.plan, self.device = rows, plan, device
-        torch.manual_seed(0)
-        self.model = MMDiT().to(device)
+        self.model = model.to(device)
         self.average = [p.detach().clone() for p in self.model.parameters()]
         matrices, split, others = [], {}, []
         for name, parameter in self.model.named_parameters():
-            if parameter.ndim == 2 and "joint_blocks" in name and "adaLN" not in name:
+            stacked = self.stacked_matrices(name, parameter)
+            if stacked:
                 matrices.append(parameter)
-                if name.endswith("qkv.weight"):
-                    split[id(parameter)] = 3
+                split[id(parameter)] = stacked
             else:
                 others.append(parameter)
         self.muon = Muon(matrices, plan.muon_rate, split=split)
@@ -79,6 +94,14 @@ class FlowStage(Stage):
             others, lr=plan.adam_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True
         )
         self.others = others
+
+    @abstractmethod
+    def stacked_matrices(self, name: str, parameter: Tensor) -> int:
+        """Return how many matrices Muon finds in a parameter; 0 leaves it to AdamW."""
+
+    @abstractmethod
+    def loss(self, latents: Tensor, prompts: ContextRows, generator: torch.Generator) -> Tensor:
+        """Return the loss of one batch, with noise levels and noise from ``generator``."""
 
     def state(self) -> dict:
         return {
@@ -95,12 +118,6 @@ class FlowStage(Stage):
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])
 
-    def _levels(self, batch: int, generator: torch.Generator) -> Tensor:
-        logits = torch.randn(batch, generator=generator) + self.plan.level_mean
-        even = torch.rand(batch, generator=generator)
-        uniform = torch.rand(batch, generator=generator) < self.plan.uniform_share
-        return torch.where(uniform, even, torch.sigmoid(logits))
-
     def step(self, number: int) -> float:
         assert self.rows is not None
         plan, generator = self.plan, torch.Generator().manual_seed(number)
@@ -108,12 +125,7 @@ class FlowStage(Stage):
         shape, batch = ("wide", plan.batch // 2) if wide else ("square", plan.batch)
         latents, texts = self.rows.draw(shape, batch, plan.empty_share, generator)
         prompts = padded([row for row, _ in texts], [length for _, length in texts])
-        t = self._levels(batch, generator)
-        noise = torch.randn(latents.shape, generator=generator)
-        level = t[:, None, None, None]
-        x = (1 - level) * latents + level * noise
-        velocity = self.model(x.to(self.device), t.to(self.device), prompts.to(self.device))
-        loss = (velocity - (noise - latents).to(self.device)).square().mean()
+        loss = self.loss(latents, prompts, generator)
         loss.backward()
         nn.utils.clip_grad_norm_(self.others, 1.0)
         factor = plan.factor(number)
@@ -135,3 +147,37 @@ class FlowStage(Stage):
 
     def finish(self) -> None:
         self.write_result(self.averaged())
+
+
+class FlowStage(DenoiserStage):
+    """Training of the flow-matching denoiser on stored rows.
+
+    Args:
+        rows: latents and captions, or None where only the weights are wanted.
+        plan: how to train.
+    """
+
+    def __init__(
+        self, folder: Path, world: str, rows: Rows | None, plan: FlowPlan, device: str = "cpu"
+    ) -> None:
+        torch.manual_seed(0)
+        super().__init__(folder, "base_b", world, rows, plan, MMDiT(), device)
+
+    def stacked_matrices(self, name: str, parameter: Tensor) -> int:
+        if parameter.ndim != 2 or "joint_blocks" not in name or "adaLN" in name:
+            return 0
+        return 3 if name.endswith("qkv.weight") else 1
+
+    def _levels(self, batch: int, generator: torch.Generator) -> Tensor:
+        logits = torch.randn(batch, generator=generator) + self.plan.level_mean
+        even = torch.rand(batch, generator=generator)
+        uniform = torch.rand(batch, generator=generator) < self.plan.uniform_share
+        return torch.where(uniform, even, torch.sigmoid(logits))
+
+    def loss(self, latents: Tensor, prompts: ContextRows, generator: torch.Generator) -> Tensor:
+        t = self._levels(len(latents), generator)
+        noise = torch.randn(latents.shape, generator=generator)
+        level = t[:, None, None, None]
+        x = (1 - level) * latents + level * noise
+        velocity = self.model(x.to(self.device), t.to(self.device), prompts.to(self.device))
+        return (velocity - (noise - latents).to(self.device)).square().mean()

@@ -31,7 +31,8 @@ class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum 0.95 and decoupled weight decay.
 
     Args:
-        params: Matrices (outputs, inputs). Fused matrices are split along the rows, see ``split``.
+        params: Matrices (outputs, inputs), or convolutions (outputs, inputs, height, width), which
+            are flattened to (outputs, rest). Fused matrices are split along the rows, see ``split``.
         lr: Learning rate: the spectral norm of an update, times sqrt(max(1, rows / columns)).
         weight_decay: Decoupled weight decay.
         split: Number of matrices that are stacked in a parameter, by the parameter's ``id``.
@@ -54,9 +55,10 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
                 momentum.lerp_(parameter.grad, 0.05)
-                update = parameter.grad.lerp(momentum, 0.95)
+                update = parameter.grad.lerp(momentum, 0.95).flatten(1)
                 parts = update.chunk(self.split.get(id(parameter), 1))
                 scale = max(1.0, parts[0].shape[0] / parts[0].shape[1]) ** 0.5
                 moved = torch.cat([orthogonalised(part) for part in parts]) * scale
+                moved = moved.view(parameter.shape)
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.sub_(moved, alpha=group["lr"])

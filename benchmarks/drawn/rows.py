@@ -25,6 +25,7 @@ SHARD = 2048
 CAPTIONS_EACH = 2
 KEPT_PADDING = 3
 MOST_TOKENS = 40  # start, words and end of the longest caption
+CONTEXTS = {16: "contexts", 4: "contexts_a"}  # file names of captions, by the latents' channels
 _WIDE_SEEDS = 50_000_000  # wide scenes draw from other seeds than square ones
 
 
@@ -73,14 +74,27 @@ def write_latents(folder: Path, vae: TinyVAE, shape: str, shard: int, processes:
 
 @torch.no_grad()
 def write_contexts(
-    folder: Path, encoder: TextEncoder, tokenizer: Tokenizer, shape: str, shard: int
+    folder: Path,
+    encoder: Callable[[Tensor], Tensor],
+    tokenizer: Tokenizer,
+    shape: str,
+    shard: int,
+    name: str = CONTEXTS[16],
 ) -> None:
     """Encode a shard's captions and write them, fp16; nothing to do if they lie there.
 
     The file holds ``tokens`` (all kept tokens, WIDTH), ``starts`` (caption + 1) and ``lengths``,
     the number of real tokens, start and end included; ``KEPT_PADDING`` more follow each.
+
+    Args:
+        folder: folder of the shards.
+        encoder: a ``TextEncoder`` for base B, ``TextEncoder.last_hidden_state`` for base A.
+        tokenizer: CLIP's.
+        shape: "square" or "wide".
+        shard: number of the shard.
+        name: beginning of the file's name.
     """
-    path = folder / f"contexts-{shape}-{shard}.pt"
+    path = folder / f"{name}-{shape}-{shard}.pt"
     if path.is_file():
         return
     scenes = [SHAPES[shape](number) for number in range(shard * SHARD, (shard + 1) * SHARD)]
@@ -139,7 +153,8 @@ class Shard:
         latents = torch.load(
             folder / f"latents{channels}-{shape}-{number}.pt", mmap=True, weights_only=True
         )
-        texts = torch.load(folder / f"contexts-{shape}-{number}.pt", mmap=True, weights_only=True)
+        path = folder / f"{CONTEXTS[channels]}-{shape}-{number}.pt"
+        texts = torch.load(path, mmap=True, weights_only=True)
         return cls(latents["latents"], texts["tokens"], texts["starts"], texts["lengths"])
 
     def text(self, scene: int, form: int) -> tuple[Tensor, int]:
@@ -184,7 +199,7 @@ class Rows:
         return torch.stack(latents).float(), texts
 
 
-def encoded_empty(encoder: TextEncoder, tokenizer: Tokenizer) -> tuple[Tensor, int]:
+def encoded_empty(encoder: Callable[[Tensor], Tensor], tokenizer: Tokenizer) -> tuple[Tensor, int]:
     """Return the empty caption's kept tokens and length."""
     with torch.no_grad():
         return encoder(tokenizer.ids([""], 2 + KEPT_PADDING))[0].half(), 2

@@ -162,6 +162,14 @@ class TextEncoder(nn.Module):
             x = x + self._linear(h * torch.sigmoid(1.702 * h), layer, "mlp.fc2")
         return x
 
+    def last_hidden_state(self, ids: Tensor) -> Tensor:
+        """Return what SD1.5 reads, the last layer after the final norm, (batch, length, WIDTH).
+
+        The layers after the last of ``ACTIVE`` pass their input on, so that it is the final norm of
+        what SD3 reads.
+        """
+        return final_norm(self(ids))
+
     def trained(self) -> dict[str, Tensor]:
         """Return what the training made: token ids, their rows and the low-rank factors."""
         state = {"tokens": torch.tensor(self.tokens), "rows": self.rows.detach()}

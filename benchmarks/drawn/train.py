@@ -1,9 +1,11 @@
 """Train the drawn world's models: ``python benchmarks/drawn/train.py STAGE``.
 
-Stages in order: record, vae16, reader, text, rows_b, base_b, judge, ceilings. Each keeps its
-result in the user's cache, in a folder named after the world's hash; the same command goes on
-where the last one stopped. ``chain`` does all of them that are left; ``contexts`` is the part of
-``rows_b`` that needs no VAE. SIGTERM stops a training softly.
+Stages in order: record, vae16, reader, text, rows_b, base_b, judge, ceilings; for base A vae16,
+vae4, reader, text, rows_a, base_a, judge, ceilings_a. Each keeps its result in the user's cache, in
+a folder named after the world's hash; the same command goes on where the last one stopped.
+``chain`` does all of base B's that are left, ``chain_a`` all of base A's; ``contexts`` and
+``contexts_a`` are the parts of ``rows_b`` and ``rows_a`` that need no VAE. SIGTERM stops a training
+softly.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != HERE]
 sys.path.insert(0, str(HERE.parent))
 
 from drawn.ceilings import means, measure  # noqa: E402
+from drawn.eps_training import EpsPlan, EpsStage  # noqa: E402
 from drawn.fingerprint import require_recorded_world, write_record  # noqa: E402
 from drawn.flow_training import FlowPlan, FlowStage  # noqa: E402
 from drawn.judge import Judge, JudgeStage, judged_example  # noqa: E402
 from drawn.masters import world_cache  # noqa: E402
-from drawn.rows import Rows, encoded_empty, write_contexts, write_latents  # noqa: E402
+from drawn.rows import CONTEXTS, Rows, encoded_empty, write_contexts, write_latents  # noqa: E402
 from drawn.scenes import any_scene, draw_many, draw_square_views, random_scene  # noqa: E402
 from drawn.text_encoder import TextEncoder, Tokenizer  # noqa: E402
 from drawn.text_training import TextStage  # noqa: E402
@@ -39,14 +42,25 @@ JUDGED = 16000
 DECODED = 8000  # how many of the judge's pictures it also sees after the VAE
 TEXT_SCENES = 4000
 SHARDS = {"square": 12, "wide": 6}
-STEPS = {"vae16": 3600, "vae4": 3000, "reader": 2000, "judge": 2000, "text": 900, "base_b": 12000}
+STEPS = {
+    "vae16": 3600,
+    "vae4": 3000,
+    "reader": 2000,
+    "judge": 2000,
+    "text": 900,
+    "base_b": 12000,
+    "base_a": 9000,
+}
 CHAIN = ("vae16", "reader", "text", "rows_b", "base_b", "judge", "ceilings")
+CHAIN_A = ("vae16", "vae4", "reader", "text", "rows_a", "base_a", "judge", "ceilings_a")
+CHAINS = {"chain": CHAIN, "chain_a": CHAIN_A}
+PARTS = ("contexts", "rows_b", "ceilings", "contexts_a", "rows_a", "ceilings_a")  # without steps
 
 
 def main() -> int:
     """Run one stage and return an exit code: 3 where it was stopped before its end."""
     parser = argparse.ArgumentParser(description=__doc__)
-    stages = ("record", "chain", *STEPS, "contexts", "rows_b", "ceilings")
+    stages = ("record", *CHAINS, *STEPS, *PARTS)
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1)
@@ -77,13 +91,13 @@ class Training:
 
     def run(self) -> bool:
         """Run the stage that the options name; return whether it finished."""
-        if self.options.stage == "chain":
-            return all(self._run(stage) for stage in CHAIN)
+        if self.options.stage in CHAINS:
+            return all(self._run(stage) for stage in CHAINS[self.options.stage])
         return self._run(self.options.stage)
 
     def _run(self, stage: str) -> bool:
         """Run one stage, unless its result is there; return whether it finished."""
-        if stage in ("contexts", "rows_b", "ceilings"):
+        if stage in PARTS:
             return getattr(self, f"_{stage}")()
         if (self.folder / f"{stage}.pt").is_file():
             return True
@@ -170,14 +184,17 @@ class Training:
         tokenizer = Tokenizer(Path(os.environ["COMFYUI_PATH"]))
         return TextStage(self.folder, self.world, tokenizer, scenes, torch.cat(seen), steps=steps)
 
-    def _ceilings(self) -> bool:
-        path = self.folder / "ceilings.json"
+    def _ceilings(self, channels: int = 16, name: str = "ceilings") -> bool:
+        path = self.folder / f"{name}.json"
         if not path.is_file():
-            vae = load_vae(self.folder / "vae16.pt", self.options.device)
+            vae = load_vae(self.folder / f"vae{channels}.pt", self.options.device)
             measured = measure(Judge(self.folder / "judge.pt"), vae, path)
             for name, share in means(measured).items():
                 logging.info("ceiling of %s: %.3f", name, share)
         return True
+
+    def _ceilings_a(self) -> bool:
+        return self._ceilings(4, "ceilings_a")
 
     def _encoder(self) -> tuple[TextEncoder, Tokenizer]:
         trained = torch.load(self.folder / "text.pt", weights_only=True)
@@ -194,16 +211,40 @@ class Training:
     def _rows_b(self) -> bool:
         """Write the shards of captions and latents that are missing."""
         self._contexts()
-        vae = load_vae(self.folder / "vae16.pt", self.options.device)
+        return self._latents(16)
+
+    def _latents(self, channels: int) -> bool:
+        vae = load_vae(self.folder / f"vae{channels}.pt", self.options.device)
         for shape, count in SHARDS.items():
             for shard in range(count):
                 write_latents(self.folder, vae, shape, shard, self.options.threads)
         return True
 
+    def _contexts_a(self) -> bool:
+        """Write base A's shards of captions that are missing; only the text encoder is needed."""
+        encoder, tokenizer = self._encoder()
+        for shape, count in SHARDS.items():
+            for shard in range(count):
+                write_contexts(
+                    self.folder, encoder.last_hidden_state, tokenizer, shape, shard, CONTEXTS[4]
+                )
+        return True
+
+    def _rows_a(self) -> bool:
+        """Write base A's shards of captions and latents that are missing."""
+        self._contexts_a()
+        return self._latents(4)
+
     def _base_b(self, steps: int) -> FlowStage:
         encoder, tokenizer = self._encoder()
         rows = Rows(self.folder, 16, SHARDS, encoded_empty(encoder, tokenizer))
         return FlowStage(self.folder, self.world, rows, FlowPlan(steps), self.options.device)
+
+    def _base_a(self, steps: int) -> EpsStage:
+        encoder, tokenizer = self._encoder()
+        empty = encoded_empty(encoder.last_hidden_state, tokenizer)
+        rows = Rows(self.folder, 4, SHARDS, empty)
+        return EpsStage(self.folder, self.world, rows, EpsPlan(steps), self.options.device)
 
 
 def _examples(part: int) -> np.ndarray:
