@@ -1,7 +1,7 @@
-"""Assets and checkpoints: a small int8 file becomes a full SD3 or SD1.5 checkpoint.
+"""Assemble a full SD3 or SD1.5 checkpoint from a base's small int8 asset, and write such assets.
 
-Needs torch, NumPy and safetensors alone, no ComfyUI and no drawings. Stock
-``CheckpointLoaderSimple`` loads the result.
+This needs only torch, NumPy and safetensors; neither ComfyUI nor the drawings have to be present.
+Stock ``CheckpointLoaderSimple`` loads the result.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ ATTRIBUTION = (
     "(Microsoft Corporation, MIT). No endorsement by their authors. "
     "Sources and licences: THIRD_PARTY_NOTICES.md. These weights: CC BY 4.0."
 )
-FACTS = "drawn_base"
+METADATA_KEY = "drawn_base"  # entry of a checkpoint's metadata that holds all of it as JSON
 DENOISER, VAE, TEXT = "denoiser.", "vae.", "text."
 SCALE = ".int8_scale"
-# Where each base's parts lie in its checkpoint: denoiser, VAE, text encoder.
+# Key prefixes of denoiser, VAE and text encoder in the checkpoint of each base.
 PREFIXES = {
     "a": ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."),
     "b": ("model.diffusion_model.", "first_stage_model.", "text_encoders.clip_l.transformer."),
 }
 
-IN_FILE = {"a": unet.in_file, "b": mmdit.in_file}
+CHECKPOINT_STATES = {"a": unet.checkpoint_state, "b": mmdit.checkpoint_state}
 
 
 def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Round a weight of two or more dimensions to int8 with one scale per output channel.
 
     Args:
-        weight: ``(out, ...)``, any float dtype.
+        weight: Weight ``(out, ...)`` of any float dtype.
 
     Returns:
         The int8 weight and its fp32 scales ``(out,)``; the error is at most half a scale.
@@ -55,7 +55,7 @@ def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantised(weight: Tensor, scale: Tensor) -> Tensor:
-    """Return the fp32 weight of an int8 one."""
+    """Return the fp32 weight of an int8 weight and its scales."""
     return weight.float() * scale.view(-1, *[1] * (weight.ndim - 1))
 
 
@@ -72,13 +72,13 @@ def write_asset(
     """Write a base's asset: matrices in int8 with scales, vectors and the VAE in fp16.
 
     Args:
-        path: where to.
-        base: "b" or "a".
-        denoiser: trained weights under their own names.
-        vae: state of a ``TinyVAE``.
-        text: what ``TextEncoder.trained`` gave.
-        metadata: facts such as world and steps.
-        int8: False keeps every matrix in fp16, to compare with.
+        path: File to write.
+        base: Name of the base, "a" or "b".
+        denoiser: State of the denoiser, with the keys of its training.
+        vae: State of a ``TinyVAE``.
+        text: Result of ``TextEncoder.trained``.
+        metadata: Further metadata, such as world and steps.
+        int8: Whether matrices are stored in int8; False keeps them in fp16, for comparisons.
     """
     tensors = {}
     for prefix, part in ((DENOISER, denoiser), (VAE, vae), (TEXT, text)):
@@ -95,7 +95,7 @@ def write_asset(
 
 
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file by a rename, so that nobody ever sees half of it."""
+    """Write a safetensors file atomically, so that no process reads half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -106,14 +106,14 @@ def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> N
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """Return the facts written into a checkpoint, or an asset's metadata as it stands."""
+    """Return the metadata of an asset, or of the asset that a checkpoint was assembled from."""
     with safe_open(str(path), framework="pt") as file:
         metadata = dict(file.metadata() or {})
-    return json.loads(metadata[FACTS]) if FACTS in metadata else metadata
+    return json.loads(metadata[METADATA_KEY]) if METADATA_KEY in metadata else metadata
 
 
 def stored_parts(asset: Path) -> dict[str, dict[str, Tensor]]:
-    """Return an asset's denoiser, VAE and text encoder changes, int8 turned into fp32."""
+    """Return an asset's denoiser, VAE and text encoder changes, with int8 converted to fp32."""
     stored = load_file(str(asset))
     parts: dict[str, dict[str, Tensor]] = {DENOISER: {}, VAE: {}, TEXT: {}}
     for key, value in stored.items():
@@ -129,10 +129,10 @@ def stored_parts(asset: Path) -> dict[str, dict[str, Tensor]]:
 def assemble(asset_path: str | Path, out_path: str | Path) -> Path:
     """Write the checkpoint of an asset and return its path.
 
-    A file that already holds the same asset is left as it is.
+    A checkpoint that was assembled from the same asset is not written again.
 
     Raises:
-        ValueError: The asset is not there, or is cut short.
+        ValueError: The asset is missing or truncated.
     """
     asset, out = Path(asset_path), Path(out_path)
     if not asset.is_file():
@@ -140,8 +140,8 @@ def assemble(asset_path: str | Path, out_path: str | Path) -> Path:
     try:
         metadata = metadata_of(asset)
         digest = hashlib.sha256(asset.read_bytes()).hexdigest()
-        facts = {**metadata, "asset": digest, "assembler": f"{VERSION}/{SEED}"}
-        if out.exists() and metadata_of(out) == facts:
+        record = {**metadata, "asset": digest, "assembler": f"{VERSION}/{SEED}"}
+        if out.exists() and metadata_of(out) == record:
             return out
         parts = stored_parts(asset)
     except Exception as error:
@@ -150,11 +150,12 @@ def assemble(asset_path: str | Path, out_path: str | Path) -> Path:
             f"{asset.stat().st_size} bytes; check the pack out again"
         ) from error
     denoiser, vae, text = PREFIXES[metadata["base"]]
-    whole = IN_FILE[metadata["base"]](parts[DENOISER])
+    whole = CHECKPOINT_STATES[metadata["base"]](parts[DENOISER])
     tensors = {denoiser + k: v.half() for k, v in whole.items()}
     tensors.update({vae + k: v for k, v in parts[VAE].items()})
     tensors.update({text + k: v for k, v in assembled(parts[TEXT]).items()})
     tensors = {key: value.contiguous() for key, value in tensors.items()}
-    # One entry: safetensors writes several in random order, and equal files should be equal bytes.
-    _save(tensors, out, {FACTS: json.dumps(facts, sort_keys=True)})
+    # All metadata is one entry, because safetensors writes several in random order and equal
+    # checkpoints should be equal byte for byte.
+    _save(tensors, out, {METADATA_KEY: json.dumps(record, sort_keys=True)})
     return out

@@ -1,6 +1,6 @@
-"""Training of base A's denoiser: it predicts the noise on SD1.5's schedule.
+"""Train base A's denoiser to predict the noise on SD1.5's schedule.
 
-The stage shares batches, optimisers, averages and checkpoints with base B's (``DenoiserStage``).
+Batches, optimisers, averaged weights and checkpoints are those of base B's ``DenoiserStage``.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ TIMESTEPS = 1000
 
 @dataclass(frozen=True)
 class EpsPlan(FlowPlan):
-    """How base A is trained: the fields of ``FlowPlan`` with other defaults, and a weighting.
+    """Settings of base A's training: ``FlowPlan`` with other defaults and a weighting of the loss.
 
     Attributes:
-        level_mean: mean of the logarithm of sigma; the spread is 1.
-        uniform_share: share of the rows whose timestep is drawn evenly from the schedule instead.
-        snr_clip: bounds of the loss's weight in terms of the denoised latent, see
+        level_mean: Mean of the logarithm of sigma; the standard deviation is 1.
+        uniform_share: Share of the rows whose timestep is drawn uniformly from the schedule instead.
+        snr_clip: Bounds of the loss's weight on the error of the denoised latent, see
             ``noise_weight``.
     """
 
@@ -39,7 +39,7 @@ class EpsPlan(FlowPlan):
 def schedule() -> Tensor:
     """Return sigma at SD1.5's timesteps, (TIMESTEPS,).
 
-    The roots of the betas run evenly from those of 0.00085 to 0.012.
+    The square roots of the betas rise linearly from that of 0.00085 to that of 0.012.
     """
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS, dtype=torch.float64) ** 2
     alphas = torch.cumprod(1 - betas, 0)
@@ -63,11 +63,11 @@ class EpsStage(DenoiserStage):
     """Training of the noise-predicting denoiser on stored rows.
 
     Args:
-        folder: folder of checkpoint and result.
-        world: hash of the world.
-        rows: latents and captions, or None where only the weights are wanted.
-        plan: how to train.
-        device: torch device.
+        folder: Folder of checkpoint and result.
+        world: Hash of the world.
+        rows: Latents and captions; None if the stage is only used for its weights.
+        plan: Settings of the training.
+        device: Device of the training.
     """
 
     plan: EpsPlan
@@ -81,9 +81,9 @@ class EpsStage(DenoiserStage):
         self.sigmas = schedule()
 
     def stacked_matrices(self, name: str, parameter: Tensor) -> int:
-        """Return 1 for the matrices and 1 x 1 convolutions of the blocks, 2 for a gated one.
+        """Return 1 for matrices and 1 x 1 convolutions of the blocks, 2 for gated projections.
 
-        AdamW moves the 3 x 3 kernels: over the 40 steps of a trial, Muon on them as flat matrices
+        AdamW updates the 3 x 3 kernels: over the 40 steps of a trial, Muon on them as flat matrices
         cost an eighth more time and gave no lower loss.
         """
         if parameter.ndim < 2 or not name.startswith(("input", "middle", "output")):

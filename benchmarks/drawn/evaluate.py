@@ -1,7 +1,7 @@
-"""Judge a base: ``python benchmarks/drawn/evaluate.py ASSET``, through stock ComfyUI nodes.
+"""Evaluate a base through stock ComfyUI nodes: ``python benchmarks/drawn/evaluate.py ASSET``.
 
-Prints a table of the aims and writes it as JSON beside the other results. Every row has the seen
-and the held-out combinations apart, with Wilson intervals.
+The command prints a table of the aims; ``--out`` also writes it as JSON. Rates have Wilson intervals,
+and prompts with one thing are counted separately for seen and for held-out combinations.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from drawn.scenes import Scene, Thing, caption, draw, held_out_combination  # no
 from drawn.vae import load_vae, round_trip  # noqa: E402
 from drawn.vocabulary import COLOURS, GROUNDS, LEARNT_SETS, LEARNT_STYLES, LEARNT_THINGS  # noqa: E402
 
-SEED = 777_000
+SEED = 777_000  # seed of the prompts and of the noise
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
@@ -45,13 +45,13 @@ def wilson(right: int, count: int) -> tuple[float, float]:
 
 
 def rate(flags: list[bool]) -> dict[str, float]:
-    """Return a rate with its count and interval."""
+    """Return the number of true flags, the number of flags, and the 95 % interval of their rate."""
     low, high = wilson(sum(flags), len(flags))
     return {"right": sum(flags), "count": len(flags), "low": low, "high": high}
 
 
 def single_scenes(count: int, held_out: bool) -> list[Scene]:
-    """Return scenes of one thing: every learnt thing about equally often, half of them plain."""
+    """Return scenes of one thing: all learnt things about equally often, half of them plain."""
     random = np.random.RandomState(SEED + held_out)
     names, scenes = list(LEARNT_THINGS), []
     while len(scenes) < count:
@@ -81,7 +81,7 @@ def pair_scenes(count: int) -> list[Scene]:
 
 
 def judged_singles(scenes: list[Scene], reading: Reading) -> dict[str, list[bool]]:
-    """Return per row whether each scene reads as it should."""
+    """Return, by row of the table, whether the judge reads each scene as drawn."""
     rows: dict[str, list[bool]] = {"thing": [], "ground": [], "colour": [], "style": []}
     for number, scene in enumerate(scenes):
         thing = scene.things[0]
@@ -94,7 +94,7 @@ def judged_singles(scenes: list[Scene], reading: Reading) -> dict[str, list[bool
 
 
 def spread(pictures: Tensor, group: int) -> float:
-    """Return the mean distance between pictures of equal prompts; groups follow each other."""
+    """Return the mean distance between pictures of one prompt; ``group`` in a row share a prompt."""
     values = []
     for part in pictures.flatten(1).split(group):
         distances = torch.cdist(part.double(), part.double())
@@ -103,20 +103,20 @@ def spread(pictures: Tensor, group: int) -> float:
 
 
 class Evaluation:
-    """All rows of a base's table.
+    """The measurements of a base, each of which gives rows of the table.
 
     Args:
-        sampler: the base in stock nodes.
-        judge: the reader.
-        folder: the world's folder, for its VAE.
-        count: prompts a row.
+        sampler: Sampler with the base, built of stock nodes.
+        judge: Classifier of the samples.
+        folder: Folder of the world, which holds its VAE.
+        count: Number of prompts per row.
     """
 
     def __init__(self, sampler: StockSampler, judge: Judge, folder: Path, count: int) -> None:
         self.sampler, self.judge, self.folder, self.count = sampler, judge, folder, count
 
     def singles(self) -> dict[str, dict[str, float]]:
-        """Thing, ground, colour, style on one-thing prompts, seen and held-out combinations."""
+        """Return the rates of thing, ground, colour and style on prompts with one thing."""
         out = {}
         for held_out, name in ((False, "seen"), (True, "held out")):
             scenes = single_scenes(self.count, held_out)
@@ -126,7 +126,7 @@ class Evaluation:
         return out
 
     def pairs(self) -> dict[str, dict[str, float]]:
-        """Two things by one plain prompt, each right in its half."""
+        """Return the rate at which both things of a plain prompt are right in their halves."""
         scenes = pair_scenes(self.count)
         pictures = self.sampler.sample([caption(s) for s in scenes], SEED, wide=True)
         left, right = self.judge.read_halves(pictures)
@@ -137,26 +137,26 @@ class Evaluation:
         return {"two things, each in its half": rate(flags)}
 
     def halves(self) -> dict[str, dict[str, float]]:
-        """One thing in half a wide canvas: right there, and nothing readable in the other half."""
+        """Return the rate at which a thing appears in the prompted half of a wide canvas only."""
         random = np.random.RandomState(SEED + 3)
         names = list(LEARNT_THINGS)
-        flags, prompts, wanted = [], [], []
+        flags, prompts, targets = [], [], []
         for number in range(self.count):
             name, half = names[number % len(names)], int(random.randint(2))
             ground = list(GROUNDS)[random.randint(len(GROUNDS))]
             text = caption(Scene((Thing(name),), ground, wide=True, half=half))
             named, rest = text.split(f" {GROUNDS[ground][0]}")
             prompts.append(f"{named} on the {('left', 'right')[half]} {GROUNDS[ground][0]}{rest}")
-            wanted.append((name, half))
+            targets.append((name, half))
         pictures = self.sampler.sample(prompts, SEED, wide=True)
         readings = self.judge.read_halves(pictures)
-        for number, (name, half) in enumerate(wanted):
+        for number, (name, half) in enumerate(targets):
             there, other = readings[half], readings[1 - half]
             flags.append(there.thing[number] == name and other.thing[number] != name)
         return {"one thing in half a wide canvas": rate(flags)}
 
     def seeds(self, prompts: int = 25, group: int = 8) -> dict[str, dict[str, float]]:
-        """Spread over seeds beside that of true scenes through the VAE."""
+        """Return the spread over seeds relative to that of drawn scenes after the VAE."""
         scenes = single_scenes(prompts, False)
         texts = [caption(scene) for scene in scenes for _ in range(group)]
         drawn = spread(self.sampler.sample(texts, SEED), group)
@@ -176,8 +176,8 @@ def main() -> None:
     """Evaluate an asset and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("asset", type=Path)
-    parser.add_argument("--base", choices=("a", "b"), help="base that the asset must be of")
-    parser.add_argument("--count", type=int, default=400, help="prompts a row")
+    parser.add_argument("--base", choices=("a", "b"), help="base that the asset must belong to")
+    parser.add_argument("--count", type=int, default=400, help="number of prompts per row")
     parser.add_argument("--out", type=Path, help="JSON to write")
     parser.add_argument("--rows", nargs="*", default=["singles", "pairs", "halves", "seeds"])
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Write a base's asset from its training: ``export.py ASSET [--base a] [--fp16]``, at any step."""
+"""Write a base's asset from any step of its training: ``export.py ASSET [--base a] [--fp16]``."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def export(asset: Path, base: str = "b", *, int8: bool = True) -> int:
     """Write the asset of a base's averaged weights and return their training step.
 
     Args:
-        asset: file to write.
-        base: "a" or "b".
-        int8: False keeps every matrix in fp16.
+        asset: File to write.
+        base: Name of the base, "a" or "b".
+        int8: Whether matrices are stored in int8; False keeps them in fp16.
     """
     world = recorded_hash()
     folder = world_cache() / world

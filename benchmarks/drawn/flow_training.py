@@ -1,6 +1,6 @@
-"""Training of base B's denoiser: rectified flow on latents, with Muon and AdamW.
+"""Train base B's denoiser: rectified flow on latents, with Muon and AdamW.
 
-``DenoiserStage`` is the part of it that base A shares.
+``DenoiserStage`` holds the parts that base A's training shares.
 """
 
 from __future__ import annotations
@@ -17,21 +17,27 @@ from .muon import Muon
 from .rows import Rows, padded
 from .stages import Stage
 
-EMA_EVERY = 4
+EMA_EVERY = 4  # steps between updates of the averaged weights
 
 
 @dataclass(frozen=True)
 class FlowPlan:
-    """How base B is trained.
+    """Settings of base B's training.
 
     Attributes:
-        steps: how many in all; the last ``decay_share`` lower the rates to a fiftieth, so that a
-            training may be stopped at any step and finished by a resumed one with fewer steps.
-        batch: square rows a step; wide ones are half as many.
-        wide_share: share of the steps that see wide canvases.
-        empty_share: share of the rows whose caption is empty, for guidance.
-        level_mean: mean of the logit of noise levels; their spread is 1.
-        uniform_share: share of the rows whose noise level is drawn evenly instead.
+        steps: Total number of steps. The last ``decay_share`` of them lower the learning rates to a
+            fiftieth, so that a training may be stopped at any step and finished by a resumed one
+            with fewer steps.
+        batch: Number of square rows per step; a step on wide canvases has half as many.
+        wide_share: Share of the steps that train on wide canvases.
+        empty_share: Share of the rows whose caption is empty, for guidance.
+        level_mean: Mean of the logit of the noise levels; their standard deviation is 1.
+        uniform_share: Share of the rows whose noise level is drawn uniformly instead.
+        muon_rate: Peak learning rate of Muon.
+        adam_rate: Peak learning rate of AdamW.
+        warm_up: Number of steps over which the learning rates rise to their peaks.
+        decay_share: Share of the steps over which the learning rates fall.
+        ema: Decay per step of the averaged weights.
     """
 
     steps: int
@@ -47,7 +53,7 @@ class FlowPlan:
     ema: float = 0.9985
 
     def factor(self, step: int) -> float:
-        """Return what the peak rates are multiplied with at a step."""
+        """Return the factor on the peak learning rates at a step."""
         start = self.steps * (1 - self.decay_share)
         if step < start:
             return min(1.0, (step + 1) / self.warm_up)
@@ -55,16 +61,16 @@ class FlowPlan:
 
 
 class DenoiserStage(Stage):
-    """Training of a denoiser on stored rows, with Muon, AdamW and an average of the weights.
+    """Training of a denoiser on stored rows, with Muon, AdamW and averaged weights.
 
     Args:
-        folder: folder of checkpoint and result.
-        name: stage name.
-        world: hash of the world.
-        rows: latents and captions, or None where only the weights are wanted.
-        plan: how to train.
-        model: denoiser with its first weights.
-        device: torch device.
+        folder: Folder of checkpoint and result.
+        name: Name of the stage.
+        world: Hash of the world.
+        rows: Latents and captions; None if the stage is only used for its weights.
+        plan: Settings of the training.
+        model: Denoiser with its initial weights.
+        device: Device of the training.
     """
 
     def __init__(
@@ -97,11 +103,11 @@ class DenoiserStage(Stage):
 
     @abstractmethod
     def stacked_matrices(self, name: str, parameter: Tensor) -> int:
-        """Return how many matrices Muon finds in a parameter; 0 leaves it to AdamW."""
+        """Return the number of stacked matrices that Muon updates in a parameter; 0 is AdamW."""
 
     @abstractmethod
     def loss(self, latents: Tensor, prompts: ContextRows, generator: torch.Generator) -> Tensor:
-        """Return the loss of one batch, with noise levels and noise from ``generator``."""
+        """Return the loss of one batch; noise levels and noise come from ``generator``."""
 
     def state(self) -> dict:
         return {
@@ -141,7 +147,7 @@ class DenoiserStage(Stage):
         return loss.item()
 
     def averaged(self) -> dict[str, Tensor]:
-        """Return the averaged weights, which are what is sampled from."""
+        """Return the averaged weights, which sampling uses."""
         names = [name for name, _ in self.model.named_parameters()]
         return dict(zip(names, (value.cpu() for value in self.average), strict=True))
 
@@ -153,8 +159,11 @@ class FlowStage(DenoiserStage):
     """Training of the flow-matching denoiser on stored rows.
 
     Args:
-        rows: latents and captions, or None where only the weights are wanted.
-        plan: how to train.
+        folder: Folder of checkpoint and result.
+        world: Hash of the world.
+        rows: Latents and captions; None if the stage is only used for its weights.
+        plan: Settings of the training.
+        device: Device of the training.
     """
 
     def __init__(

@@ -194,7 +194,7 @@ class MMDiT(nn.Module):
         return h.reshape(len(x), CHANNELS, height * PATCH, width * PATCH)
 
 
-def in_file(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def checkpoint_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return a trained state with the keys and shapes of an SD3 file, including ``pos_embed``."""
     out = dict(state)
     weight = out["context_embedder.weight"]

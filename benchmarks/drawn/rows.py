@@ -1,6 +1,6 @@
-"""Training rows of the bases: latents of true scenes and their encoded captions, in shards.
+"""Write and read the bases' training rows: shards of latents and of encoded captions.
 
-A shard holds ``SHARD`` scenes of one shape. Captions are kept as far as their end token, with
+A shard holds ``SHARD`` scenes of one shape. Captions are kept up to their end token, with
 ``KEPT_PADDING`` of the padding tokens that follow it.
 """
 
@@ -21,9 +21,9 @@ from .scenes import Scene, caption, draw_many, random_scene
 from .text_encoder import POSITIONS, WIDTH, TextEncoder, Tokenizer, at_end, final_norm
 from .vae import TinyVAE
 
-SHARD = 2048
-CAPTIONS_EACH = 2
-KEPT_PADDING = 3
+SHARD = 2048  # scenes per shard
+CAPTIONS_EACH = 2  # captions per scene
+KEPT_PADDING = 3  # stored padding tokens per caption, which represent all of its padding
 MOST_TOKENS = 40  # start, words and end of the longest caption
 CONTEXTS = {16: "contexts", 4: "contexts_a"}  # file names of captions, by the latents' channels
 _WIDE_SEEDS = 50_000_000  # wide scenes draw from other seeds than square ones
@@ -43,7 +43,7 @@ SHAPES: dict[str, Callable[[int], Scene]] = {"square": square_scene, "wide": wid
 
 
 def captions_of(scene: Scene) -> list[str]:
-    """Return the captions that a training scene is shown with."""
+    """Return the captions of a training scene."""
     return [caption(scene, scene.seed * CAPTIONS_EACH + number) for number in range(CAPTIONS_EACH)]
 
 
@@ -56,7 +56,7 @@ def _write(state: dict, path: Path) -> None:
 
 @torch.no_grad()
 def write_latents(folder: Path, vae: TinyVAE, shape: str, shard: int, processes: int) -> None:
-    """Draw a shard's scenes and write their latents, fp16; nothing to do if they lie there."""
+    """Draw a shard's scenes and write their latents in fp16, unless the file exists."""
     path = folder / f"latents{vae.channels}-{shape}-{shard}.pt"
     if path.is_file():
         return
@@ -81,18 +81,19 @@ def write_contexts(
     shard: int,
     name: str = CONTEXTS[16],
 ) -> None:
-    """Encode a shard's captions and write them, fp16; nothing to do if they lie there.
+    """Encode a shard's captions and write them in fp16, unless the file exists.
 
-    The file holds ``tokens`` (all kept tokens, WIDTH), ``starts`` (caption + 1) and ``lengths``,
-    the number of real tokens, start and end included; ``KEPT_PADDING`` more follow each.
+    The file holds ``tokens`` (kept tokens, WIDTH), ``starts`` (captions + 1,) and ``lengths``
+    (captions,): the numbers of real tokens, including start and end. ``KEPT_PADDING`` padding
+    tokens follow those of each caption.
 
     Args:
-        folder: folder of the shards.
-        encoder: a ``TextEncoder`` for base B, ``TextEncoder.last_hidden_state`` for base A.
-        tokenizer: CLIP's.
-        shape: "square" or "wide".
-        shard: number of the shard.
-        name: beginning of the file's name.
+        folder: Folder of the shards.
+        encoder: A ``TextEncoder`` for base B, ``TextEncoder.last_hidden_state`` for base A.
+        tokenizer: Tokenizer of CLIP.
+        shape: Shape of the scenes, "square" or "wide".
+        shard: Number of the shard.
+        name: Beginning of the file name.
     """
     path = folder / f"{name}-{shape}-{shard}.pt"
     if path.is_file():
@@ -122,8 +123,8 @@ def padded(rows: list[Tensor], lengths: list[int]) -> ContextRows:
     """Return prompts of different lengths as one batch.
 
     Args:
-        rows: per prompt its real tokens and ``KEPT_PADDING`` padding tokens, (length, WIDTH).
-        lengths: the number of real tokens of each.
+        rows: Real tokens and ``KEPT_PADDING`` padding tokens of each prompt, (tokens, WIDTH).
+        lengths: Number of real tokens of each prompt.
     """
     longest = max(len(row) for row in rows)
     tokens = torch.zeros(len(rows), longest, WIDTH)
@@ -140,7 +141,7 @@ def padded(rows: list[Tensor], lengths: list[int]) -> ContextRows:
 
 @dataclass
 class Shard:
-    """The rows of one shard: latents, and captions of every scene."""
+    """The latents and encoded captions of one shard's scenes."""
 
     latents: Tensor
     tokens: Tensor
@@ -149,7 +150,7 @@ class Shard:
 
     @classmethod
     def load(cls, folder: Path, channels: int, shape: str, number: int) -> Shard:
-        """Read a shard's two files, memory-mapped."""
+        """Return a shard whose two files are memory-mapped."""
         latents = torch.load(
             folder / f"latents{channels}-{shape}-{number}.pt", mmap=True, weights_only=True
         )
@@ -158,20 +159,20 @@ class Shard:
         return cls(latents["latents"], texts["tokens"], texts["starts"], texts["lengths"])
 
     def text(self, scene: int, form: int) -> tuple[Tensor, int]:
-        """Return a caption's kept tokens and its length."""
+        """Return a caption's kept tokens and its number of real tokens."""
         place = scene * CAPTIONS_EACH + form
         start, end = self.starts[place : place + 2].tolist()
         return self.tokens[start:end], int(self.lengths[place])
 
 
 class Rows:
-    """All shards of both shapes; every draw is a function of the step alone.
+    """All shards of both shapes.
 
     Args:
-        folder: where the shards lie.
-        channels: of the latents.
-        shards: {shape: how many shards}.
-        empty: the encoded empty caption: its kept tokens and length.
+        folder: Folder of the shards.
+        channels: Number of latent channels.
+        shards: Number of shards by shape.
+        empty: Kept tokens of the empty caption and its number of real tokens.
     """
 
     def __init__(
@@ -186,7 +187,10 @@ class Rows:
     def draw(
         self, shape: str, batch: int, empty_share: float, generator: torch.Generator
     ) -> tuple[Tensor, list[tuple[Tensor, int]]]:
-        """Return latents (batch, channels, height, width) and a caption for each."""
+        """Return random latents (batch, channels, height, width) and a caption for each.
+
+        The draw depends only on the generator, so a resumed training sees the same rows.
+        """
         shards = self.shards[shape]
         chosen = torch.randint(len(shards) * SHARD, (batch,), generator=generator).tolist()
         forms = torch.randint(CAPTIONS_EACH, (batch,), generator=generator).tolist()
@@ -200,13 +204,13 @@ class Rows:
 
 
 def encoded_empty(encoder: Callable[[Tensor], Tensor], tokenizer: Tokenizer) -> tuple[Tensor, int]:
-    """Return the empty caption's kept tokens and length."""
+    """Return the empty caption's kept tokens and its number of real tokens."""
     with torch.no_grad():
         return encoder(tokenizer.ids([""], 2 + KEPT_PADDING))[0].half(), 2
 
 
 def full_prompts(encoder: TextEncoder, tokenizer: Tokenizer, captions: list[str]) -> ContextRows:
-    """Return prompts with all of ComfyUI's 77 tokens, as sampling sees them."""
+    """Return prompts with all 77 tokens, as ComfyUI passes them to the denoiser."""
     with torch.no_grad():
         ids = tokenizer.ids(captions)
         tokens = encoder(ids)

@@ -1,8 +1,8 @@
-"""The bases' text encoder: CLIP-L's layout and size, seeded, with trained words and layers.
+"""Define the bases' text encoder: CLIP-L's layout with seeded weights and trained changes.
 
-All weights come from a seed. In three layers the branches are alive, and their weights carry a
-trained low-rank change; in the nine others the branches' last matrices are zero, so that they pass
-their input on. The rows of the tokens that captions use are trained, at CLIP-L's own norm.
+All weights come from a seed. Three layers are active, and their weights have a trained low-rank
+change. In the other nine, the last matrix of each residual branch is zero, so that they pass their
+input on. The embeddings of the tokens that captions use are trained, near CLIP-L's norm.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 WIDTH, LAYERS, VOCABULARY, POSITIONS, HEADS = 768, 12, 49408, 77, 12
 START, END = 49406, 49407
 SEED = 20261
-ACTIVE = (2, 5, 8)  # before the last layer but one, whose output SD3 reads
-RANK = 32
-TOKEN_NORM = 0.38  # CLIP-L's
-POSITION_NORM = 0.2
-BRANCH_SCALE = 0.35
+ACTIVE = (2, 5, 8)  # active layers, all before the last but one, whose output SD3 reads
+RANK = 32  # rank of the trained change of each matrix
+TOKEN_NORM = 0.38  # mean norm of the token embeddings, as in CLIP-L
+POSITION_NORM = 0.2  # mean norm of the position embeddings
+BRANCH_SCALE = 0.35  # scale of the last matrix of each residual branch in active layers
 MATRICES = {
     "self_attn.q_proj": (WIDTH, WIDTH),
     "self_attn.k_proj": (WIDTH, WIDTH),
@@ -43,9 +43,10 @@ def _normal(random: np.random.RandomState, shape: tuple[int, ...], std: float) -
 
 @cache
 def seeded_weights() -> dict[str, Tensor]:
-    """Return the untrained encoder in fp32, keys from ``text_model.`` on.
+    """Return the untrained encoder in fp32, with keys that begin with ``text_model.``.
 
-    NumPy's ``RandomState`` streams are frozen for ever, so every machine makes the same weights.
+    NumPy guarantees that ``RandomState`` streams never change, so every machine gets the same
+    weights.
     """
     random = np.random.RandomState(SEED)
     embeddings = "text_model.embeddings."
@@ -76,7 +77,7 @@ class Tokenizer:
     """CLIP's tokenizer, from the files that ComfyUI ships.
 
     Args:
-        comfyui: ComfyUI's folder.
+        comfyui: Folder of ComfyUI.
     """
 
     def __init__(self, comfyui: Path) -> None:
@@ -92,10 +93,10 @@ class Tokenizer:
         return self._known[text]
 
     def ids(self, captions: Sequence[str], length: int = POSITIONS) -> Tensor:
-        """Return start, words, end and ends up to ``length``, as ComfyUI pads; (caption, length).
+        """Return token ids with start and end, padded with end tokens as in ComfyUI; (caption, length).
 
         Raises:
-            ValueError: A caption is longer.
+            ValueError: A caption has more than ``length`` tokens.
         """
         rows = []
         for text in captions:
@@ -107,10 +108,10 @@ class Tokenizer:
 
 
 class TextEncoder(nn.Module):
-    """The encoder as it is trained: seeded weights plus rows and low-rank changes.
+    """The encoder during training: seeded weights, trained embeddings and low-rank changes.
 
     Args:
-        tokens: ids whose rows are trained.
+        tokens: Token ids whose embeddings are trained.
     """
 
     def __init__(self, tokens: Sequence[int]) -> None:
@@ -148,12 +149,12 @@ class TextEncoder(nn.Module):
         return self._linear(out.transpose(1, 2).reshape(x.shape), layer, "self_attn.out_proj")
 
     def embedded(self, ids: Tensor) -> Tensor:
-        """Return the rows of token ids, (batch, length, WIDTH); every id must be trained."""
+        """Return the embeddings of token ids, (batch, length, WIDTH); every id must be trained."""
         places = torch.tensor([self.place[token] for token in ids.flatten().tolist()])
         return self.rows[places].view(*ids.shape, WIDTH)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Return what SD3 reads, before the final norm, (batch, length, WIDTH)."""
+        """Return the output before the final norm, which SD3 reads, (batch, length, WIDTH)."""
         x = self.embedded(ids) + self._positions[: ids.shape[1]]
         for layer in ACTIVE:
             normed = F.layer_norm(x, (WIDTH,))
@@ -163,15 +164,15 @@ class TextEncoder(nn.Module):
         return x
 
     def last_hidden_state(self, ids: Tensor) -> Tensor:
-        """Return what SD1.5 reads, the last layer after the final norm, (batch, length, WIDTH).
+        """Return the last layer's output after the final norm, which SD1.5 reads.
 
-        The layers after the last of ``ACTIVE`` pass their input on, so that it is the final norm of
-        what SD3 reads.
+        The layers after the last of ``ACTIVE`` pass their input on, so this is the final norm of
+        the output that SD3 reads, (batch, length, WIDTH).
         """
         return final_norm(self(ids))
 
     def trained(self) -> dict[str, Tensor]:
-        """Return what the training made: token ids, their rows and the low-rank factors."""
+        """Return the trained state: token ids, their embeddings and the low-rank factors."""
         state = {"tokens": torch.tensor(self.tokens), "rows": self.rows.detach()}
         for key in self.down:
             state[f"down.{key}"] = self.down[key].detach()
@@ -180,7 +181,7 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def of(cls, trained: dict[str, Tensor]) -> TextEncoder:
-        """Return the encoder with what ``trained`` gave."""
+        """Return the encoder with a state from ``trained``."""
         encoder = cls(trained["tokens"].tolist())
         with torch.no_grad():
             encoder.rows.copy_(trained["rows"])
@@ -191,22 +192,22 @@ class TextEncoder(nn.Module):
 
 
 def final_norm(x: Tensor) -> Tensor:
-    """Return the encoder's output after its final norm, as SD1.5 and the pooled vector read it."""
+    """Apply the final norm to the output, for SD1.5 and for the pooled vector."""
     return F.layer_norm(x, (WIDTH,))
 
 
-def end_places(ids: Tensor) -> Tensor:
-    """Return where the first end token of each row stands, (batch,)."""
+def end_positions(ids: Tensor) -> Tensor:
+    """Return the position of the first end token of each row, (batch,)."""
     return (ids == END).float().argmax(1)
 
 
 def at_end(x: Tensor, ids: Tensor) -> Tensor:
     """Return the vectors at the end tokens, (batch, WIDTH)."""
-    return x[torch.arange(len(x)), end_places(ids)]
+    return x[torch.arange(len(x)), end_positions(ids)]
 
 
 def assembled(trained: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the whole encoder's state in fp16, keys from ``text_model.`` on."""
+    """Return the whole encoder's state in fp16, with keys that begin with ``text_model.``."""
     state = dict(seeded_weights())
     table = state["text_model.embeddings.token_embedding.weight"].clone()
     table[trained["tokens"]] = trained["rows"].float()
@@ -221,15 +222,15 @@ def assembled(trained: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def cosine_between(vectors: Tensor) -> float:
-    """Return the mean cosine between different rows of (count, width)."""
+    """Return the mean cosine similarity between different rows, (count, width)."""
     unit = F.normalize(vectors, dim=1)
     gram = unit @ unit.T
     count = len(gram)
     return ((gram.sum() - gram.trace()) / (count * (count - 1))).item()
 
 
-def rate(step: int, steps: int, peak: float) -> float:
-    """Return a rate that warms up over 40 steps and falls along a half cosine."""
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Return a learning rate that warms up over 40 steps and falls along a half cosine."""
     return (
         peak
         * min(1, (step + 1) / 40)

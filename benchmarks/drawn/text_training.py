@@ -17,7 +17,7 @@ from .text_encoder import (
     Tokenizer,
     at_end,
     final_norm,
-    rate,
+    learning_rate,
 )
 from .vocabulary import COLOURS, GROUNDS, LEARNT_STYLES, LEARNT_THINGS
 
@@ -182,7 +182,7 @@ class TextStage(Stage):
         losses.append(0.1 * (x.std() - 1).square())
         loss = torch.stack(losses).sum()
         for group in self.optimizer.param_groups:
-            group["lr"] = rate(number, self.steps, group["peak"])
+            group["lr"] = learning_rate(number, self.steps, group["peak"])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

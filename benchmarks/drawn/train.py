@@ -1,11 +1,11 @@
 """Train the drawn world's models: ``python benchmarks/drawn/train.py STAGE``.
 
 Stages in order: record, vae16, reader, text, rows_b, base_b, judge, ceilings; for base A vae16,
-vae4, reader, text, rows_a, base_a, judge, ceilings_a. Each keeps its result in the user's cache, in
-a folder named after the world's hash; the same command goes on where the last one stopped.
-``chain`` does all of base B's that are left, ``chain_a`` all of base A's; ``contexts`` and
+vae4, reader, text, rows_a, base_a, judge, ceilings_a. Each stage keeps its result in the user's cache,
+in a folder named after the world's hash; repeating a command resumes the stage where it stopped.
+``chain`` runs all remaining stages of base B, ``chain_a`` those of base A. ``contexts`` and
 ``contexts_a`` are the parts of ``rows_b`` and ``rows_a`` that need no VAE. SIGTERM stops a training
-softly.
+at the end of a step and writes its checkpoint.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from drawn.text_encoder import TextEncoder, Tokenizer  # noqa: E402
 from drawn.text_training import TextStage  # noqa: E402
 from drawn.vae import VAEStage, load_vae, round_trip  # noqa: E402
 
-VAE_PICTURES = 6000
-JUDGED = 16000
-DECODED = 8000  # how many of the judge's pictures it also sees after the VAE
-TEXT_SCENES = 4000
-SHARDS = {"square": 12, "wide": 6}
+VAE_PICTURES = 6000  # training pictures of the VAEs
+JUDGED = 16000  # training pictures of the judge
+DECODED = 8000  # training pictures that the judge also sees after a round trip through the VAE
+TEXT_SCENES = 4000  # training scenes of the text encoder
+SHARDS = {"square": 12, "wide": 6}  # numbers of shards by shape
 STEPS = {
     "vae16": 3600,
     "vae4": 3000,
@@ -58,14 +58,16 @@ PARTS = ("contexts", "rows_b", "ceilings", "contexts_a", "rows_a", "ceilings_a")
 
 
 def main() -> int:
-    """Run one stage and return an exit code: 3 where it was stopped before its end."""
+    """Run one stage and return an exit code: 3 if the stage was stopped before its end."""
     parser = argparse.ArgumentParser(description=__doc__)
     stages = ("record", *CHAINS, *STEPS, *PARTS)
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, help="in all, earlier calls included")
-    parser.add_argument("--until", type=int, help="stop softly at this step")
+    parser.add_argument(
+        "--steps", type=int, help="total number of steps, including those of earlier calls"
+    )
+    parser.add_argument("--until", type=int, help="stop at this step and write a checkpoint")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
@@ -77,11 +79,11 @@ def main() -> int:
 
 
 class Training:
-    """The stages of one world.
+    """All training stages of one world.
 
     Args:
-        world: the world's hash.
-        options: the command's options.
+        world: Hash of the world.
+        options: Options of the command line.
     """
 
     def __init__(self, world: str, options: argparse.Namespace) -> None:
@@ -96,16 +98,16 @@ class Training:
         return self._run(self.options.stage)
 
     def _run(self, stage: str) -> bool:
-        """Run one stage, unless its result is there; return whether it finished."""
+        """Run one stage unless its result exists; return whether it finished."""
         if stage in PARTS:
             return getattr(self, f"_{stage}")()
         if (self.folder / f"{stage}.pt").is_file():
             return True
-        made = getattr(self, f"_{stage}")
-        return made(self.options.steps or STEPS[stage]).run(until=self.options.until)
+        create_stage = getattr(self, f"_{stage}")
+        return create_stage(self.options.steps or STEPS[stage]).run(until=self.options.until)
 
     def _stored(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """Return an array that is made by ``make`` once and kept in the folder."""
+        """Return an array that ``make`` computes once and the folder keeps."""
         path = self.folder / f"{name}.npy"
         if not path.is_file():
             temporary = path.with_suffix(f".{os.getpid()}.part.npy")
@@ -126,7 +128,7 @@ class Training:
         return self._vae(4, steps)
 
     def _vae(self, channels: int, steps: int) -> VAEStage:
-        """A VAE starts from the other one's weights, where they are there."""
+        """Return the training of a VAE, which starts from the other VAE's weights if they exist."""
         other = self.folder / f"vae{20 - channels}.pt"
         start = torch.load(other, weights_only=True) if other.is_file() else None
         return VAEStage(
@@ -148,7 +150,7 @@ class Training:
     def _decoded(self, pictures: Tensor) -> Tensor:
         vae = load_vae(self.folder / "vae16.pt", self.options.device)
 
-        def made() -> np.ndarray:
+        def decode() -> np.ndarray:
             parts = []
             for part in pictures[:DECODED].split(64):
                 x = part.permute(0, 3, 1, 2).float().to(self.options.device) / 255
@@ -156,7 +158,7 @@ class Training:
                 parts.append((y * 255).round().to(torch.uint8))
             return torch.cat(parts).numpy()
 
-        return torch.from_numpy(self._stored("judged_decoded", made))
+        return torch.from_numpy(self._stored("judged_decoded", decode))
 
     def _reader(self, steps: int) -> JudgeStage:
         pictures, labels = self._judged()
@@ -201,7 +203,7 @@ class Training:
         return TextEncoder.of(trained), Tokenizer(Path(os.environ["COMFYUI_PATH"]))
 
     def _contexts(self) -> bool:
-        """Write the shards of captions that are missing; only the text encoder is needed."""
+        """Write the missing shards of captions, which needs only the text encoder."""
         encoder, tokenizer = self._encoder()
         for shape, count in SHARDS.items():
             for shard in range(count):
@@ -209,7 +211,7 @@ class Training:
         return True
 
     def _rows_b(self) -> bool:
-        """Write the shards of captions and latents that are missing."""
+        """Write the missing shards of captions and latents."""
         self._contexts()
         return self._latents(16)
 
@@ -221,7 +223,7 @@ class Training:
         return True
 
     def _contexts_a(self) -> bool:
-        """Write base A's shards of captions that are missing; only the text encoder is needed."""
+        """Write base A's missing shards of captions, which needs only the text encoder."""
         encoder, tokenizer = self._encoder()
         for shape, count in SHARDS.items():
             for shard in range(count):
@@ -231,7 +233,7 @@ class Training:
         return True
 
     def _rows_a(self) -> bool:
-        """Write base A's shards of captions and latents that are missing."""
+        """Write base A's missing shards of captions and latents."""
         self._contexts_a()
         return self._latents(4)
 
@@ -249,8 +251,8 @@ class Training:
 
 def _examples(part: int) -> np.ndarray:
     """Return the judge's training pictures (0) or their labels (1)."""
-    made = (judged_example(seed)[part] for seed in range(JUDGED))
-    return np.stack([np.asarray(value) for value in made])
+    parts = (judged_example(seed)[part] for seed in range(JUDGED))
+    return np.stack([np.asarray(value) for value in parts])
 
 
 if __name__ == "__main__":

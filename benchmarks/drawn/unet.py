@@ -1,13 +1,13 @@
-"""Base A's denoiser: SD1.5's layout (UNet), small, key for key as ComfyUI's ``UNetModel``.
+"""Define base A's denoiser, a small UNet in SD1.5's layout with the keys of ComfyUI's ``UNetModel``.
 
-Two levels, 12 x 12 without attention and 6 x 6 with it, all of SD1.5's width 320. Most of a UNet's
-weights and arithmetic lie in its 3 x 3 convolutions. Only those that carry local detail have nine
-taps here; the other ones are 1 x 1 while they are trained, and ``in_file`` writes them as 3 x 3
-kernels that are zero around their centre, which compute the same.
+It has two levels of SD1.5's width 320: 12 x 12 without attention and 6 x 6 with attention. Most of a
+UNet's weights and arithmetic are in its 3 x 3 convolutions. Only those that carry local detail are
+3 x 3 here; the others are 1 x 1 during training, and ``checkpoint_state`` pads them to 3 x 3 kernels
+that are zero around their centre, which compute the same.
 
 Activations are channels-last, so that 1 x 1 convolutions and attention are plain matrix products.
-The context may be shorter than ComfyUI's 77 tokens: padding tokens that stand for several others
-count that many times in the attention (``ContextRows``).
+The context may be shorter than ComfyUI's 77 tokens: a padding token that represents several
+others counts that many times in the attention (``ContextRows``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EMBEDDING = 4 * WIDTH
 
 
 class Conv(nn.Conv2d):
-    """A convolution with one tap or nine, size kept; one tap is a matrix product."""
+    """A 1 x 1 or 3 x 3 convolution that keeps the size; 1 x 1 is computed as a matrix product."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__(inputs, outputs, kernel, stride=stride, padding=kernel // 2)
@@ -38,12 +38,12 @@ class Conv(nn.Conv2d):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with the timestep added between them, and a skip.
+    """Two convolutions with the timestep embedding added between them, and a skip connection.
 
     Args:
-        inputs: channels in; ``WIDTH`` come out.
-        first: kernel of the first convolution, 1 or 3.
-        second: kernel of the second one.
+        inputs: Number of input channels; there are ``WIDTH`` output channels.
+        first: Kernel size of the first convolution, 1 or 3.
+        second: Kernel size of the second convolution, 1 or 3.
     """
 
     def __init__(self, inputs: int, first: int, second: int) -> None:
@@ -63,7 +63,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of image tokens to a context, ``HEADS`` heads of 40."""
+    """Attention of image tokens to a context, with ``HEADS`` heads of 40 channels."""
 
     def __init__(self, context: int) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class GatedLinear(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """The gated two-layer net of a transformer block."""
+    """The gated two-layer network of a transformer block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the prompt, feed-forward."""
+    """Self-attention, cross-attention to the prompt and a feed-forward network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks between 1 x 1 projections, and a skip."""
+    """Transformer blocks between 1 x 1 projections, with a skip connection."""
 
     def __init__(self, depth: int) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class SpatialTransformer(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size, by a convolution with stride 2."""
+    """A convolution with stride 2 that halves the size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size, by repeated pixels and a convolution."""
+    """Nearest-neighbour upsampling to twice the size, then a convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ def _blocks(*layers: list[nn.Module]) -> nn.ModuleList:
 
 
 class UNet(nn.Module):
-    """The denoiser: (x, t, prompts) -> the noise in ``x``."""
+    """Base A's denoiser, which predicts the noise in ``x``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,9 +206,9 @@ class UNet(nn.Module):
         """Return the predicted noise.
 
         Args:
-            x: noised latents, scaled to variance 1, (batch, CHANNELS, height, width).
-            t: timesteps in 0..999, (batch,).
-            prompts: what the pictures show.
+            x: Noised latents, scaled to variance 1, (batch, CHANNELS, height, width).
+            t: Timesteps in 0..999, (batch,).
+            prompts: Prompts of the batch.
         """
         emb = self.time_embed(timestep_embedding(t))
         h = self.input_blocks[0][0](x.contiguous(memory_format=torch.channels_last))
@@ -226,7 +226,7 @@ class UNet(nn.Module):
         return self.out(h)
 
 
-def in_file(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def checkpoint_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return a trained state with the shapes of an SD1.5 file: 1 x 1 kernels padded to 3 x 3."""
     out = dict(state)
     for key, value in state.items():

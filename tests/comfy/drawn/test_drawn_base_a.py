@@ -10,7 +10,7 @@ from drawn.assemble import DENOISER, TEXT, assemble, metadata_of, stored_parts, 
 from drawn.eps_training import schedule
 from drawn.mmdit import ContextRows
 from drawn.text_encoder import END, START, TextEncoder, Tokenizer
-from drawn.unet import UNet, in_file
+from drawn.unet import UNet, checkpoint_state
 from drawn.vae import TinyVAE
 
 import nodes
@@ -60,7 +60,7 @@ def test_base_a_is_comfyuis_unet(size: tuple[int, int]) -> None:
     from comfy.model_detection import model_config_from_unet
 
     model = random_unet()
-    state = in_file(model.state_dict())
+    state = checkpoint_state(model.state_dict())
     config = model_config_from_unet(state, "")
     assert type(config).__name__ == "SD15"
     options = {**config.unet_config, "dtype": torch.float32, "device": "cpu"}

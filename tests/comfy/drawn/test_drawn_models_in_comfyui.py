@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from drawn.mmdit import ContextRows, MMDiT, in_file
+from drawn.mmdit import ContextRows, MMDiT, checkpoint_state
 from drawn.text_encoder import END, START, TextEncoder, assembled, at_end, final_norm
 from drawn.vae import TinyVAE
 
@@ -56,7 +56,7 @@ def test_base_b_is_comfyuis_mmdit(size: tuple[int, int]) -> None:
     model = MMDiT().eval().requires_grad_(False)
     for parameter in model.parameters():
         parameter.normal_(std=0.04)
-    state = in_file(model.state_dict())
+    state = checkpoint_state(model.state_dict())
     config = detect_unet_config(state, "")
     theirs = OpenAISignatureMMDITWrapper(
         **config, dtype=torch.float32, device="cpu", operations=comfy.ops.manual_cast

@@ -7,7 +7,7 @@ import torch
 from drawn.eps_training import TIMESTEPS, EpsPlan, EpsStage, noise_weight, schedule
 from drawn.muon import Muon, orthogonalised
 from drawn.rows import padded
-from drawn.unet import UNet, in_file
+from drawn.unet import UNet, checkpoint_state
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_a_row_of_a_batch_is_what_it_is_alone(model: UNet) -> None:
 
 
 def test_one_tap_becomes_the_centre_of_nine(model: UNet) -> None:
-    state, whole = model.state_dict(), in_file(model.state_dict())
+    state, whole = model.state_dict(), checkpoint_state(model.state_dict())
     kernels = [key for key in whole if key.endswith(("in_layers.2.weight", "out_layers.3.weight"))]
     assert len(kernels) == 16
     for key in kernels:
