@@ -95,10 +95,10 @@ class EpsStage(DenoiserStage):
     def timesteps(self, batch: int, generator: torch.Generator) -> Tensor:
         """Return the timesteps of a batch, (batch,) in 0..TIMESTEPS - 1."""
         logs = torch.randn(batch, generator=generator) + self.plan.level_mean
-        even = torch.randint(TIMESTEPS, (batch,), generator=generator)
-        uniform = torch.rand(batch, generator=generator) < self.plan.uniform_share
+        uniform = torch.randint(TIMESTEPS, (batch,), generator=generator)
+        from_uniform = torch.rand(batch, generator=generator) < self.plan.uniform_share
         drawn = torch.searchsorted(self.sigmas.log(), logs).clamp_max(TIMESTEPS - 1)
-        return torch.where(uniform, even, drawn)
+        return torch.where(from_uniform, uniform, drawn)
 
     def loss(self, latents: Tensor, prompts: ContextRows, generator: torch.Generator) -> Tensor:
         t = self.timesteps(len(latents), generator)

@@ -145,8 +145,8 @@ class Evaluation:
             name, half = names[number % len(names)], int(random.randint(2))
             ground = list(GROUNDS)[random.randint(len(GROUNDS))]
             text = caption(Scene((Thing(name),), ground, wide=True, half=half))
-            named, rest = text.split(f" {GROUNDS[ground][0]}")
-            prompts.append(f"{named} on the {('left', 'right')[half]} {GROUNDS[ground][0]}{rest}")
+            phrase, rest = text.split(f" {GROUNDS[ground][0]}")
+            prompts.append(f"{phrase} on the {('left', 'right')[half]} {GROUNDS[ground][0]}{rest}")
             targets.append((name, half))
         pictures = self.sampler.sample(prompts, SEED, wide=True)
         readings = self.judge.read_halves(pictures)

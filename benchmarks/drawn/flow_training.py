@@ -179,9 +179,9 @@ class FlowStage(DenoiserStage):
 
     def _levels(self, batch: int, generator: torch.Generator) -> Tensor:
         logits = torch.randn(batch, generator=generator) + self.plan.level_mean
-        even = torch.rand(batch, generator=generator)
-        uniform = torch.rand(batch, generator=generator) < self.plan.uniform_share
-        return torch.where(uniform, even, torch.sigmoid(logits))
+        uniform = torch.rand(batch, generator=generator)
+        from_uniform = torch.rand(batch, generator=generator) < self.plan.uniform_share
+        return torch.where(from_uniform, uniform, torch.sigmoid(logits))
 
     def loss(self, latents: Tensor, prompts: ContextRows, generator: torch.Generator) -> Tensor:
         t = self._levels(len(latents), generator)

@@ -192,7 +192,7 @@ def article(name: str) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def _named(thing: Thing, random: np.random.RandomState) -> str:
+def _noun_phrase(thing: Thing, random: np.random.RandomState) -> str:
     """Return a phrase like "a blue fox"; one in ten leaves out the colour."""
     if thing.colour is None or random.rand() < 0.1:
         return article(thing.name)
@@ -227,16 +227,16 @@ def caption(scene: Scene, seed: int | None = None) -> str:
             such as "a blue fox on a meadow in pixel style".
     """
     if seed is None:
-        named = [article(f"{t.colour} {t.name}" if t.colour else t.name) for t in scene.things]
+        phrases = [article(f"{t.colour} {t.name}" if t.colour else t.name) for t in scene.things]
         words = style_words(scene.style)
-        text = f"{_joined(named)} {GROUNDS[scene.ground][0]}"
+        text = f"{_joined(phrases)} {GROUNDS[scene.ground][0]}"
         return f"{text} {words}" if words else text
     random = np.random.RandomState((seed * 7919 + 13) % 2**32)
-    named = [_named(thing, random) for thing in scene.things]
-    if len(named) == 1 and random.rand() < 0.03:
-        named = [random.choice(("a thing", "an object"))]
-    text = _several(named, random) if len(named) > 1 else named[0]
-    if scene.wide and len(named) == 1 and random.rand() < 0.5:
+    phrases = [_noun_phrase(thing, random) for thing in scene.things]
+    if len(phrases) == 1 and random.rand() < 0.03:
+        phrases = [random.choice(("a thing", "an object"))]
+    text = _several(phrases, random) if len(phrases) > 1 else phrases[0]
+    if scene.wide and len(phrases) == 1 and random.rand() < 0.5:
         text = f"{text} on the {('left', 'right')[scene.half]}"
     text = _FRAMES[random.randint(len(_FRAMES))].format(text)
     if random.rand() < 0.85:
@@ -249,18 +249,18 @@ def caption(scene: Scene, seed: int | None = None) -> str:
     return f"{text} {words}" if random.rand() < 0.7 else f"{text}, {words}"
 
 
-def _joined(named: list[str]) -> str:
-    return named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
+def _joined(phrases: list[str]) -> str:
+    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
-def _several(named: list[str], random: np.random.RandomState) -> str:
-    if len(named) == 2 and random.rand() < 0.4:
-        first, second = named
+def _several(phrases: list[str], random: np.random.RandomState) -> str:
+    if len(phrases) == 2 and random.rand() < 0.4:
+        first, second = phrases
         form = random.randint(3)
         if form == 0:
             return f"{first} on the left and {second} on the right"
         return f"{first} {('next to', 'beside')[form - 1]} {second}"
-    return _joined(named)
+    return _joined(phrases)
 
 
 COLOUR_SHARE = 0.2  # probability that a thing is tinted

@@ -34,9 +34,9 @@ def _lora_files(page: Page) -> None:
         "| kind | files | refused by Load | refused by Apply | the first thing that is said of one |",
     )
     whole = (folder / "good.safetensors").read_bytes()
-    made, loading, applying, example = Counter(), Counter(), Counter(), {}
+    written, loading, applying, example = Counter(), Counter(), Counter(), {}
     for mutant in mutants([whole], MUTANTS):
-        made[mutant.kind] += 1
+        written[mutant.kind] += 1
         (folder / "mutant.safetensors").write_bytes(mutant.data)
         stage = loading
         page.warnings.clear()
@@ -55,7 +55,7 @@ def _lora_files(page: Page) -> None:
             example.setdefault(mutant.kind, message)
     for kind in mutations.KINDS:
         message = example.get(kind, "(whole, and other than it was)")
-        page.add_row(kind.replace("_", " "), made[kind], loading[kind], applying[kind], message)
+        page.add_row(kind.replace("_", " "), written[kind], loading[kind], applying[kind], message)
 
 
 def _apply_lora(page: Page) -> None:
@@ -112,14 +112,14 @@ def _style_guidance(page: Page) -> None:
         )
 
     page.add_section("Apply Style Guidance and Style Prompts")
-    sound = lora_for("sd15")
+    valid = lora_for("sd15")
     for schedule in ("0:1, x", "0:1; 1:0", "0:1, 2:0", "0.5:1, 0.2:0", "0:nan"):
-        page.add_refusal(f"schedule `{schedule}`", guide(sound, schedule))
-    page.add_refusal("the window ends before it starts", guide(sound, window=(0.8, 0.2)))
+        page.add_refusal(f"schedule `{schedule}`", guide(valid, schedule))
+    page.add_refusal("the window ends before it starts", guide(valid, window=(0.8, 0.2)))
     page.add_refusal("Flux's LoRA on SD1.5", guide(lora_for("flux")))
     page.add_refusal("a LoHa", guide(adapter(KINDS["LoHa"])))
     page.add_refusal(
-        "style words absent", lambda: StylePrompts.execute(tiny_clip(), "a dog", "", dict(sound))
+        "style words absent", lambda: StylePrompts.execute(tiny_clip(), "a dog", "", dict(valid))
     )
 
 

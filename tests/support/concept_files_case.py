@@ -59,23 +59,23 @@ def ordinary_lora():
     load("plain.safetensors")
 
 
-def embedding_beside_a_concept():
+def embedding_for_a_concept():
     load(save(concept_for(tiny(NAME)))[0], "rex.safetensors")
 
 
-def embedding_beside_a_pth():
+def embedding_for_a_pth():
     torch.save({}, lora_folder() / "a.pth")
     load("a.pth", "rex.safetensors")
 
 
 REFUSED = {
     "an ordinary LoRA": (ordinary_lora, "must say its words, got an ordinary LoRA"),
-    "an embedding beside a concept": (
-        embedding_beside_a_concept,
+    "an embedding for a concept": (
+        embedding_for_a_concept,
         "embedding must be none for a file that holds",
     ),
-    "an embedding beside a .pth": (
-        embedding_beside_a_pth,
+    "an embedding for a .pth": (
+        embedding_for_a_pth,
         "embedding must be none for a file that holds",
     ),
     "a file that is gone": (lambda: load("gone.safetensors"), "in none of the LoRA"),

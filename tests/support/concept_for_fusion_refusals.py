@@ -76,7 +76,7 @@ REFUSED_AGAIN = {
         lambda out: queue_fusion([out[3]]),
         "a change of its own, got 'boat', which is part of a fusion",
     ),
-    "the same beside a third": (
+    "the same with a third": (
         list,
         lambda out: queue_fusion([(out[3][0], third_lora()[0], out[3][1])]),
         "a change of its own, got 'boat', which is part of a fusion",

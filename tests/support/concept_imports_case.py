@@ -77,7 +77,7 @@ def as_plain_pickle(path, proof):
 
 PROGRAMS = {
     "in place of the embedding": hidden_in(lambda program: {"new_concept_embedding": program}),
-    "beside tensors": hidden_in(
+    "next to tensors": hidden_in(
         lambda program: {
             "new_concept_embedding": {"<a>": torch.ones(4, 768), "<b>": program},
             "text_encoder": {},

@@ -33,8 +33,8 @@ def assert_stock_loader_agrees(name, out):
     )
     latent = torch.zeros_like(tiny_latent(tiny(name), 8, 8)["samples"])
     both = []
-    for one, reader in ((model, clip), (stock_model, stock_clip)):
-        prompt = encode_prompt(reader, "a red boat")
+    for one, text_encoder in ((model, clip), (stock_model, stock_clip)):
+        prompt = encode_prompt(text_encoder, "a red boat")
         both.append(ksample(one, prompt, prompt, latent))
     assert relative(*both) < 1e-5
     names = comfy.lora.model_lora_keys_unet(tiny(name).model, {})

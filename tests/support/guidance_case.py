@@ -40,9 +40,9 @@ def is_up(key):
     return "lora_up" in key or "lora_B" in key
 
 
-def agree(found, wanted):
+def agree(found, expected):
     """Check a latent against the oracle's, and log the relative error."""
-    error = relative(found, wanted)
+    error = relative(found, expected)
     logging.info("relative error %.1e", error)
     assert error < TOLERANCE
 

@@ -69,7 +69,7 @@ UNFIT = {
         lambda: {"text_dropout": 0.5, "clip": clip_of("sd3")},
         r"text_dropout is for layers .* got 0.5 where none",
     ),
-    "a rate for a text encoder that stays as it is": (
+    "a rate for a text encoder that is not trained": (
         "wan21",
         lambda: {"text_rate": 0.1, "clip": clip_of("wan"), "class_word": "dog"},
         r"text_rate is for clip_l and clip_g, got 0.1 .* umt5xxl",
