@@ -177,7 +177,7 @@ def test_break_for_make_learns_both_and_keeps_the_lora_and_its_halves(
     assert content.startswith(f"content half: SD1.5: steps {FEW_STEPS}, rank 64")
     assert "8 pictures and 3 auxiliary ones, drawn by the base" in content
     assert style.startswith(f"style half: SD1.5: steps {FEW_STEPS}, rank 64")
-    assert "1 picture beside 3 auxiliary ones, drawn by the base" in style
+    assert "1 picture and 3 auxiliary ones, drawn by the base" in style
     assert f"{FEW_STEPS} steps with Scaled AdamW" in make
     assert outputs_of(graph, entry, "Plot Loss Graph")["images"]
     folders = list((toy_server.base_directory / "output" / "pastiche").glob("my_content_and*"))
